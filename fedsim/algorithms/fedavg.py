@@ -1,0 +1,77 @@
+"""FedAvg: local SGD, then the server averages the clients' models.
+
+McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017, arXiv 1602.05629, Algorithm 1 (FederatedAveraging); server momentum: Hsu, Qi, Brown, "Measuring the
+Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019, arXiv 1909.06335 (FedAvgM).
+
+Deviations: the clients send updates y - x rather than models (the same average, and what compressors want); weights
+n_i / n are the aggregator's (``aggregate.weights``); the lr may decay by a constant factor per round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+    v: Tensor  # [d] server momentum
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Federated averaging.
+
+    Attributes:
+        lr: local learning rate eta, > 0.
+        lr_decay: factor on lr per round, in (0, 1].
+        server_lr: server learning rate, > 0; 1 is plain averaging.
+        server_momentum: beta of the server's heavy ball v <- beta v + mean update, in [0, 1).
+    """
+
+    lr: float
+    lr_decay: float = 1.0
+    server_lr: float = 1.0
+    server_momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "be > 0", self.lr)
+        require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
+        require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+        require(0 <= self.server_momentum < 1, "server_momentum", "be in [0, 1)", self.server_momentum)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model, at rest."""
+        return ServerState(x0, torch.zeros_like(x0))
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """K local steps y <- y - lr g from x; sends the update y - x [d]."""
+        x, lr = got["x"], self.lr * self.lr_decay**rnd.index
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return torch.sub(y, obj.grad(y, batch), alpha=lr)
+
+        return {"update": obj.run(step, x) - x}, client
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """v <- beta v + mean update; x <- x + server_lr v."""
+        v = self.server_momentum * server.v + received["update"]
+        return ServerState(server.x + self.server_lr * v, v)

@@ -1,0 +1,69 @@
+"""Distributed SGD: clients send gradients at the server's model, the server steps on their mean.
+
+The classical synchronous parallel method, for example Chen, Pan, Monga, Bengio, Jozefowicz, "Revisiting Distributed
+Synchronous SGD", 2016, arXiv 1604.00981, Algorithms 1 and 2. The host of compressed methods: what goes through the
+channel is a gradient.
+
+Deviation: with K local steps the client sends the mean of its K minibatch gradients, all taken at the same x (one
+large minibatch); weights are the aggregator's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Synchronous distributed SGD.
+
+    Attributes:
+        lr: learning rate gamma, > 0.
+        lr_decay: factor on lr per round, in (0, 1].
+    """
+
+    lr: float
+    lr_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "be > 0", self.lr)
+        require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """Sends the mean over the K minibatches of the gradient at x [d]."""
+        x = got["x"]
+
+        def add(total: Tensor, batch: Batch) -> Tensor:
+            return total + obj.grad(x, batch)
+
+        return {"gradient": obj.run(add, torch.zeros_like(x)) / obj.steps}, client
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """x <- x - lr * mean gradient."""
+        return ServerState(server.x - self.lr * self.lr_decay**rnd.index * received["gradient"])

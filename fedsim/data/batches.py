@@ -1,0 +1,207 @@
+"""From a client and a round to its minibatches: which samples, in which order, and the tensors themselves.
+
+The order is addressed: (seed, "batches", round, client) draws a fresh permutation per epoch, (seed, "augment", round,
+client) the augmentation of every sample of every step. Samples lie in client order, so a client is a range of rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import rng
+from fedsim.data.augment import Augment
+from fedsim.local import Local
+from fedsim.types import Batch
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split in client order, ready to be shared with every worker.
+
+    Attributes:
+        x: [n, ...] inputs as the data set stores them.
+        y: [n] or [n, t] targets.
+        start: [clients + 1] client i holds rows start[i]:start[i+1].
+        mean: per-channel mean for uint8 images, () when inputs are used as they are.
+        std: per-channel standard deviation, likewise.
+        augment: train-time augmentation, or None.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    start: np.ndarray
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augment: Augment | None = None
+
+    def sizes(self) -> np.ndarray:
+        """[clients] number of examples of each client."""
+        return np.diff(self.start)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over the array's memory; read-only arrays (Ray's object store) are only ever read here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class Feed:
+    """The samples as tensors on one device, and how rows become inputs of a model."""
+
+    def __init__(self, samples: Samples, device: torch.device, dtype: torch.dtype):
+        x = as_tensor(samples.x)
+        self.x = (x.to(dtype) if x.is_floating_point() else x).to(device)
+        y = as_tensor(samples.y)
+        self.y = (y.to(dtype) if y.is_floating_point() else y).to(device)
+        self.start = samples.start
+        self.augment = samples.augment
+        self.dtype, self.device = dtype, device
+        self.scale: tuple[Tensor, Tensor] | None = None
+        if samples.mean:
+            mean = torch.tensor(samples.mean, dtype=dtype, device=device).view(-1, 1, 1)
+            std = torch.tensor(samples.std, dtype=dtype, device=device).view(-1, 1, 1)
+            self.scale = (1 / (255 * std), -mean / std)
+
+    def inputs(self, x: Tensor, draws: Tensor | None) -> Tensor:
+        """[m, ...] stored samples -> what the model sees (augmented, normalised)."""
+        if draws is not None and self.augment is not None:
+            x = self.augment.apply(x, draws)
+        if self.scale is None:
+            return x
+        return torch.addcmul(self.scale[1], x.to(self.dtype), self.scale[0])
+
+    def take(self, rows: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows [m] -> inputs [m, ...] and targets [m, ...]."""
+        return self.inputs(self.x.index_select(0, rows), draws), self.y.index_select(0, rows)
+
+
+class Work(NamedTuple):
+    """The minibatches of b clients in one round, padded to one shape.
+
+    ``rows`` is None when every step uses all of a client's examples.
+    """
+
+    clients: tuple[int, ...]  # [b]
+    steps: np.ndarray  # [b] local steps K_i
+    sizes: np.ndarray  # [b] examples n_i
+    counts: np.ndarray  # [b, K] real examples of each minibatch (0 after a client's last step)
+    rows: Tensor | None  # [b, K, m] positions in the samples
+    draws: Tensor | None  # [b, K, m, 3] augmentation draws
+
+
+def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed: int) -> Work:
+    """Draw the minibatches of these clients for round ``index``."""
+    sizes = np.array([feed.start[i + 1] - feed.start[i] for i in clients], dtype=np.int64)
+    steps = np.array([local.count(int(n)) for n in sizes], dtype=np.int64)
+    total, m = int(steps.max()), max(local.batch(int(n)) for n in sizes)
+    counts = np.zeros((len(clients), total), dtype=np.int64)
+    plain = local.batch_size == "full" and feed.augment is None
+    rows = None if plain else torch.zeros(len(clients), total, m, dtype=torch.int64)
+    for b, (i, n, k) in enumerate(zip(clients, sizes.tolist(), steps.tolist(), strict=True)):
+        size = local.batch(n)
+        per_epoch = -(-n // size)
+        within = np.arange(k) % per_epoch
+        counts[b, :k] = np.minimum(size, n - within * size)
+        if rows is None:
+            continue
+        generator = rng.stream(seed, "batches", index, i)
+        padded = torch.zeros(per_epoch * size, dtype=torch.int64)
+        for first in range(0, k, per_epoch):
+            padded[:n] = torch.randperm(n, generator=generator)
+            take = min(per_epoch, k - first)
+            rows[b, first : first + take, :size] = padded.view(per_epoch, size)[:take]
+        rows[b] += int(feed.start[i])
+    draws = None
+    if feed.augment is not None:
+        drawn = [feed.augment.draw(rng.stream(seed, "augment", index, i), total * m) for i in clients]
+        draws = torch.stack(drawn).view(len(clients), total, m, -1).to(feed.device)
+    return Work(clients, steps, sizes, counts, None if rows is None else rows.to(feed.device), draws)
+
+
+class _Take(torch.autograd.Function):
+    """Gathering as one opaque operation: under vmap it is one flat gather for all clients of a block."""
+
+    @staticmethod
+    def forward(rows: Tensor, draws: Tensor | None, feed: Feed) -> tuple[Tensor, Tensor]:
+        return feed.take(rows, draws)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, rows: Tensor, draws: Tensor | None, feed: Feed) -> Any:
+        b, m = rows.shape
+        x, y = feed.take(rows.reshape(-1), None if draws is None else draws.reshape(b * m, -1))
+        return (x.view(b, m, *x.shape[1:]), y.view(b, m, *y.shape[1:])), (0, 0)
+
+
+_take: Callable[..., Any] = _Take.apply
+
+
+class Minibatches:
+    """One client's minibatches, k = 0 .. steps-1, as the engine hands them to an ``Objective``.
+
+    Built either for one client alone (exact sizes, no padding) or, inside vmap, for the client that stands for all
+    clients of a block (padded to one shape, with masks where sizes differ).
+    """
+
+    def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
+        self.feed, self.work, self.lane, self.alone = feed, work, lane, alone
+        self.length = work.counts.shape[1]
+        self.fewest = int(work.steps.min())
+        width = work.counts.max() if work.rows is None else work.rows.shape[2]
+        self.partial = [bool((column < width).any()) for column in work.counts.T]
+
+    def __call__(self, k: int) -> Batch:
+        """The k-th minibatch."""
+        mask = None
+        if not self.alone and self.partial[k]:
+            width = self.lane["y"].shape[0] if "y" in self.lane else self.lane["rows"].shape[1]
+            mask = (torch.arange(width, device=self.feed.device) < self.lane["counts"][k]).to(self.feed.dtype)
+        if "y" in self.lane:
+            return Batch(self.lane["x"], self.lane["y"], mask)
+        rows = self.lane["rows"][k]
+        draws = self.lane["draws"][k] if "draws" in self.lane else None
+        if self.alone:
+            n = int(self.work.counts[0, k])
+            rows, draws = rows[:n], None if draws is None else draws[:n]
+        x, y = _take(rows, draws, self.feed)
+        return Batch(x, y, mask)
+
+    def active(self, k: int) -> Tensor | None:
+        """Whether this client still works at step k; None: every client of the block does."""
+        return None if k < self.fewest else self.lane["steps"] > k
+
+
+def lanes(feed: Feed, work: Work) -> dict[str, Tensor]:
+    """The tensors of a block with the leading client dimension [b], one lane per client."""
+    out = {
+        "steps": torch.from_numpy(work.steps).to(feed.device),
+        "sizes": torch.from_numpy(work.sizes).to(feed.device),
+        "counts": torch.from_numpy(work.counts).to(feed.device),
+    }
+    if work.rows is not None:
+        out["rows"] = work.rows
+        if work.draws is not None:
+            out["draws"] = work.draws
+        return out
+    starts = [int(feed.start[i]) for i in work.clients]
+    b, m = len(starts), int(work.sizes.max())
+    contiguous = all(s == starts[0] + j * m for j, s in enumerate(starts)) and bool((work.sizes == m).all())
+    if contiguous:  # a view: equal neighbours need no gather
+        x, y = feed.x[starts[0] : starts[0] + b * m], feed.y[starts[0] : starts[0] + b * m]
+    else:
+        rows = torch.from_numpy(np.array(starts)[:, None] + np.minimum(np.arange(m), work.sizes[:, None] - 1))
+        flat = rows.reshape(-1).to(feed.device)
+        x, y = feed.x.index_select(0, flat), feed.y.index_select(0, flat)
+    x = feed.inputs(x, None)
+    return out | {"x": x.view(b, m, *x.shape[1:]), "y": y.view(b, m, *y.shape[1:])}

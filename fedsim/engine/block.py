@@ -1,0 +1,98 @@
+"""One block of clients, computed at once or one by one: the only file in which the leading dimension [b] exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.data.batches import Feed, Minibatches, Work, lanes, work_of
+from fedsim.engine.oracle import ModelOracle
+from fedsim.local import Local
+from fedsim.objective import Objective
+from fedsim.tree import leaves, tree_map
+from fedsim.types import Message, Round, State
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is handed: some blocks of one round and their clients' rows of the store."""
+
+    round: Round
+    blocks: tuple[tuple[int, ...], ...]
+    rows: State  # tree of [clients of all blocks, ...] numpy arrays, in block order
+
+
+class Outcome(NamedTuple):
+    """What b clients produced."""
+
+    messages: Message  # [b, ...]
+    states: State  # tree of [b, ...] tensors
+    losses: Tensor  # [b] mean training loss over the local steps
+    finite: Tensor  # [b] whether every entry of the message is finite
+
+
+class Blocks:
+    """Runs ``algorithm.local`` for blocks of clients.
+
+    Args:
+        algorithm: written for one client.
+        oracle: gradients of the model; its kernel says whether blocks are computed at once or one by one.
+        feed: the training samples.
+        local: how much a client works.
+        seed: of the run.
+    """
+
+    def __init__(self, algorithm: ServerAlgorithm[Any, Any], oracle: ModelOracle, feed: Feed, local: Local, seed: int):
+        self.algorithm, self.oracle, self.feed, self.local, self.seed = algorithm, oracle, feed, local, seed
+
+    @torch.no_grad()
+    def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
+        """Compute these clients; ``rows`` is a tree of [b, ...] tensors."""
+        if self.oracle.kernel == "loop":
+            each = [self._alone(i, tree_map(lambda t, p=p: t[p], rows), got, rnd) for p, i in enumerate(clients)]
+            stacked = tree_map(lambda *t: torch.stack(t), *each)
+        elif len(clients) == 1:  # kernels of one take another path and give other bits: pad to two
+            twice = self._together(clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), got, rnd)
+            stacked = tree_map(lambda t: t[:1], twice)
+        else:
+            stacked = self._together(clients, rows, got, rnd)
+        messages, states, losses = stacked
+        sums = torch.stack([t.reshape(len(clients), -1).sum(1) for t in messages.values() if t.is_floating_point()])
+        return Outcome(messages, states, losses, torch.isfinite(sums).all(0))
+
+    def _client(self, lane: dict[str, Tensor], work: Work, row: State, got: Message, rnd: Round, alone: bool) -> Any:
+        batches = Minibatches(self.feed, work, lane, alone=alone)
+        obj = Objective(self.oracle, batches, lane["steps"], lane["sizes"])
+        message, state = self.algorithm.local(obj, row, got, rnd)
+        return message, state, obj.loss
+
+    def _alone(self, client: int, row: State, got: Message, rnd: Round) -> Any:
+        work = work_of((client,), rnd.index, self.feed, self.local, self.seed)
+        lane = {name: t[0] for name, t in lanes(self.feed, work).items()}
+        return self._client(lane, work, row, got, rnd, alone=True)
+
+    def _together(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
+        work = work_of(clients, rnd.index, self.feed, self.local, self.seed)
+        batched = lanes(self.feed, work)
+        states = leaves(rows)
+
+        def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:
+            values = iter(row)
+            return self._client(lane, work, tree_map(lambda _: next(values), rows), got, rnd, alone=False)
+
+        return torch.func.vmap(one)(batched, states)
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """A tree of numpy arrays -> tensors on the device; a CPU tensor is a private copy (Ray's arrays are read-only)."""
+    return tree_map(lambda a: torch.from_numpy(np.array(a)).to(device), tree)
+
+
+def to_numpy(tree: Any) -> Any:
+    """A tree of tensors -> numpy arrays."""
+    return tree_map(lambda t: t.detach().cpu().numpy(), tree)

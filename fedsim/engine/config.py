@@ -1,0 +1,46 @@
+"""How a run is executed: backend, devices and blocks. Backend, actors and address never change a bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsim.errors import require
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Execution settings.
+
+    Attributes:
+        backend: ``serial`` (in this process, no Ray) or ``ray`` (a pool of actors).
+        actors: Ray actors, >= 1; each hosts many virtual clients.
+        address: ``null`` starts Ray on this machine; else the address of a running cluster.
+        block: most clients computed at once, >= 2, or ``auto``: by the model's size.
+        jobs: pieces a cohort is cut into, >= 1; at least the number of actors, to keep all of them busy.
+        batching: ``auto`` (many clients at once where the model allows) or ``loop`` (one by one).
+        kernel: ``auto`` (a fixed rule by model, shape and device), ``stacked`` or ``vmap``.
+        dtype: ``float32`` or ``float64``.
+        device: ``cpu`` or ``cuda``.
+        threads: torch threads of every worker, >= 1; part of a run's fingerprint.
+        retries: how often the work of a lost actor is run again, >= 0.
+    """
+
+    backend: Literal["serial", "ray"] = "ray"
+    actors: int = 2
+    address: str | None = None
+    block: int | Literal["auto"] = "auto"
+    jobs: int = 8
+    batching: Literal["auto", "loop"] = "auto"
+    kernel: Literal["auto", "stacked", "vmap"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "jobs", "threads"):
+            require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+        require(self.retries >= 0, "retries", "be >= 0", self.retries)
+        if self.block != "auto":
+            require(self.block >= 2, "block", "be >= 2 or auto", self.block, "use batching=loop for one at a time")

@@ -1,0 +1,70 @@
+"""Cohort -> jobs -> blocks: a function of the cohort and the configuration, never of the number of workers.
+
+A *job* is what a worker is handed and answers with one partial sum; a *block* is what it computes at once. Clients are
+sorted by local steps, so that clients of one block waste few padding steps, and jobs are cut to equal work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+Block = tuple[int, ...]
+
+PADDING = 0.7
+"""A block ends before a client whose steps fall below this fraction of its first client's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of one round.
+
+    Attributes:
+        jobs: each a tuple of blocks, each a tuple of client ids, in the order in which results are summed.
+        costs: local steps of each job, to balance them over workers.
+    """
+
+    jobs: tuple[tuple[Block, ...], ...]
+    costs: tuple[int, ...]
+
+
+def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int) -> Plan:
+    """Cut a cohort into jobs of about equal work and blocks of about equal local steps.
+
+    Args:
+        clients: [c] ids of the cohort.
+        steps: [c] local steps of each.
+        block: most clients in a block; 1 computes them one by one.
+        jobs: most jobs; a power of two is made of it.
+    """
+    order = sorted(range(len(clients)), key=lambda p: (-steps[p], clients[p]))
+    ids, work = [clients[p] for p in order], [steps[p] for p in order]
+    fewest = 1 if block == 1 else 2
+    wanted = 1 << (max(1, min(jobs, len(ids) // fewest)).bit_length() - 1)  # a power of two divides evenly over workers
+    total = np.cumsum(work)
+    ends: list[int] = []
+    for j in range(1, wanted):
+        cut = int(np.searchsorted(total, total[-1] * j / wanted, side="left")) + 1
+        low = (ends[-1] if ends else 0) + fewest
+        ends.append(min(max(cut, low), len(ids) - fewest * (wanted - j)))
+    bounds = [0, *ends, len(ids)]
+    pieces = [(ids[a:b], work[a:b]) for a, b in pairwise(bounds)]
+    return Plan(tuple(_blocks(i, w, block) for i, w in pieces), tuple(sum(w) for _, w in pieces))
+
+
+def _blocks(ids: list[int], steps: list[int], block: int) -> tuple[Block, ...]:
+    cuts = [0]
+    for p in range(1, len(ids)):
+        length = p - cuts[-1]
+        steep = length >= 2 and len(ids) - p >= 2 and steps[p] < PADDING * steps[cuts[-1]]
+        if length == block or steep:
+            cuts.append(p)
+    cuts.append(len(ids))
+    spans = list(pairwise(cuts))
+    if block > 2 and len(spans) > 1 and spans[-1][1] - spans[-1][0] == 1:  # never leave one client alone
+        (a, b), (_, end) = spans[-2], spans[-1]
+        spans[-2:] = [(a, b - 1), (b - 1, end)] if b - a > 2 else [(a, b), (b, end)]
+    return tuple(tuple(ids[a:b]) for a, b in spans)

@@ -1,0 +1,109 @@
+"""The Ray backend: a pool of actors, each hosting many virtual clients; the only file that imports ray.
+
+Few big calls: a round's broadcast is put into the object store once, as numpy, and every actor gets one call with its
+share of the jobs. The data set lies in the object store once per node and is read in place. Jobs are pure, so the share
+of a lost actor is simply computed again, by a new one; Ray's own task retries stay off (they can execute twice).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fedsim.engine.config import Engine
+from fedsim.engine.worker import Setup, Worker
+from fedsim.errors import ClientError, InputError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+STORE_BYTES = 256 * 2**20
+"""Object store room beyond the data sets and the messages of two rounds."""
+
+
+class _Actor:
+    """A worker inside an actor process."""
+
+    def __init__(self, setup: Setup):
+        self.worker = Worker(setup)
+
+    def run(self, method: str, jobs: Sequence[Any], shared: Any) -> list[Any]:
+        call = getattr(self.worker, method)
+        return [call(job, shared) for job in jobs]
+
+
+class RayPool:
+    """A pool of ``engine.actors`` actors on the local machine or on ``engine.address``."""
+
+    def __init__(self, setup: Setup, engine: Engine, message_bytes: int):
+        self._engine = engine
+        self._owner = not ray.is_initialized()
+        if self._owner:
+            data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
+            room = {"object_store_memory": data + 4 * (engine.jobs + 2) * message_bytes + STORE_BYTES}
+            local = {} if engine.address else {"num_cpus": max(engine.actors, os.cpu_count() or 1), **room}
+            try:
+                ray.init(
+                    address=engine.address,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    **local,
+                )
+            except ConnectionError as error:
+                raise InputError(
+                    f"engine.address must be a running Ray cluster, got {engine.address!r} ({error}); "
+                    "start one with `ray start --head`, or leave engine.address=null"
+                ) from error
+        gpus = 1 / engine.actors if engine.device == "cuda" else 0
+        self._class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
+        self._setup = ray.put(setup)
+        self._actors = [self._class.remote(self._setup) for _ in range(engine.actors)]
+
+    def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
+        """Answers in job order; a lost actor's share is computed again, at most ``engine.retries`` times."""
+        reference = ray.put(shared)
+        answers: dict[int, Any] = {}
+        pending = {
+            self._actors[a].run.remote(method, [jobs[j] for j in share], reference): (a, share, 0)
+            for a, share in enumerate(shares(costs, len(self._actors)))
+            if share
+        }
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            a, share, attempt = pending.pop(done)
+            try:
+                answers.update(zip(share, ray.get(done), strict=True))
+            except RayTaskError as error:
+                cause = error.cause
+                raise (cause if isinstance(cause, ClientError) else ClientError(str(error))) from error
+            except RayActorError as error:
+                if attempt >= self._engine.retries:
+                    raise ClientError(f"jobs {share} lost their actor {attempt + 1} times: {error}") from error
+                self._actors[a] = self._class.remote(self._setup)
+                again = self._actors[a].run.remote(method, [jobs[j] for j in share], reference)
+                pending[again] = (a, share, attempt + 1)
+        return [answers[j] for j in range(len(jobs))]
+
+    def close(self) -> None:
+        """Stop the actors, and Ray when this pool started it."""
+        if self._owner:
+            ray.shutdown()
+            return
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def shares(costs: Sequence[float], workers: int) -> list[list[int]]:
+    """Job numbers for each worker: the costliest first, each to the least loaded worker."""
+    out: list[list[int]] = [[] for _ in range(workers)]
+    load = [0.0] * workers
+    for j in sorted(range(len(costs)), key=lambda j: (-costs[j], j)):
+        w = min(range(workers), key=lambda w: (load[w], w))
+        out[w].append(j)
+        load[w] += costs[j]
+    return [sorted(share) for share in out]

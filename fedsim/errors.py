@@ -1,0 +1,30 @@
+"""The errors a user sees: what was expected, what was got, what to do."""
+
+
+class InputError(ValueError):
+    """A configuration, file or argument that cannot be run; raised before anything is spawned."""
+
+
+class Diverged(ArithmeticError):
+    """A run produced a non-finite loss or update; everything recorded before it is kept."""
+
+
+class ClientError(RuntimeError):
+    """A client's computation raised; the message names algorithm, round, block and clients."""
+
+
+def require(ok: bool, name: str, must: str, got: object, do: str = "") -> None:
+    """Raise ``InputError`` unless ``ok``.
+
+    Args:
+        ok: the condition that must hold.
+        name: the key as the user wrote it, for example ``lr``.
+        must: the end of the sentence "NAME must ...", for example ``be > 0``.
+        got: the offending value.
+        do: what to do about it, when that is not obvious.
+
+    Raises:
+        InputError: ``lr must be > 0, got -1``.
+    """
+    if not ok:
+        raise InputError(f"{name} must {must}, got {got!r}" + (f"; {do}" if do else ""))

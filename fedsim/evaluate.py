@@ -1,0 +1,73 @@
+"""Evaluation of the global model on the test samples: over all of them, and client by client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from fedsim.data.base import Task
+from fedsim.engine.worker import Backend, Rows, Scores
+from fedsim.errors import require
+
+CHUNK = 512
+"""Samples per evaluation job; fixed, so that no bit depends on the number of workers."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """When and what to evaluate.
+
+    Attributes:
+        every: rounds between evaluations, >= 1; the first and the last round are always evaluated.
+        clients: also report the mean, the standard deviation and the worst tenth of the clients, each on its own test
+            split.
+    """
+
+    every: int = 1
+    clients: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "every", "be >= 1", self.every)
+
+    def due(self, done: int, rounds: int) -> bool:
+        """Whether to evaluate after ``done`` of ``rounds`` rounds."""
+        return done % self.every == 0 or done == rounds
+
+
+def evaluate(
+    backend: Backend, x: np.ndarray, total: int, start: np.ndarray, task: Task, *, clients: bool
+) -> dict[str, float]:
+    """Metrics of the global model.
+
+    Args:
+        backend: who computes.
+        x: [d] model.
+        total: number of test samples.
+        start: [clients + 1] client i's own test samples are rows start[i]:start[i+1].
+        task: decides which metrics exist.
+        clients: whether to add the metrics per client.
+    """
+    jobs = [Rows(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
+    parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
+    losses = np.concatenate([p.losses for p in parts]).astype(np.float64)
+    out = {"eval/loss": float(losses.mean())}
+    if task == "regression":
+        out["eval/mse"] = out["eval/loss"]
+    scores = np.concatenate([p.scores for p in parts]).astype(np.float64)
+    if len(scores):
+        out["eval/accuracy"] = float(scores.mean())
+    if clients:
+        per = scores if len(scores) else losses
+        name = "accuracy" if len(scores) else "loss"
+        mine = np.array([per[a:b].mean() for a, b in pairwise(start) if b > a])
+        ordered = np.sort(mine) if name == "accuracy" else -np.sort(-mine)
+        worst = ordered[: max(1, len(mine) // 10)]
+        out |= {
+            f"eval/client_{name}_mean": float(mine.mean()),
+            f"eval/client_{name}_std": float(mine.std()),
+            f"eval/client_{name}_worst10": float(worst.mean()),
+        }
+    return out

@@ -1,0 +1,58 @@
+"""Flat vector [d] <-> named tensors of a model.
+
+The views of x come from ONE ``x.split(sizes)``: its backward is a single concatenation, where a slice per parameter
+would cost a zero-filled [d] gradient each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter of a model lies in the flat vector x [d].
+
+    Attributes:
+        names: parameter names in ``model.named_parameters()`` order.
+        shapes: their shapes, in the same order.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @staticmethod
+    def of(model: nn.Module) -> Layout:
+        """The layout of a model's parameters (shared parameters appear once, as torch lists them)."""
+        named = list(model.named_parameters())
+        return Layout(tuple(n for n, _ in named), tuple(p.shape for _, p in named))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each parameter."""
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def d(self) -> int:
+        """Length of the flat vector."""
+        return sum(self.sizes)
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """Named views of x; x may carry leading dimensions: [..., d] -> {name: [..., *shape]}."""
+        lead = x.shape[:-1]
+        pieces = torch.split(x, self.sizes, dim=-1)
+        return {n: p.reshape(*lead, *s) for n, s, p in zip(self.names, self.shapes, pieces, strict=True)}
+
+    def flatten(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The model's current parameters as a new vector [d]."""
+        return torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
+
+    def load(self, model: nn.Module, x: Tensor) -> nn.Module:
+        """Write x [d] into the model's parameters, in place, and return the model."""
+        with torch.no_grad():
+            for (_, p), view in zip(model.named_parameters(), self.views(x).values(), strict=True):
+                p.copy_(view)
+        return model

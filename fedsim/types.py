@@ -1,0 +1,36 @@
+"""The shapes that travel through fedsim.
+
+Letters: n clients in all, c in this round, b in one block, d parameters, k local steps, m examples in a minibatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+Message: TypeAlias = dict[str, Tensor]
+"""Named fields of ONE client, for example ``{"update": [d]}``."""
+
+State: TypeAlias = Any
+"""A NamedTuple of tensors declared beside the algorithm that owns it; ``()`` for "no state"."""
+
+
+class Batch(NamedTuple):
+    """One client's minibatch."""
+
+    x: Tensor  # [m, ...] inputs
+    y: Tensor  # [m] classes (int64), [m] targets (float) or [m, t] next tokens
+    mask: Tensor | None = None  # [m] 1 for a real example, 0 for padding; None: every example is real
+
+
+@dataclass(frozen=True)
+class Round:
+    """A synchronous round, or one wave of asynchronous events on disjoint clients."""
+
+    index: int  # 0-based
+    clients: tuple[int, ...]  # [c] who computes, ascending
+    population: int  # n
+    now: Tensor = field(default_factory=lambda: torch.zeros(()))  # scalar, virtual time of this client's event

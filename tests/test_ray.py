@@ -1,0 +1,147 @@
+"""Ray gives the bits of the serial backend, with any number of actors, and after losing one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim import Engine, Evaluate, Local, Result, simulate
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.data import Dataset
+from fedsim.errors import ClientError
+from fedsim.models import mlp
+from fedsim.objective import Objective
+from fedsim.partition import Dirichlet
+from fedsim.schedule import Uniform
+from fedsim.types import Message, Round
+from tests.laws.test_catalogue import ALGORITHMS, run
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    """One local Ray for the file, so that each test pays for its actors only."""
+    import fedsim.engine.ray_pool  # noqa: F401 - sets the environment before ray starts
+
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_one_and_three_actors_equal_serial(name: str, squares: Dataset) -> None:
+    serial = run(name, squares)
+    for actors in (1, 3):
+        pooled = run(name, squares, backend="ray", actors=actors)
+        assert pooled.summary["digest"] == serial.summary["digest"]
+        for a, b in zip(pooled.metrics, serial.metrics, strict=True):
+            timeless = [{k: v for k, v in r.items() if not k.startswith("time/")} for r in (a, b)]
+            assert timeless[0] == timeless[1]
+
+
+@dataclass(frozen=True)
+class Fragile(FedAvg):
+    """FedAvg that ends its whole process in round 2 unless the marker exists; it leaves the marker if it can."""
+
+    marker: str = ""
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        marker = Path(self.marker)
+        if rnd.index == 1 and not marker.exists():
+            if marker.parent.exists():
+                marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().local(obj, client, got, rnd)
+
+
+class Broken(FedAvg):
+    """FedAvg with a bug in its local step."""
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        return {"update": got["x"] @ torch.zeros(3)}, client
+
+
+def simple(rule: Any, data: Dataset, **engine: Any) -> Result:
+    return simulate(
+        rule,
+        data=data,
+        partition=Dirichlet(clients=6, alpha=1.0),
+        model=mlp,
+        rounds=3,
+        schedule=Uniform(cohort=4),
+        local=Local(batch_size=8),
+        engine=Engine(**{"backend": "ray", "actors": 2, **engine}),
+        evaluate=Evaluate(clients=True),
+    )
+
+
+def test_a_lost_actor_changes_no_bit(squares: Dataset, tmp_path: Path) -> None:
+    marker = tmp_path / "killed"
+    wounded = simple(Fragile(lr=0.1, marker=str(marker)), squares)
+    assert marker.exists(), "no actor was killed: the test proves nothing"
+    healthy = simple(FedAvg(lr=0.1), squares, backend="serial")
+    assert wounded.status == "finished"
+    assert wounded.summary["digest"] == healthy.summary["digest"]
+
+
+def test_a_client_that_fails_is_named(squares: Dataset) -> None:
+    with pytest.raises(
+        ClientError, match=r"Broken failed in round 1 for clients \(.*\): RuntimeError: .*engine=serial"
+    ):
+        simple(Broken(lr=0.1), squares)
+
+
+def test_a_poisonous_client_is_not_retried_for_ever(squares: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match="lost their actor 2 times"):
+        simple(Fragile(lr=0.1, marker=str(tmp_path / "no" / "such" / "folder")), squares, retries=1)
+
+
+def test_no_process_is_left_behind() -> None:
+    """A run that started Ray stops it: nothing that inherited its environment outlives it."""
+    code = """
+        from fedsim import Engine, simulate
+        from fedsim.algorithms.fedavg import FedAvg
+        from fedsim.models import mlp
+        from fedsim.partition import Iid
+        from tests.conftest import images
+        result = simulate(FedAvg(lr=0.1), data=images(), partition=Iid(clients=4), model=mlp, rounds=1,
+                          engine=Engine(backend="ray", actors=1))
+        print(result.status)
+    """
+    mark = f"FEDSIM_TEST_RUN={uuid.uuid4()}"
+    name, _, value = mark.partition("=")
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {name: value},
+        check=False,
+    )
+    assert out.stdout.split() == ["finished"], out.stderr
+    for _ in range(50):  # daemons get five seconds to end after their parent
+        left = [p for p in Path("/proc").glob("[0-9]*") if mark.encode() in _environment(p)]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert [(p / "cmdline").read_bytes() for p in left] == []
+
+
+def _environment(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:  # it ended, or belongs to someone else
+        return b""
