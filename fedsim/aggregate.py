@@ -18,6 +18,9 @@ from fedsim.types import Message
 
 Sums = dict[str, np.ndarray]
 
+COLUMNS = 8192
+"""Coordinates summed at once: their float64 copies stay in the cache."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -34,11 +37,14 @@ class Mean:
         return np.ones(len(sizes)) if self.weights == "uniform" else sizes.astype(np.float64)
 
     def add(self, sums: dict[str, Tensor], messages: Message, weights: np.ndarray) -> dict[str, Tensor]:
-        """Add b messages [b, ...] to float64 sums, in client order; ``sums`` may be empty and is updated in place."""
+        """Add b messages [b, ...] to float64 sums; ``sums`` may be empty and is updated in place."""
         for name, stacked in messages.items():
             total = sums.setdefault(name, torch.zeros(stacked.shape[1:], dtype=torch.float64, device=stacked.device))
-            for one, weight in zip(stacked, weights.tolist(), strict=True):
-                total.add_(one, alpha=weight)
+            by_client, flat = stacked.reshape(len(weights), -1), total.view(-1)
+            weight = torch.from_numpy(weights).to(stacked.device)
+            for first in range(0, len(flat), COLUMNS):
+                columns = slice(first, first + COLUMNS)
+                flat[columns] += weight @ by_client[:, columns].double()
         return sums
 
     def finish(self, parts: Sequence[Sums], total_weight: float, dtype: torch.dtype) -> Message:

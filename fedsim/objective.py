@@ -25,6 +25,10 @@ class Oracle(Protocol):
         """Gradient [d] of the mean loss, and that loss."""
         ...
 
+    def descend(self, x: Tensor, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+        """x - lr * gradient [d], and the loss at x."""
+        ...
+
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of every example's own loss, [m, d]."""
         ...
@@ -70,6 +74,12 @@ class Objective:
         g, loss = self._oracle.grad(x, batch)
         self._losses.append(loss)
         return g
+
+    def descend(self, x: Tensor, batch: Batch, lr: float) -> Tensor:
+        """A plain SGD step, ``x - lr * grad(x, batch)`` [d], without the gradient ever being a vector of its own."""
+        y, loss = self._oracle.descend(x, batch, lr)
+        self._losses.append(loss)
+        return y
 
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's own loss at x [d]: [m, d]; rows of padding are zero."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,20 +17,16 @@ from torch import Tensor, nn
 from fedsim.aggregate import Mean
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.console import Progress
-from fedsim.data.base import Dataset, Source, Split
-from fedsim.data.batches import Samples
+from fedsim.data.base import Dataset, Source
 from fedsim.engine.config import Engine
-from fedsim.engine.kernel import kernel_rule
-from fedsim.engine.oracle import Kernel
 from fedsim.engine.orchestrator import Orchestrator, Record
-from fedsim.engine.serial import Serial
-from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import Diverged, require
 from fedsim.evaluate import Evaluate
 from fedsim.layout import Layout
 from fedsim.local import Local
-from fedsim.models import Factory, build
-from fedsim.partition import Partition, Population
+from fedsim.models import Factory
+from fedsim.partition import Partition
+from fedsim.prepare import prepare
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status, summarise
 from fedsim.schedule import All, Schedule
@@ -122,25 +117,28 @@ def simulate(
         say("dividing the data")
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
-        prepared = _prepare(algorithm, dataset, population, model, local, aggregate, engine, schedule, seed)
-        chosen = prepared.engine | {"model_parameters": len(prepared.x0)}
+        prepared = prepare(algorithm, dataset, population, model, local, aggregate, engine, seed)
+        chosen = {"kernel": prepared.kernel, "block": prepared.block, "why": prepared.why, "threads": engine.threads}
         folder = None
         if run_dir is not None:
-            shown = config if config is not None else _shown(locals())
+            parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
+            parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
+            parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed}
             folder = RunFolder.create(
                 run_dir,
-                shown,
+                config if config is not None else {name: _described(part) for name, part in parts.items()},
                 provenance(
                     engine.device,
                     data={"name": dataset.name, "digest": dataset.digest},
                     partition={"clients": len(population), "digest": population.digest},
-                    engine=chosen | {"threads": engine.threads},
+                    engine=chosen,
+                    parameters=len(prepared.x0),
                 ),
             )
             stack.enter_context(folder)
             _draw_split(folder, population.counts(dataset))
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
-        backend = _start(prepared.setup, engine, len(prepared.x0))
+        backend = prepared.start(engine)
         stack.callback(backend.close)
         run = Orchestrator(
             prepared.setup,
@@ -148,20 +146,20 @@ def simulate(
             schedule,
             evaluate,
             prepared.x0,
-            block=prepared.engine["block"],
+            block=prepared.block,
             jobs=engine.jobs,
             rounds=rounds,
         )
         history = _History(folder, bar, [run.server.x] if trajectory else None)
-        status, message = _loop(run, history)
-        summary = summarise(history.records, status, run.digest(), time.perf_counter() - begun)
-        points = torch.stack(history.points).numpy() if history.points is not None else None
-        if folder:
-            if points is not None:
-                folder.trajectory(points)
-            folder.finish(summary | ({"message": message} if message else {}))
+        try:
+            status, message = _loop(run, history)
+        except Exception as error:
+            history.finish("failed", str(error), run.digest(), time.perf_counter() - begun)
+            raise
+        summary = history.finish(status, message, run.digest(), time.perf_counter() - begun)
     final = Layout.of(prepared.setup.model).load(prepared.setup.model.cpu(), run.server.x)
-    return Result(status, history.records, summary, final, run.server, points, folder.path if folder else None, message)
+    where = folder.path if folder else None
+    return Result(status, history.records, summary, final, run.server, history.trajectory(), where, message)
 
 
 @dataclass
@@ -180,6 +178,17 @@ class _History:
         if self.bar:
             self.bar.update(record)
 
+    def trajectory(self) -> np.ndarray | None:
+        return None if self.points is None else torch.stack(self.points).numpy()
+
+    def finish(self, status: Status, message: str, digest: str, wall_s: float) -> dict[str, Any]:
+        summary = summarise(self.records, status, digest, wall_s) | ({"message": message} if message else {})
+        if self.folder:
+            if (points := self.trajectory()) is not None:
+                self.folder.trajectory(points)
+            self.folder.finish(summary)
+        return summary
+
 
 def _loop(run: Orchestrator, history: _History) -> tuple[Status, str]:
     """All rounds, or as many as go well; every finished round is on record whatever happens next."""
@@ -196,101 +205,21 @@ def _loop(run: Orchestrator, history: _History) -> tuple[Status, str]:
     return "finished", ""
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    setup: Setup
-    x0: Tensor
-    engine: dict[str, Any]  # what ``auto`` came to
-
-
-def _prepare(
-    algorithm: ServerAlgorithm[Any, Any],
-    data: Dataset,
-    population: Population,
-    factory: Factory | nn.Module,
-    local: Local,
-    aggregate: Mean,
-    engine: Engine,
-    schedule: Schedule,
-    seed: int,
-) -> _Prepared:
-    """Model, samples in client order and execution choices: everything that needs no worker yet."""
-    model = build(factory, data.input_shape, data.outputs, {}, seed)
-    layout = Layout.of(model)
-    dtype = getattr(torch, engine.dtype)
-    x0 = layout.flatten(model, dtype)
-    if data.x0 is not None:
-        require(data.x0.shape == x0.shape, "data.x0", f"have the model's {len(x0)} parameters", data.x0.shape)
-        x0 = torch.from_numpy(data.x0).to(dtype)
-    kernel, most, why = _kernel(model, layout, data.input_shape, engine)
-    train = _samples(data, data.train, population.train, augmented=True)
-    test = train if data.test is None else _samples(data, data.test, population.test, augmented=False)
-    setup = Setup(
-        algorithm,
-        model.to(dtype),
-        data.task,
-        train,
-        test,
-        local,
-        aggregate,
-        kernel,
-        dtype,
-        engine.device,
-        engine.threads,
-        seed,
-    )
-    return _Prepared(setup, x0, {"kernel": kernel, "block": most, "why": why})
-
-
-def _kernel(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], engine: Engine) -> tuple[Kernel, int, str]:
-    """How blocks are computed: what the configuration says, ``auto`` filled in by a fixed rule."""
-    kernel: Kernel
-    kernel, most, why = kernel_rule(model, layout, input_shape, engine.device)
-    if engine.kernel != "auto":
-        kernel, why = engine.kernel, "engine.kernel"
-    if engine.batching == "loop":
-        kernel, why = "loop", "engine.batching=loop"
-    return kernel, most if engine.block == "auto" else engine.block, why
-
-
-def _samples(data: Dataset, split: Split, owned: tuple[np.ndarray, ...], *, augmented: bool) -> Samples:
-    """A split in client order; samples that nobody owns (test only) come last."""
-    order = np.concatenate(owned) if owned else np.empty(0, dtype=np.int64)
-    start = np.concatenate([[0], np.cumsum([len(rows) for rows in owned])]).astype(np.int64)
-    if not augmented:
-        order = np.concatenate([order, np.setdiff1d(np.arange(len(split)), order)])
-    return Samples(split.x[order], split.y[order], start, data.mean, data.std, data.augment if augmented else None)
-
-
-def _start(setup: Setup, engine: Engine, d: int) -> Backend:
-    if engine.backend == "serial":
-        return Serial(setup)
-    from fedsim.engine.ray_pool import RayPool
-
-    return RayPool(setup, engine, 8 * d)
-
-
 def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:
     from fedsim.figures import split_by_client
 
     folder.figure("data/split", split_by_client(counts, "training samples by client"))
 
 
-def _shown(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a run as config.yaml shows them when no configuration made them."""
-    keys = ("algorithm", "data", "partition", "model", "schedule", "local", "aggregate", "engine", "evaluate")
-    out = {key: _described(parts[key]) for key in keys}
-    return out | {key: parts[key] for key in ("rounds", "seed")}
-
-
 def _described(part: Any) -> Any:
+    """A part of a run as config.yaml shows it when no configuration made it."""
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    if isinstance(part, (list, tuple)):
+        return [_described(item) for item in part]
     if isinstance(part, Dataset):
         return {"name": part.name, "digest": part.digest}
     name = getattr(part, "__qualname__", type(part).__qualname__)
     if not dataclasses.is_dataclass(part):
         return name
-    return {"class": name} | {f.name: _yaml(getattr(part, f.name)) for f in dataclasses.fields(part)}
-
-
-def _yaml(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return {"class": name} | {f.name: _described(getattr(part, f.name)) for f in dataclasses.fields(part)}

@@ -67,7 +67,7 @@ class FedAvg:
         x, lr = got["x"], self.lr * self.lr_decay**rnd.index
 
         def step(y: Tensor, batch: Batch) -> Tensor:
-            return torch.sub(y, obj.grad(y, batch), alpha=lr)
+            return obj.descend(y, batch, lr)
 
         return {"update": obj.run(step, x) - x}, client
 

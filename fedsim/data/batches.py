@@ -58,6 +58,8 @@ class Feed:
 
     def __init__(self, samples: Samples, device: torch.device, dtype: torch.dtype):
         x = as_tensor(samples.x)
+        if x.data_ptr() % 64:  # matrix products may round differently on memory aligned otherwise
+            x = x.clone()
         self.x = (x.to(dtype) if x.is_floating_point() else x).to(device)
         y = as_tensor(samples.y)
         self.y = (y.to(dtype) if y.is_floating_point() else y).to(device)

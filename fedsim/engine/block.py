@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import ServerAlgorithm
-from fedsim.data.batches import Feed, Minibatches, Work, lanes, work_of
+from fedsim.data.batches import Feed, Minibatches, Work, as_tensor, lanes, work_of
 from fedsim.engine.oracle import ModelOracle
 from fedsim.local import Local
 from fedsim.objective import Objective
@@ -89,8 +88,8 @@ class Blocks:
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
-    """A tree of numpy arrays -> tensors on the device; a CPU tensor is a private copy (Ray's arrays are read-only)."""
-    return tree_map(lambda a: torch.from_numpy(np.array(a)).to(device), tree)
+    """A tree of numpy arrays -> tensors on the device, private copies (Ray's arrays are read-only)."""
+    return tree_map(lambda a: as_tensor(a).clone().to(device), tree)
 
 
 def to_numpy(tree: Any) -> Any:

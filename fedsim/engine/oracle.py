@@ -8,7 +8,7 @@ plain backward of the summed losses, which are independent across clients. Model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,6 +55,11 @@ class ModelOracle:
         g, loss = _grad(x, batch.x, batch.y, batch.mask, self)
         return g, loss
 
+    def descend(self, x: Tensor, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+        """x - lr * gradient of the mean loss at x [d], and that loss."""
+        y, loss = _descend(x, batch.x, batch.y, batch.mask, lr, self)
+        return y, loss
+
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's loss at x [d], [m, d]; zero rows for padding."""
         g: Tensor = _example_grads(x, batch.x, batch.y, self)
@@ -82,28 +87,45 @@ class ModelOracle:
         outputs: Tensor = each(parameters, inputs)
         return outputs
 
-    def alone(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One client: gradient [d] and loss by plain autograd on the module itself."""
+    def alone(
+        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One client: gradient [d] (or with ``lr`` the new x) and loss, by plain autograd on the module itself."""
         model = self.at(x)
         with torch.enable_grad():
             loss = _mean(self.loss(model(inputs), y), mask)
             grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
-        return torch.cat([g.reshape(-1) for g in grads]), loss.detach()
+        return self._flat(x, grads, lr), loss.detach()
 
-    def together(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """b clients at once: x [b, d] -> gradients [b, d] and losses [b], by one backward of the summed losses."""
+    def together(
+        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and losses [b].
+
+        One backward of the summed losses, which are independent across clients.
+        """
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
             loss = _mean(self.loss(self._run(leaves, inputs), y), mask)
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return torch.cat([g.reshape(len(x), -1) for g in grads], dim=1), loss.detach()
+        return self._flat(x, grads, lr), loss.detach()
+
+    def _flat(self, x: Tensor, grads: Sequence[Tensor], lr: float | None) -> Tensor:
+        """Gradients per parameter as one [..., d] tensor, or x - lr * gradient written in one pass."""
+        if lr is None:
+            return torch.cat([g.reshape(*x.shape[:-1], -1) for g in grads], dim=-1)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for old, new, g in zip(self.layout.views(x).values(), self.layout.views(out).values(), grads, strict=True):
+            torch.sub(old, g, alpha=lr, out=new)
+        return out
 
 
-def _lead(b: int, dim: int | None, t: Any) -> Any:
-    """Bring a vmapped argument's client dimension to the front; an argument all clients share is expanded."""
-    if t is None:
-        return None
-    return t.expand(b, *t.shape) if dim is None else t.movedim(dim, 0)
+def _leads(b: int, in_dims: Sequence[int | None], *arguments: Any) -> list[Any]:
+    """Bring the client dimension of vmapped arguments to the front; what all clients share is expanded to [b, ...]."""
+    out = []
+    for dim, t in zip(in_dims, arguments, strict=False):
+        out.append(t if t is None else t.expand(b, *t.shape) if dim is None else t.movedim(dim, 0))
+    return out
 
 
 class _Op(torch.autograd.Function):
@@ -121,8 +143,19 @@ class _Grad(_Op):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, mask: Any, oracle: ModelOracle) -> Any:
-        args = [_lead(info.batch_size, dim, t) for dim, t in zip(in_dims, (x, inputs, y, mask), strict=False)]
-        return oracle.together(*args), (0, 0)
+        x, inputs, y, mask = _leads(info.batch_size, in_dims, x, inputs, y, mask)
+        return oracle.together(x, inputs, y, mask), (0, 0)
+
+
+class _Descend(_Op):
+    @staticmethod
+    def forward(x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float, oracle: ModelOracle) -> Any:
+        return oracle.alone(x, inputs, y, mask, lr)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, mask: Any, lr: float, oracle: ModelOracle) -> Any:
+        x, inputs, y, mask = _leads(info.batch_size, in_dims, x, inputs, y, mask)
+        return oracle.together(x, inputs, y, mask, lr), (0, 0)
 
 
 class _Value(_Op):
@@ -132,9 +165,7 @@ class _Value(_Op):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, mask: Any, oracle: ModelOracle) -> Any:
-        x, inputs, y, mask = (
-            _lead(info.batch_size, dim, t) for dim, t in zip(in_dims, (x, inputs, y, mask), strict=False)
-        )
+        x, inputs, y, mask = _leads(info.batch_size, in_dims, x, inputs, y, mask)
         return _mean(oracle.loss(oracle.outputs(x, inputs), y), mask), 0
 
 
@@ -149,7 +180,7 @@ class _ExampleGrads(_Op):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, oracle: ModelOracle) -> Any:
-        x, inputs, y = (_lead(info.batch_size, dim, t) for dim, t in zip(in_dims, (x, inputs, y), strict=False))
+        x, inputs, y = _leads(info.batch_size, in_dims, x, inputs, y)
         b, m = y.shape[:2]
         one_each = x[:, None].expand(b, m, -1).reshape(b * m, -1)
         g = oracle.together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)[0]
@@ -164,7 +195,7 @@ class _Features(_Op):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, oracle: ModelOracle) -> Any:
-        x, inputs = (_lead(info.batch_size, dim, t) for dim, t in zip(in_dims, (x, inputs), strict=False))
+        x, inputs = _leads(info.batch_size, in_dims, x, inputs)
         parameters = oracle.layout.views(x)
         if oracle.stacked is not None:
             return oracle.stacked.features(parameters, inputs), 0
@@ -174,6 +205,7 @@ class _Features(_Op):
 
 
 _grad: Callable[..., Any] = _Grad.apply
+_descend: Callable[..., Any] = _Descend.apply
 _value: Callable[..., Any] = _Value.apply
 _example_grads: Callable[..., Any] = _ExampleGrads.apply
 _features: Callable[..., Any] = _Features.apply

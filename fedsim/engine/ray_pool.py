@@ -8,6 +8,8 @@ of a lost actor is simply computed again, by a new one; Ray's own task retries s
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +48,7 @@ class RayPool:
             data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
             room = {"object_store_memory": data + 4 * (engine.jobs + 2) * message_bytes + STORE_BYTES}
             local = {} if engine.address else {"num_cpus": max(engine.actors, os.cpu_count() or 1), **room}
+            handler = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(
                     address=engine.address,
@@ -59,6 +62,8 @@ class RayPool:
                     f"engine.address must be a running Ray cluster, got {engine.address!r} ({error}); "
                     "start one with `ray start --head`, or leave engine.address=null"
                 ) from error
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
         gpus = 1 / engine.actors if engine.device == "cuda" else 0
         self._class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
         self._setup = ray.put(setup)

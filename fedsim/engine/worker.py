@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -68,10 +70,23 @@ class Scores(NamedTuple):
     scores: np.ndarray  # [rows] accuracy in 0..1, empty where the task has none
 
 
+def keep_memory() -> None:
+    """Tell glibc to keep freed buffers instead of handing them back to the kernel, page by page, at every step.
+
+    Stacked gradients are tens of megabytes; faulting them in afresh costs a fifth of a round of a small MLP. Costs up
+    to 100 MB of resident memory. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(option, value)
+
+
 class Worker:
     """Holds the model and the data on one device and answers jobs."""
 
     def __init__(self, setup: Setup):
+        keep_memory()
         torch.set_num_threads(setup.threads)
         self.setup = setup
         self.device = torch.device(setup.device)

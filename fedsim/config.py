@@ -1,0 +1,273 @@
+"""A plain mapping -> the objects of a run, every key checked against the class that holds it; knows nothing of Hydra.
+
+A node is a mapping with ``_target_``, the dotted path of a frozen dataclass (or, for models, of a factory); its other
+keys are the options. Keys and types come from the annotations, ranges from ``__post_init__``. All problems are
+collected: the ``InputError`` of a build holds one line for each.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fedsim.errors import InputError
+
+MISSING = "???"  # how yaml marks a key that the user must give
+_MISFIT = object()
+_KIND_NAMES = {int: "an int", float: "a float", bool: "true or false", str: "a string", NoneType: "null"}
+
+
+@dataclass(frozen=True)
+class Logger:
+    """What a run writes beside its metrics.
+
+    Attributes:
+        trajectory: keep the server's model after every round in ``trajectory.npz``.
+    """
+
+    trajectory: bool = False
+
+
+@dataclass(frozen=True)
+class ModelFactory:
+    """A model's constructor with its options, called once the data set is known.
+
+    Attributes:
+        target: a factory or an ``nn.Module`` class; ``input_shape`` and ``outputs`` are passed if it takes them.
+        options: its other arguments.
+        batchnorm: policy of ``fedsim.models.validate``.
+    """
+
+    target: Callable[..., Any]
+    options: Mapping[str, Any]
+    batchnorm: Literal["error", "groupnorm"] = "error"
+
+    @property
+    def __name__(self) -> str:
+        """The target's name, for messages."""
+        return getattr(self.target, "__name__", type(self.target).__name__)
+
+    def __call__(self, input_shape: tuple[int, ...], outputs: int) -> Any:
+        """The model for samples of this shape and this number of outputs."""
+        from fedsim.models import validate
+
+        parameters = inspect.signature(self.target).parameters
+        data = {k: v for k, v in (("input_shape", input_shape), ("outputs", outputs)) if k in parameters}
+        with _prefix("model", parameters.keys() - data.keys()):
+            return validate(self.target(**data, **self.options), self.batchnorm)
+
+
+def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of ``fedsim.simulate`` that a resolved configuration describes.
+
+    Raises:
+        InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
+    """
+    from fedsim.evaluate import Evaluate
+    from fedsim.local import Local
+
+    def number(low: int | None) -> Callable[[Any, str], int]:
+        def check(value: Any, path: str) -> int:
+            done: int = convert(value, int, path)
+            if low is not None and done < low:
+                raise InputError(f"{path} must be >= {low}, got {done}")
+            return done
+
+        return check
+
+    def section(kind: type) -> Callable[[Any, str], Any]:
+        return lambda value, path: convert(value, kind, path)
+
+    parts: dict[str, Callable[[Any, str], Any]] = {
+        **dict.fromkeys(("algorithm", "data", "partition", "schedule", "aggregate", "engine"), build),
+        "model": build_factory,
+        "local": section(Local),
+        "evaluate": section(Evaluate),
+        "logger": section(Logger),
+        "rounds": number(1),
+        "seed": number(None),
+    }
+    problems = [unknown_key("", key, parts, value) for key, value in cfg.items() if key not in parts]
+    problems += [f"{key} must be given, got nothing; add {key}=..." for key in parts if key not in cfg]
+    built: dict[str, Any] = {}
+    for key, make in parts.items():
+        if key in cfg:
+            with collect(problems):
+                built[key] = make(cfg[key], key)
+    _raise(problems)
+    logger: Logger = built.pop("logger")
+    return {**built, "trajectory": logger.trajectory}
+
+
+def build(node: Any, path: str) -> Any:
+    """The object a node describes; ``path`` is the node's place in the configuration, for messages."""
+    target = _locate(node, path)
+    return _construct(target, _checked(target, node, path), path)
+
+
+def build_factory(node: Any, path: str) -> ModelFactory:
+    """A model node as a factory, its options checked now though the model is built later."""
+    target = _locate(node, path)
+    policy: Any = convert(node.get("batchnorm", "error"), Literal["error", "groupnorm"], f"{path}.batchnorm")
+    options = {key: value for key, value in node.items() if key != "batchnorm"}
+    return ModelFactory(target, _checked(target, options, path, later=("input_shape", "outputs")), policy)
+
+
+def convert(value: Any, kind: Any, path: str) -> Any:
+    """``value`` as the type that an annotation names: lists become tuples, ints floats, nodes objects.
+
+    Raises:
+        InputError: ``algorithm.lr must be a float, got 'abc'``.
+    """
+    if value == MISSING:
+        raise InputError(f"{path} must be given, got nothing; add {path}=...")
+    for choice in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        done = _as(value, choice, path)
+        if done is not _MISFIT:
+            return done
+    raise InputError(f"{path} must be {_describe(kind)}, got {value!r}")
+
+
+def unknown_key(path: str, key: str, valid: Iterable[str], value: Any) -> str:
+    """The line about a key that nothing reads: what it may have meant, and the keys there are."""
+    dot = f"{path}." if path else ""
+    where = f"keys of {path}" if path else "keys"
+    return f"unknown key {dot}{key} (got {value!r}); {did_you_mean(key, valid, dot)}{where}: {', '.join(valid)}"
+
+
+def did_you_mean(word: str, valid: Iterable[str], before: str = "") -> str:
+    """``did you mean X? `` when a valid word is close, else nothing."""
+    close = get_close_matches(word, list(valid), n=1)
+    return f"did you mean {before}{close[0]}? " if close else ""
+
+
+@contextmanager
+def collect(problems: list[str]) -> Iterator[None]:
+    """Note an ``InputError`` and go on, so that a user sees every problem at once."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(str(error))
+
+
+def _locate(node: Any, path: str) -> Callable[..., Any]:
+    """The class or function that a node's ``_target_`` names."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise InputError(f"{path} must be a mapping with _target_, got {node!r}; choose one with {path}=NAME")
+    target = node["_target_"]
+    module, _, name = str(target).rpartition(".")
+    must = f"{path}._target_ must be the dotted path of a class or function, got {target!r}; "
+    if not module:
+        raise InputError(must + "for example my_module.MyClass")
+    try:
+        home = import_module(module)
+    except ImportError as error:
+        raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
+    found = getattr(home, name, None)
+    if not callable(found):
+        raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
+    return found  # type: ignore[no-any-return]
+
+
+def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, later: tuple[str, ...] = ()) -> Any:
+    """A node's options as keyword arguments of ``target``; ``later`` names arguments that are not the user's."""
+    parameters = {k: p for k, p in inspect.signature(target).parameters.items() if k not in later}
+    named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(target, path)
+    options: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, value in node.items():
+        if key == "_target_":
+            continue
+        if key in named or (open_ended and key not in later):
+            with collect(problems):
+                options[key] = convert(value, hints.get(key, Any), f"{path}.{key}")
+        else:
+            problems.append(unknown_key(path, str(key), named, value))
+    for key, parameter in named.items():
+        if key not in node and parameter.default is parameter.empty:
+            problems.append(f"{path}.{key} must be given, got nothing; add {path}.{key}=...")
+    _raise(problems)
+    return options
+
+
+def _hints(target: Callable[..., Any], path: str) -> dict[str, Any]:
+    """Annotations of the arguments of a class or function, resolved."""
+    holder = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
+    try:
+        return get_type_hints(holder)
+    except NameError as error:
+        raise InputError(f"{path}._target_ must have annotations that exist at run time, got {error}") from error
+
+
+def _construct(target: Callable[..., Any], options: Mapping[str, Any], path: str) -> Any:
+    with _prefix(path, inspect.signature(target).parameters):
+        return target(**options)
+
+
+def _as(value: Any, kind: Any, path: str) -> Any:
+    """``value`` as one member of a union, or ``_MISFIT``."""
+    origin = get_origin(kind)
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            built = build(value, path)
+            strict = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
+            return _MISFIT if strict and not isinstance(built, kind) else built
+        if is_dataclass(kind) and isinstance(kind, type):
+            return _construct(kind, _checked(kind, value, path), path)
+    if origin is Literal:
+        same = [choice for choice in get_args(kind) if choice == value and type(choice) is type(value)]
+        return same[0] if same else _MISFIT
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in _KIND_NAMES:
+        return value if type(value) is kind else _MISFIT
+    if origin is tuple:
+        return _as_tuple(value, get_args(kind), path)
+    return _MISFIT if is_dataclass(kind) else value
+
+
+def _as_tuple(value: Any, kinds: tuple[Any, ...], path: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return _MISFIT
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        return _MISFIT
+    return tuple(convert(item, kind, f"{path}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
+
+
+def _describe(kind: Any) -> str:
+    """An annotation in words: ``an int or 'auto'``."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_describe(choice) for choice in get_args(kind))
+    if get_origin(kind) is Literal:
+        choices = [repr(choice) for choice in get_args(kind)]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        items = kinds[:1] if kinds[-1] is ... else kinds
+        return f"a list of {'' if kinds[-1] is ... else f'{len(kinds)}: '}{', '.join(_describe(k) for k in items)}"
+    return _KIND_NAMES.get(kind) or f"a {getattr(kind, '__name__', kind)}"
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+@contextmanager
+def _prefix(path: str, names: Iterable[str]) -> Iterator[None]:
+    """Name the group in the errors of a constructor: ``lr must ...`` becomes ``algorithm.lr must ...``."""
+    try:
+        yield
+    except InputError as error:
+        first = str(error).split(maxsplit=1)[0].split("[")[0].split(".")[0].rstrip(":,")
+        raise InputError(f"{path}{'.' if first in names else ': '}{error}") from error

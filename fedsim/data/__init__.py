@@ -1,0 +1,31 @@
+"""Data sets: where they come from (sources), and what they are once read (``Dataset``, ``Split``)."""
+
+from fedsim.data.augment import Augment
+from fedsim.data.base import Dataset, Source, Split
+from fedsim.data.cifar import CIFAR10, CIFAR100
+from fedsim.data.digits import Digits
+from fedsim.data.gas_sensor_drift import GasSensorDrift
+from fedsim.data.housing import CaliforniaHousing
+from fedsim.data.idx import MNIST, FashionMNIST
+from fedsim.data.libsvm import LibSVM
+from fedsim.data.quadratic import Quadratic
+from fedsim.data.shakespeare import TinyShakespeare
+from fedsim.data.synthetic import Synthetic
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Augment",
+    "CaliforniaHousing",
+    "Dataset",
+    "Digits",
+    "FashionMNIST",
+    "GasSensorDrift",
+    "LibSVM",
+    "Quadratic",
+    "Source",
+    "Split",
+    "Synthetic",
+    "TinyShakespeare",
+]

@@ -1,0 +1,97 @@
+"""What every source does to its arrays once they are read: hold out a test split, standardise, digest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fedsim.data.base import Dataset, Split
+from fedsim.errors import InputError, require
+
+MEMORY_LIMIT_GB = 4.0
+
+
+class Parts(NamedTuple):
+    """Which samples are for training and which are held out."""
+
+    train: np.ndarray  # [n - h] int64, ascending
+    test: np.ndarray  # [h] int64, ascending
+
+
+def check_share(test_share: float) -> None:
+    """Raise InputError unless ``test_share`` is a share of the samples that leaves some for training."""
+    require(0 <= test_share < 1, "test_share", "be in [0, 1)", test_share, "0 means no test split")
+
+
+def holdout(strata: np.ndarray, share: float, rng: np.random.Generator) -> Parts:
+    """Hold out round(share * n) samples at random, in proportion to the strata.
+
+    Args:
+        strata: [n] integers; equal numbers form one stratum, which gives the floor or the ceiling of its share.
+        share: share of the samples to hold out, in [0, 1).
+        rng: where the choice comes from.
+    """
+    order = rng.permutation(len(strata))
+    kinds, counts = np.unique(strata, return_counts=True)
+    exact = share * counts
+    held = np.floor(exact).astype(np.int64)
+    missing = round(share * len(strata)) - int(held.sum())
+    held[np.argsort(held - exact, kind="stable")[:missing]] += 1  # largest remainders first
+    shuffled = strata[order]
+    test = np.zeros(len(strata), dtype=bool)
+    for kind, count in zip(kinds, held, strict=True):
+        test[order[shuffled == kind][:count]] = True
+    return Parts(np.flatnonzero(~test), np.flatnonzero(test))
+
+
+def divide(parts: Parts, x: np.ndarray, y: np.ndarray, group: np.ndarray | None = None) -> tuple[Split, Split | None]:
+    """The training split and the test split (None when nothing is held out)."""
+
+    def part(chosen: np.ndarray) -> Split:
+        return Split(x[chosen], y[chosen], None if group is None else group[chosen])
+
+    return part(parts.train), part(parts.test) if len(parts.test) else None
+
+
+def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Subtract the mean of ``train`` and divide by its standard deviation, column by column.
+
+    A column that is constant in ``train`` is only centred.
+
+    Args:
+        train: [n, f] the samples that give the statistics.
+        others: [*, f] further samples that are transformed with them.
+
+    Returns:
+        float32 arrays: train, then the others.
+    """
+    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    std[std == 0] = 1.0
+    return [((values - mean) / std).astype(np.float32) for values in (train, *others)]
+
+
+def check_memory(what: str, shape: tuple[int, ...], itemsize: int, do: str) -> None:
+    """Raise InputError when an array of this shape would not reasonably fit in memory."""
+    size_gb = float(np.prod([float(s) for s in shape])) * itemsize / 1e9
+    if size_gb > MEMORY_LIMIT_GB:
+        axes = " x ".join(map(str, shape))
+        raise InputError(
+            f"{what} must fit in {MEMORY_LIMIT_GB:g} GB as a dense array, got {axes} numbers = {size_gb:.1f} GB; {do}"
+        )
+
+
+def with_digest(dataset: Dataset) -> Dataset:
+    """The data set with the sha256 of its arrays: name, dtype, shape and bytes of each, in a fixed order."""
+    named: list[tuple[str, np.ndarray | None]] = [("x0", dataset.x0)]
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        if split is not None:
+            named += [(f"{name}.x", split.x), (f"{name}.y", split.y), (f"{name}.group", split.group)]
+    digest = hashlib.sha256()
+    for name, array in named:
+        if array is not None:
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return replace(dataset, digest=digest.hexdigest())

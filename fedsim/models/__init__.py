@@ -1,0 +1,26 @@
+"""Models: factories ``(input_shape, outputs, **options) -> nn.Module``, named by ``_target_`` in configs/model/."""
+
+from fedsim.models.body_head import BodyHead
+from fedsim.models.build import Factory, build, zero_sample
+from fedsim.models.convolutional import cnn, fedgh_cnn, lenet
+from fedsim.models.dense import linear, linear_zero, mlp
+from fedsim.models.recurrent import char_lstm
+from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar
+from fedsim.models.validate import validate
+
+__all__ = [
+    "BodyHead",
+    "Factory",
+    "build",
+    "char_lstm",
+    "cnn",
+    "fedgh_cnn",
+    "lenet",
+    "linear",
+    "linear_zero",
+    "mlp",
+    "resnet18_gn",
+    "resnet18_gn_cifar",
+    "validate",
+    "zero_sample",
+]

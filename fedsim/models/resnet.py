@@ -1,0 +1,93 @@
+"""ResNet-18 with group normalisation.
+
+He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, CVPR 2016 (arXiv 1512.03385); every batch
+normalisation replaced by GroupNorm (Wu, He, Group Normalization, ECCV 2018, arXiv 1803.08494), as usual in federated
+learning since Hsieh et al., ICML 2020 (arXiv 1910.00189). ``resnet18_gn`` is the network of the FedSpeed authors'
+FL-Simulator: torchvision's ImageNet ResNet-18 unchanged (7x7 stem of stride 2, max-pool) even on 32x32 images, two
+groups, and torchvision's initialisation. ``resnet18_gn_cifar`` has the usual stem for small images.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from fedsim.errors import require
+from fedsim.models.body_head import BodyHead, image_shape
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut: relu(f(x) + shortcut(x))."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.GroupNorm(groups, n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.GroupNorm(groups, n_out)
+        self.relu = nn.ReLU()
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or n_in != n_out:
+            self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.GroupNorm(groups, n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[m, n_in, h, w] -> [m, n_out, h/stride, w/stride]."""
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        out: Tensor = self.relu(y + self.downsample(x))
+        return out
+
+
+def resnet18_gn(input_shape: tuple[int, ...], outputs: int, groups: int = 2) -> BodyHead:
+    """ImageNet's ResNet-18 with GroupNorm; 11,181,642 parameters for three channels and ten classes.
+
+    Args:
+        input_shape: (channels, height, width).
+        outputs: outputs of the head.
+        groups: groups of each GroupNorm, a divisor of 64.
+    """
+    c, _, _ = image_shape(input_shape, "resnet18_gn")
+    stem = OrderedDict[str, nn.Module](
+        conv1=nn.Conv2d(c, 64, 7, 2, 3, bias=False),
+        norm1=_group_norm(groups),
+        relu=nn.ReLU(),
+        maxpool=nn.MaxPool2d(3, 2, 1),
+    )
+    return _resnet18(stem, outputs, groups)
+
+
+def resnet18_gn_cifar(input_shape: tuple[int, ...], outputs: int, groups: int = 2) -> BodyHead:
+    """ResNet-18 for small images: 3x3 stem of stride 1, no max-pool; 11,173,962 parameters for CIFAR-10.
+
+    Args:
+        input_shape: (channels, height, width).
+        outputs: outputs of the head.
+        groups: groups of each GroupNorm, a divisor of 64.
+    """
+    c, _, _ = image_shape(input_shape, "resnet18_gn_cifar")
+    stem = OrderedDict[str, nn.Module](
+        conv1=nn.Conv2d(c, 64, 3, 1, 1, bias=False), norm1=_group_norm(groups), relu=nn.ReLU()
+    )
+    return _resnet18(stem, outputs, groups)
+
+
+def _group_norm(groups: int) -> nn.GroupNorm:
+    require(groups >= 1 and 64 % groups == 0, "groups", "be a divisor of 64", groups)
+    return nn.GroupNorm(groups, 64)
+
+
+def _resnet18(stem: OrderedDict[str, nn.Module], outputs: int, groups: int) -> BodyHead:
+    body = stem
+    n_in = 64
+    for i, n_out in enumerate((64, 128, 256, 512), start=1):
+        stride = 1 if i == 1 else 2
+        body[f"layer{i}"] = nn.Sequential(BasicBlock(n_in, n_out, stride, groups), BasicBlock(n_out, n_out, 1, groups))
+        n_in = n_out
+    body["avgpool"] = nn.AdaptiveAvgPool2d(1)
+    body["flatten"] = nn.Flatten()
+    model = BodyHead(nn.Sequential(body), nn.Linear(512, outputs))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model

@@ -1,0 +1,74 @@
+"""What a model must be so that many clients can share one set of kernels, one flat vector and one address space."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from fedsim.errors import InputError, require
+
+
+def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error") -> nn.Module:
+    """Refuse what has no owner in a simulation: running statistics, random layers, frozen or integer parameters.
+
+    Every parameter is trained and communicated, so every parameter must be a trainable floating-point one. Buffers
+    are constants, shared by all clients of all rounds and never communicated; ``fedsim.models.build`` checks that
+    ``forward`` leaves them alone.
+
+    Args:
+        model: changed in place when batch normalisation is converted.
+        batchnorm: ``groupnorm`` replaces every BatchNorm of c channels by GroupNorm of two groups, or of one when c
+            is odd or below 4 (a group of one channel would erase a 1x1 image); weight and bias are kept.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: names the module or parameter.
+    """
+    require(batchnorm in ("error", "groupnorm"), "batchnorm", "be error or groupnorm", batchnorm)
+    if batchnorm == "groupnorm":
+        model = _convert(model)
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, _NormBase) and (module.track_running_stats or "BatchNorm" in kind):
+            raise InputError(
+                f"model has {kind} at {path or 'the top'}, whose running statistics have no owner when clients share "
+                "a round; use model=resnet18_gn, a model with GroupNorm, or model.batchnorm=groupnorm to convert it"
+            )
+        p = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
+        if isinstance(p, (int, float)) and p > 0:
+            raise InputError(
+                f"model has dropout {p} at {path or 'the top'} ({kind}), whose random draws have no address "
+                "(seed, round, client); set it to 0"
+            )
+    parameters = dict(model.named_parameters())
+    require(len(parameters) > 0, "model", "have parameters to train", type(model).__name__)
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise InputError(f"model parameter {name} must be floating point, got {parameter.dtype}; make it a buffer")
+        if not parameter.requires_grad:
+            raise InputError(
+                f"model parameter {name} is frozen (requires_grad=False), but every parameter is trained and sent; "
+                "register it as a buffer instead"
+            )
+    return model
+
+
+def _convert(module: nn.Module) -> nn.Module:
+    """The module with every BatchNorm inside it replaced by GroupNorm."""
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
+        c = module.num_features
+        norm = nn.GroupNorm(2 if c % 2 == 0 and c >= 4 else 1, c, eps=module.eps, affine=module.affine)
+        if module.affine:
+            with torch.no_grad():
+                norm.weight.copy_(module.weight)
+                norm.bias.copy_(module.bias)
+        return norm
+    for name, child in module.named_children():
+        setattr(module, name, _convert(child))
+    return module

@@ -1,0 +1,116 @@
+"""The two label-skew partitions that are both called "Dirichlet" in the literature; their numbers do not compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.data.base import Dataset
+from fedsim.errors import InputError, require
+from fedsim.partition.base import Population, bundle, by_class, labels, populate, require_clients
+from fedsim.rng import numpy_stream
+
+
+def _require_alpha(alpha: float) -> None:
+    # numpy's Dirichlet overflows at the far end; at 1e6 the split is iid in all but name
+    require(0 < alpha <= 1e6, "alpha", "be in (0, 1e6]", alpha, "small is heterogeneous, large is iid")
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each class is divided over the clients in proportions drawn from Dir(alpha, ..., alpha); sizes vary.
+
+    Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, ICML 2019, arXiv 1905.12022; the
+    rule of NIID-Bench (Li et al., ICDE 2022, arXiv 2102.02079). Every sample goes to exactly one client. A draw that
+    leaves a client below ``min_samples`` is redrawn as a whole, so the proportions follow the Dirichlet law given that
+    event. One draw succeeds with probability 0.999 for 20 clients on digits at alpha 0.3, 0.79 for 100 clients on
+    MNIST at 0.1 and 0.03 for the latter at 0.05 (measured, default ``min_samples``). NIID-Bench's cap on clients that
+    already hold their even share is left out: it makes the law depend on the order of classes.
+
+    Attributes:
+        clients: number of clients n, >= 1.
+        alpha: concentration, in (0, 1e6]; a client's share of a class has mean 1/n and variance
+            (n - 1) / (n^2 (n alpha + 1)).
+        min_samples: least samples of a client, >= 1.
+        attempts: number of draws before giving up, >= 1.
+    """
+
+    clients: int
+    alpha: float
+    min_samples: int = 2
+    attempts: int = 100
+
+    def __post_init__(self) -> None:
+        require(self.clients >= 1, "clients", "be >= 1", self.clients)
+        _require_alpha(self.alpha)
+        require(self.min_samples >= 1, "min_samples", "be >= 1", self.min_samples)
+        require(self.attempts >= 1, "attempts", "be >= 1", self.attempts)
+
+    def split(self, data: Dataset, seed: int) -> Population:
+        """Divide ``data`` over the clients."""
+        y = labels(data, "dirichlet")
+        require_clients(self.clients, data)
+        sizes = np.bincount(y, minlength=data.outputs)
+        best = 0
+        for attempt in range(self.attempts):
+            rng = numpy_stream(seed, "partition", attempt)
+            counts = self._counts(sizes, rng)
+            smallest = int(counts.sum(axis=0).min())
+            if smallest >= self.min_samples:
+                owners = np.repeat(np.tile(np.arange(self.clients), len(sizes)), counts.reshape(-1))
+                return populate(data, bundle(by_class(y, rng), owners, self.clients), rng)
+            best = max(best, smallest)
+        raise InputError(
+            f"partition=dirichlet: none of {self.attempts} draws at alpha {self.alpha:g} gave each of the "
+            f"{self.clients} clients >= {self.min_samples} samples (best: {best}); "
+            "raise partition.alpha or partition.attempts, or lower partition.clients or partition.min_samples"
+        )
+
+    def _counts(self, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Samples by class and client [classes, n], from the sizes of the classes [classes]."""
+        shares = rng.dirichlet(np.full(self.clients, self.alpha), size=len(sizes))
+        cuts = np.rint(np.cumsum(shares, axis=1) * sizes[:, None]).astype(np.int64)
+        cuts[:, -1] = sizes
+        return np.diff(cuts, axis=1, prepend=0)
+
+
+@dataclass(frozen=True)
+class DirichletPerClient:
+    """Each client draws its class proportions from Dir(alpha, ..., alpha); sizes are equal, samples may repeat.
+
+    The rule of FL-Simulator (its ``dataset.py``), behind the published FedSpeed and FedSMOO numbers; Hsu et al.,
+    Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, 2019, arXiv
+    1909.06335, use the same prior without refilling. Every client holds floor(samples / n) samples. **When a class
+    runs out, its pool is refilled in the same order**, so a sample may be held by several clients (rarely twice by
+    one) and another by none. Deviations from the code: a client's class counts are one multinomial draw instead of a
+    draw per sample, which is the same law but for the label the code redraws at each refill; samples left over by the
+    division are unused, where the code gives them to the first client; classes without samples are left out of the
+    prior.
+
+    Attributes:
+        clients: number of clients n, >= 1.
+        alpha: concentration, in (0, 1e6].
+    """
+
+    clients: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        require(self.clients >= 1, "clients", "be >= 1", self.clients)
+        _require_alpha(self.alpha)
+
+    def split(self, data: Dataset, seed: int) -> Population:
+        """Divide ``data`` over the clients."""
+        y = labels(data, "dirichlet_per_client")
+        require_clients(self.clients, data)
+        rng = numpy_stream(seed, "partition")
+        present = np.unique(y)
+        priors = rng.dirichlet(np.full(len(present), self.alpha), size=self.clients)
+        counts = rng.multinomial(len(y) // self.clients, priors)  # [n, classes present]
+        samples, owners = [], []
+        for label, column in zip(present, counts.T, strict=True):
+            pool = rng.permutation(np.flatnonzero(y == label))
+            samples.append(np.resize(pool, int(column.sum())))  # repeats the pool, in the same order
+            owners.append(rng.permutation(np.repeat(np.arange(self.clients), column)))
+        return populate(data, bundle(np.concatenate(samples), np.concatenate(owners), self.clients), rng)

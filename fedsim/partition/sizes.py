@@ -1,0 +1,98 @@
+"""Partitions that look at sizes only and fit every task: iid, log-normal sizes, consecutive blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.data.base import Dataset
+from fedsim.errors import InputError, require
+from fedsim.partition.base import Population, apportion, bundle, even, populate, require_clients
+from fedsim.rng import numpy_stream
+
+
+@dataclass(frozen=True)
+class Iid:
+    """Shuffle, then deal equal parts (sizes differ by at most one).
+
+    Attributes:
+        clients: number of clients n, >= 1.
+    """
+
+    clients: int
+
+    def __post_init__(self) -> None:
+        require(self.clients >= 1, "clients", "be >= 1", self.clients)
+
+    def split(self, data: Dataset, seed: int) -> Population:
+        """Divide ``data`` over the clients."""
+        require_clients(self.clients, data)
+        rng = numpy_stream(seed, "partition")
+        owners = np.repeat(np.arange(self.clients), even(len(data.train), self.clients))
+        return populate(data, bundle(rng.permutation(len(data.train)), owners, self.clients), rng)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Clients with equal content and log-normal sizes (quantity skew).
+
+    As in FedDyn (Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, arXiv 2111.04263),
+    sizes are proportional to exp(sigma * N(0, 1)).
+
+    Attributes:
+        clients: number of clients n, >= 1.
+        sigma: standard deviation of the logarithm of a client's size, >= 0; 0 gives equal sizes.
+        min_samples: samples every client has before the rest is divided, >= 1.
+    """
+
+    clients: int
+    sigma: float
+    min_samples: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.clients >= 1, "clients", "be >= 1", self.clients)
+        # exp overflows near 709; five standard deviations of sigma = 100 stay below it
+        require(0 <= self.sigma <= 100, "sigma", "be in [0, 100]", self.sigma)
+        require(self.min_samples >= 1, "min_samples", "be >= 1", self.min_samples)
+
+    def split(self, data: Dataset, seed: int) -> Population:
+        """Divide ``data`` over the clients."""
+        require_clients(self.clients, data)
+        most = len(data.train) // self.clients
+        must = f"be <= {most} for {self.clients} clients on the {len(data.train)} training samples of data {data.name}"
+        require(self.min_samples <= most, "partition.min_samples", must, self.min_samples)
+        rng = numpy_stream(seed, "partition")
+        weights = rng.lognormal(sigma=self.sigma, size=self.clients)
+        sizes = apportion(len(data.train), weights, rng, at_least=self.min_samples)
+        owners = np.repeat(np.arange(self.clients), sizes)
+        return populate(data, bundle(rng.permutation(len(data.train)), owners, self.clients), rng)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Consecutive blocks of samples in file order, or sorted by label; sizes differ by at most one.
+
+    Without ``sort`` the training split does not depend on the seed.
+
+    Attributes:
+        clients: number of clients n, >= 1.
+        sort: sort by label (or regression target) first; samples of one label keep their file order.
+    """
+
+    clients: int
+    sort: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.clients >= 1, "clients", "be >= 1", self.clients)
+
+    def split(self, data: Dataset, seed: int) -> Population:
+        """Divide ``data`` over the clients."""
+        require_clients(self.clients, data)
+        if self.sort and data.train.y.ndim != 1:
+            raise InputError(
+                f"partition.sort must be false for data {data.name}, whose samples have several targets each"
+            )
+        samples = np.argsort(data.train.y, kind="stable") if self.sort else np.arange(len(data.train))
+        owners = np.repeat(np.arange(self.clients), even(len(data.train), self.clients))
+        return populate(data, bundle(samples, owners, self.clients), numpy_stream(seed, "partition"))

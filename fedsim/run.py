@@ -1,0 +1,299 @@
+"""The command line: compose with Hydra, check everything, run. The only file that knows Hydra.
+
+Configurations are checked before Hydra takes over: unknown keys and names before torch is imported, types and ranges
+before any data is read or Ray is imported. Exit codes: 0 finished, 1 diverged, a failed job of a sweep or an
+unexpected error (with its traceback), 2 a user's error (one line for each), 130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedsim import __version__
+from fedsim.config import build_run, collect, did_you_mean, unknown_key
+from fedsim.errors import InputError
+
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+_terminated: list[int] = []  # the signal, once it came; its exit code differs from that of Ctrl-C
+
+
+class JobFailed(Exception):
+    """A job of a sweep failed and has said why; the launcher counts it and goes on."""
+
+
+def main() -> int:
+    """Entry point of ``fedsim`` and ``python -m fedsim``; returns the exit code."""
+    if "--version" in sys.argv[1:]:
+        sys.stdout.write(f"fedsim {__version__}\n")
+        return 0
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
+    sys.path.append(os.getcwd())  # a user's own classes by dotted path
+    sys.argv[1:] = with_own_classes(sys.argv[1:])
+    _terminated.clear()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        check(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
+    except InputError as error:
+        return _complain(str(error), 2)
+    except HydraException as error:  # a combination of a sweep's values that cannot be composed
+        return _complain(_translated(error), 2)
+    except JobFailed:
+        return 1
+    except KeyboardInterrupt:
+        return 143 if _terminated else 130
+    return 0
+
+
+def task(cfg: DictConfig) -> float:
+    """One job: build, simulate, print the table; returns the last evaluation, for sweepers."""
+    from fedsim.console import report
+    from fedsim.simulation import simulate
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        result = simulate(**build_run(config), run_dir=run_dir, progress=True, config=config)
+    except InputError as error:
+        _fail(str(error), 2)
+    choices = HydraConfig.get().runtime.choices
+    names = {
+        key: str(choices.get(key) or config[key]["_target_"]) for key in ("algorithm", "data", "partition", "model")
+    }
+    report(result.summary, run_dir, extra=names)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    if result.status == "diverged":
+        _fail(f"the run diverged: {result.message}; what it recorded is kept; try a smaller algorithm.lr", 1)
+    return float(result.summary.get("eval/accuracy", result.summary["eval/loss"])["last"])
+
+
+def config_folder() -> Path:
+    """The folder of ``config.yaml``: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise InputError(f"configs/config.yaml must lie in {package} or beside it, got neither; install fedsim again")
+
+
+def with_own_classes(argv: Sequence[str]) -> list[str]:
+    """Let ``GROUP._target_=a.B`` replace the group's whole node: the keys of the former class do not apply.
+
+    ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
+    command line that also chooses ``algorithm=NAME`` keeps the keys of that choice.
+    """
+    keys = [text.lstrip("+").partition("=")[0] for text in argv]
+    replaced = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")} - set(keys)
+    out: list[str] = []
+    for text, key in zip(argv, keys, strict=True):
+        group, _, rest = key.partition(".")
+        own = group in replaced and rest
+        out += [f"~{group}"] if own and rest == "_target_" else []
+        out += [f"++{text.lstrip('+')}" if own else text]
+    return out
+
+
+def check(argv: Sequence[str]) -> None:
+    """Check a command line: syntax, names and keys, then (where it would run) types and ranges.
+
+    Raises:
+        InputError: one line for each problem.
+    """
+    args = _parse(argv)
+    if args.hydra_help or args.shell_completion or args.experimental_rerun is not None:
+        return
+    problems: list[str] = []
+    with _composer(args) as composer:
+        for overrides in _jobs(composer, args):
+            with collect(problems):
+                config = _composed(composer, args.config_name, overrides)
+                if not (args.help or args.cfg or args.info):
+                    build_run(config)
+    if problems:  # jobs of a sweep share problems: each line once, in order
+        raise InputError("\n".join(dict.fromkeys("\n".join(problems).splitlines())))
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = get_args_parser()
+
+    def error(message: str) -> NoReturn:
+        raise InputError(f"{message}; see fedsim --help")
+
+    parser.error = error  # type: ignore[method-assign]
+    args = parser.parse_args(argv)
+    args.config_name = args.config_name or "config"
+    modes = {"--run": args.run, "-m": args.multirun, "--cfg": args.cfg, "--info": args.info}
+    if sum(map(bool, modes.values())) > 1:
+        raise InputError(f"give one of {', '.join(modes)}, got {' and '.join(k for k, v in modes.items() if v)}")
+    if args.resolve and not (args.cfg or args.help):
+        raise InputError("--resolve needs --cfg, got neither --cfg nor --help; add --cfg job")
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
+        raise InputError(f"--config-dir must be an existing folder, got {args.config_dir!r}")
+    return args
+
+
+@contextmanager
+def _composer(args: argparse.Namespace) -> Iterator[Hydra]:
+    """Hydra over the same search path as ``hydra.main`` will use, and gone afterwards."""
+    path = create_automatic_config_search_path(None, __name__, args.config_path or str(config_folder()))
+    if args.config_dir is not None:
+        folder = f"file://{Path(args.config_dir).resolve()}"
+        path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2(task_name="fedsim", config_search_path=path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _jobs(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
+    """The command lines to check: of a sweep, the first job, and each further value of each key on its own."""
+    parsed = _parsed(composer, args.overrides)
+    sweeps = {o.get_key_element(): o for o in parsed if o.is_sweep_override()}
+    if sweeps and not args.multirun and composer.get_mode(args.config_name, args.overrides) != RunMode.MULTIRUN:
+        raise InputError(
+            "\n".join(
+                f"{key} must be one value, got {o.input_line}; add -m to sweep, or write {key}=[...] for a list"
+                for key, o in sweeps.items()
+            )
+        )
+    fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+    values = {
+        key: [f"{key}={value}" for value in o.sweep_string_iterator()]
+        for key, o in sweeps.items()
+        if o.is_discrete_sweep()
+    }
+    first = {key: options[0] for key, options in values.items() if options}
+    others = [{**first, key: option} for key, options in values.items() for option in options[1:]]
+    return [[*fixed, *chosen.values()] for chosen in (first, *others)]
+
+
+def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create(config_loader=composer.config_loader)
+    parsed: list[Override] = []
+    problems: list[str] = []
+    for text in overrides:
+        with collect(problems):
+            parsed += _parsed_one(parser, text)
+    if problems:
+        raise InputError("\n".join(problems))
+    return parsed
+
+
+def _parsed_one(parser: OverridesParser, text: str) -> list[Override]:
+    try:
+        return parser.parse_overrides([text])
+    except HydraException as error:
+        lines = [
+            line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See https"))
+        ]
+        why = lines[0] if lines else "cannot be parsed"
+        raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
+
+
+def _composed(composer: Hydra, config_name: str, overrides: list[str]) -> Any:
+    """The resolved configuration as plain containers."""
+    try:
+        cfg = composer.compose_config(config_name, overrides, RunMode.RUN)
+        return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), resolve=True)
+    except COMPOSE_ERRORS as error:
+        lines = _diagnosed(composer, config_name, _parsed(composer, overrides), error) or [_translated(error)]
+        raise InputError("\n".join(lines)) from error
+
+
+def _diagnosed(composer: Hydra, config_name: str, parsed: list[Override], error: Exception) -> list[str]:
+    """What is wrong with overrides that do not compose: unknown options of groups, then unknown keys."""
+    lines, choices, values = [], [], []
+    for o in parsed:
+        group, value = o.key_or_group, o.value()
+        options = composer.config_loader.get_group_options(group)
+        if options and isinstance(value, str) and value not in options:
+            guess = did_you_mean(value, options, f"{group}=")
+            lines.append(f"unknown option {group}={value}; {guess}options of {group}: {', '.join(options)}")
+        elif o.is_add() and f"Multiple values for {group}." in str(error):
+            lines.append(f"{group} has a choice already, got {o.input_line}; write {group}={value}")
+        elif options or o.is_hydra_override():
+            choices.append(o.input_line or "")
+        elif not (o.is_add() or o.is_force_add()):
+            values.append(o)
+    if lines:
+        return lines
+    try:
+        cfg = composer.compose_config(config_name, choices, RunMode.RUN)
+    except COMPOSE_ERRORS:
+        return []  # the caller reports the error of the whole command line
+    groups = [str(name) for name in composer.config_loader.list_groups("") if name not in cfg]
+    return [line for o in values if (line := _unknown(cfg, groups, o))]
+
+
+def _unknown(cfg: DictConfig, groups: list[str], override: Override) -> str | None:
+    """The line about an override whose key the composed configuration does not have, or None."""
+    node: Any = cfg
+    path: list[str] = []
+    for part in override.key_or_group.split("."):
+        if not isinstance(node, DictConfig):
+            return f"unknown key {override.key_or_group}; {'.'.join(path)} holds a value and has no keys"
+        if part not in node:
+            names = [str(key) for key in node] + ([] if path else groups)
+            valid = [name for name in names if name not in ("hydra", "_target_")]
+            return unknown_key(".".join(path), part, valid, override.input_line)
+        path.append(part)
+        node = OmegaConf.select(node, part)
+    return None
+
+
+def _translated(error: Exception) -> str:
+    """An error of Hydra, OmegaConf or yaml on one line, without the search path and links it appends."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        available = (
+            f"; available: {', '.join(error.options)}" if error.options else "; see fedsim --help for the options"
+        )
+        return f"{str(error).splitlines()[0].rstrip('.')}{available}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("See https://", "full_key:", "object_type="))]
+    cause = [str(error.__cause__).splitlines()[0]] if isinstance(error.__cause__, OmegaConfBaseException) else []
+    return ": ".join([" ".join(kept), *cause])
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Stop as on Ctrl-C: the run saves what it has and its actors go."""
+    _terminated.append(number)
+    raise KeyboardInterrupt
+
+
+def _complain(problems: str, code: int) -> int:
+    from fedsim.console import error
+
+    for line in problems.splitlines():
+        error(line)
+    return code
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """End the run with this exit code; in a sweep, only this job."""
+    _complain(message, code)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise JobFailed(message)
+    raise SystemExit(code)

@@ -1,0 +1,172 @@
+"""Who computes in which round.
+
+A cohort is a function of (seed, round) and the number of clients only, so that algorithms compared at equal seeds see
+equal cohorts, and a resumed run sees those of the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedsim.errors import InputError, require
+from fedsim.rng import numpy_stream
+
+
+class Schedule(Protocol):
+    """A rule for cohorts: a frozen dataclass of options."""
+
+    def check(self, population: int, rounds: int) -> None:
+        """Raise InputError unless every round of 0..rounds-1 has a cohort among clients 0..population-1."""
+        ...
+
+    def expected(self, population: int) -> int:
+        """Typical size of a cohort, >= 1."""
+        ...
+
+    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+        """The cohort of round ``index`` (0-based): ascending ids, never empty."""
+        ...
+
+
+@dataclass(frozen=True)
+class All:
+    """Every client in every round."""
+
+    def check(self, population: int, rounds: int) -> None:
+        """Every population is fine."""
+
+    def expected(self, population: int) -> int:
+        """All n."""
+        return population
+
+    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+        """Clients 0..n-1."""
+        return tuple(range(population))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A fixed number of clients a round, drawn uniformly without replacement.
+
+    Attributes:
+        cohort: clients in a round, in 1..n.
+    """
+
+    cohort: int
+
+    def __post_init__(self) -> None:
+        require(self.cohort >= 1, "cohort", "be >= 1", self.cohort)
+
+    def check(self, population: int, rounds: int) -> None:
+        """The cohort fits the population."""
+        require(self.cohort <= population, "schedule.cohort", f"be <= the {population} clients", self.cohort)
+
+    def expected(self, population: int) -> int:
+        """The cohort."""
+        return self.cohort
+
+    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+        """The cohort of round ``index``, at stream (seed, "cohort", index)."""
+        return _draw(self.cohort, population, numpy_stream(seed, "cohort", index))
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Each client independently with probability ``rate``, drawn again when nobody came.
+
+    FL-Simulator's rule (its ``server.py``), and Poisson sampling to a privacy accountant but for the redraw. Drawn as
+    a binomial size and a uniform cohort of that size, which is the same law.
+
+    Attributes:
+        rate: probability of a client to take part in a round, in (0, 1].
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate <= 1, "rate", "be in (0, 1]", self.rate)
+
+    def check(self, population: int, rounds: int) -> None:
+        """An empty draw is not the rule: 1,000 of them in a row have a probability below e^-50."""
+        least = 0.05 / population
+        must = f"be >= {least:g} for {population} clients, or nearly every draw is empty"
+        require(self.rate >= least, "schedule.rate", must, self.rate)
+
+    def expected(self, population: int) -> int:
+        """rate * n, rounded, at least 1."""
+        return max(1, round(self.rate * population))
+
+    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+        """The cohort of round ``index``, at stream (seed, "cohort", index)."""
+        rng = numpy_stream(seed, "cohort", index)
+        for _ in range(1000):
+            if size := int(rng.binomial(population, self.rate)):
+                return _draw(size, population, rng)
+        raise InputError(f"schedule.rate must be higher: 1,000 draws of round {index} were empty, got {self.rate}")
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """The cohorts of a file, one for each round.
+
+    Attributes:
+        path: JSON file with a list of lists of client ids; cohort r is that of round r, in any order.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        _ = self.cohorts  # a file that cannot be read is an error at construction
+
+    @cached_property
+    def cohorts(self) -> tuple[tuple[int, ...], ...]:
+        """The file's cohorts, ids ascending; read once."""
+        try:
+            read = json.loads(Path(self.path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"path must be a readable JSON file, got {self.path!r} ({error})") from error
+        require(
+            _is_cohorts(read), "path", "hold a JSON list of lists of client ids, such as [[0, 3], [1, 2]]", self.path
+        )
+        return tuple(tuple(sorted(cohort)) for cohort in read)
+
+    def check(self, population: int, rounds: int) -> None:
+        """There are enough cohorts, none is empty, and every client of each exists and is named once."""
+        have = len(self.cohorts)
+        require(have >= rounds, "schedule.path", f"hold a cohort for each of the {rounds} rounds", have)
+        for index, cohort in enumerate(self.cohorts):
+            where = f"schedule.path: cohort {index} of {self.path} must"
+            if not cohort:
+                raise InputError(f"{where} name at least one client, got []")
+            if cohort[0] < 0 or cohort[-1] >= population:
+                got = cohort[0] if cohort[0] < 0 else cohort[-1]
+                raise InputError(f"{where} name clients in 0..{population - 1}, got {got}")
+            if twice := [a for a, b in pairwise(cohort) if a == b]:
+                raise InputError(f"{where} name each client once, got {twice[0]} more than once")
+
+    def expected(self, population: int) -> int:
+        """The mean size, rounded."""
+        return max(1, round(sum(map(len, self.cohorts)) / max(1, len(self.cohorts))))
+
+    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+        """Cohort ``index`` of the file."""
+        return self.cohorts[index]
+
+
+def _draw(size: int, population: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """A uniform subset of 0..population-1, ascending."""
+    return tuple(np.sort(rng.choice(population, size=size, replace=False, shuffle=False)).tolist())
+
+
+def _is_cohorts(read: Any) -> bool:
+    """Whether a JSON value is a list of lists of integers (true and false are none)."""
+    return isinstance(read, list) and all(
+        isinstance(cohort, list) and all(type(client) is int for client in cohort) for cohort in read
+    )

@@ -1,0 +1,320 @@
+"""Engine speed against hand-written eager loops, measured side by side in one run.
+
+    python scripts/bench.py [--rounds 7] [--only noop W1 W2 W3] [--backends serial ray] [--actors 2] [--device cpu]
+
+Every figure is a median over rounds that alternate between the engine and the loop, so that a noisy machine disturbs
+both; quote the ratios, not the seconds. Workloads (FedAvg, SGD lr 0.05, one local epoch, synthetic Gaussian classes,
+a fresh order of samples per client and round, no evaluation):
+
+    noop  clients that do nothing: 0.4 MB model, 50 of 100 clients a round
+    W1    CNN, two 5x5 convolutions, 18k parameters; 100 clients x 600 samples, 10 a round, batch 32
+    W1L   LEAF's CNN, 1.7M parameters; the same data
+    W2    MLP 784-200-10; 1,000 clients x 60 samples, 100 a round, batch 20
+    W3    binary logistic regression, 300 inputs; 1,000 clients x 30 samples, all in every round, full batch
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from fedsim import Engine, Evaluate, Local, Mean
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.data import Dataset, Split
+from fedsim.engine.orchestrator import Orchestrator
+from fedsim.objective import Objective
+from fedsim.partition import Blocks
+from fedsim.prepare import prepare
+from fedsim.schedule import Uniform
+from fedsim.types import Message, Round
+
+LR = 0.05
+
+
+@dataclass(frozen=True)
+class NoOp(FedAvg):
+    """Clients that send back a zero update: what is left is the engine."""
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """No work."""
+        return {"update": torch.zeros_like(got["x"]) * obj.steps}, client
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One row of the table.
+
+    Attributes:
+        clients: population.
+        samples: per client.
+        cohort: clients in a round.
+        batch: minibatch, or "full".
+        shape: of one input.
+        classes: number of classes (2: one logit).
+        model: makes the module.
+        train: whether clients train at all.
+    """
+
+    clients: int
+    samples: int
+    cohort: int
+    batch: Any
+    shape: tuple[int, ...]
+    classes: int
+    model: Callable[[], nn.Module]
+    train: bool = True
+
+
+def cnn(channels: tuple[int, int], hidden: int | None) -> nn.Module:
+    """Two 5x5 convolutions without padding on 28x28, pooled; linear head, or one hidden layer before it."""
+    a, b = channels
+    body = [
+        nn.Conv2d(1, a, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(a, b, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
+    head = [nn.Linear(16 * b, 10)] if hidden is None else [nn.Linear(16 * b, hidden), nn.ReLU(), nn.Linear(hidden, 10)]
+    return nn.Sequential(*body, *head)
+
+
+def leaf_cnn() -> nn.Module:
+    """LEAF's FEMNIST network: padded convolutions, a hidden layer of 512."""
+    pool = nn.MaxPool2d(2)
+    body = [
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        pool,
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 10))
+
+
+WORKLOADS = {
+    "noop": Workload(100, 2, 50, 2, (1000,), 100, lambda: nn.Sequential(nn.Linear(1000, 100, bias=False)), train=False),
+    "W1": Workload(100, 600, 10, 32, (1, 28, 28), 10, lambda: cnn((16, 32), None)),
+    "W1L": Workload(100, 600, 10, 32, (1, 28, 28), 10, leaf_cnn),
+    "W2": Workload(
+        1000, 60, 100, 20, (784,), 10, lambda: nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 10))
+    ),
+    "W3": Workload(1000, 30, 1000, "full", (300,), 2, lambda: nn.Sequential(nn.Linear(300, 1))),
+}
+
+
+def gaussian_classes(load: Workload, seed: int = 0) -> Dataset:
+    """Inputs around one random centre per class."""
+    random = np.random.default_rng(seed)
+    n, width = load.clients * load.samples, int(np.prod(load.shape))
+    y = random.integers(load.classes, size=n)
+    x = random.standard_normal((n, width), dtype=np.float32)
+    x += 0.1 * random.standard_normal((load.classes, width), dtype=np.float32)[y]
+    return Dataset("gaussian", Split(x.reshape(n, *load.shape), y), None, "classification", load.classes)
+
+
+class Eager:
+    """The loop one would write by hand: a module, torch.optim.SGD, one client after the other."""
+
+    def __init__(self, load: Workload, device: str):
+        torch.manual_seed(0)
+        data = gaussian_classes(load)
+        self.load, self.device = load, device
+        self.x = torch.from_numpy(data.train.x).to(device)
+        self.y = torch.from_numpy(data.train.y).to(device)
+        self.model = load.model().to(device)
+        self.work = copy.deepcopy(self.model)
+
+    def clients(self, cohort: list[int]) -> list[Tensor]:
+        """Sum over the cohort of n_i times the client's trained parameters."""
+        total = [torch.zeros_like(p) for p in self.model.parameters()]
+        n = self.load.samples
+        size = n if self.load.batch == "full" else self.load.batch
+        for i in cohort:
+            self.work.load_state_dict(self.model.state_dict())
+            optimizer = torch.optim.SGD(self.work.parameters(), lr=LR)
+            x, y = self.x[i * n : (i + 1) * n], self.y[i * n : (i + 1) * n]
+            order = torch.randperm(n).to(self.device) if size < n else None
+            for first in range(0, n, size):
+                chosen = slice(None) if order is None else order[first : first + size]
+                out, target = self.work(x[chosen]), y[chosen]
+                if out.shape[1] == 1:
+                    loss = F.binary_cross_entropy_with_logits(out[:, 0], target.to(out.dtype))
+                else:
+                    loss = F.cross_entropy(out, target)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+            with torch.no_grad():
+                torch._foreach_add_(total, list(self.work.parameters()), alpha=float(n))
+        return total
+
+    def set(self, totals: list[list[Tensor]], weight: float) -> None:
+        """The weighted average of the shares becomes the model."""
+        with torch.no_grad():
+            for p, *parts in zip(self.model.parameters(), *totals, strict=True):
+                p.copy_(sum(parts) / weight)
+
+    def cohort(self) -> list[int]:
+        """This round's clients."""
+        return torch.randperm(self.load.clients)[: self.load.cohort].tolist()
+
+    def step(self) -> None:
+        """One round in this process."""
+        self.set([self.clients(self.cohort())], float(self.load.cohort * self.load.samples))
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _half(pipe: Any, load: Workload) -> None:
+    torch.set_num_threads(1)
+    eager = Eager(load, "cpu")
+    while (message := pipe.recv()) is not None:
+        cohort, parameters = message
+        eager.set([[torch.from_numpy(p) for p in parameters]], 1.0)
+        pipe.send([t.numpy() for t in eager.clients(cohort)])
+
+
+class TwoProcesses:
+    """The same loop in two processes, half of the cohort each, pipes between them."""
+
+    def __init__(self, load: Workload):
+        self.eager = Eager(load, "cpu")
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for _ in range(2):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_half, args=(theirs, load), daemon=True)
+            process.start()
+            self.pipes.append(mine)
+            self.processes.append(process)
+
+    def step(self) -> None:
+        """One round."""
+        cohort = self.eager.cohort()
+        parameters = [p.detach().numpy() for p in self.eager.model.parameters()]
+        for j, pipe in enumerate(self.pipes):
+            pipe.send((cohort[j::2], parameters))
+        totals = [[torch.from_numpy(t) for t in pipe.recv()] for pipe in self.pipes]
+        self.eager.set(totals, float(self.eager.load.cohort * self.eager.load.samples))
+
+    def close(self) -> None:
+        """End both."""
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+@contextmanager
+def engine_run(load: Workload, engine: Engine) -> Iterator[Orchestrator]:
+    """Our engine on the workload, ready to step."""
+    data = gaussian_classes(load)
+    population = Blocks(clients=load.clients).split(data, 0)
+    rule = (FedAvg if load.train else NoOp)(lr=LR)
+    torch.manual_seed(0)
+    prepared = prepare(rule, data, population, load.model(), Local(batch_size=load.batch), Mean(), engine, 0)
+    backend = prepared.start(engine)
+    try:
+        yield Orchestrator(
+            prepared.setup,
+            backend,
+            Uniform(cohort=load.cohort),
+            Evaluate(every=10**9),
+            prepared.x0,
+            block=prepared.block,
+            jobs=engine.jobs,
+            rounds=10**9,
+        )
+    finally:
+        backend.close()
+
+
+def alternate(rounds: int, *steps: Callable[[], Any]) -> list[float]:
+    """Median seconds of each step over rounds that take turns; the first two rounds do not count."""
+    times: list[list[float]] = [[] for _ in steps]
+    gc.disable()
+    for r in range(rounds + 2):
+        for step, mine in zip(steps, times, strict=True):
+            start = time.perf_counter()
+            step()
+            if r >= 2:
+                mine.append(time.perf_counter() - start)
+    gc.enable()
+    return [statistics.median(mine) for mine in times]
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each (default 7)")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=["noop", "W1", "W2", "W3"])
+    parser.add_argument("--backends", nargs="+", choices=["serial", "ray"], default=["serial", "ray"])
+    parser.add_argument("--actors", type=int, default=2, help="Ray actors (default 2)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--block", default="auto", help="engine.block (default auto)")
+    parser.add_argument("--batching", choices=["auto", "loop"], default="auto", help="engine.batching")
+    parser.add_argument("--kernel", choices=["auto", "stacked", "vmap"], default="auto", help="engine.kernel")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    block = options.block if options.block == "auto" else int(options.block)
+    console = Console(width=110)
+    table = Table(title=machine(options.device))
+    for name in ("workload", "backend", "loop s/round", "fedsim s/round", "times faster", "us per client"):
+        table.add_column(name, justify="left" if name in ("workload", "backend") else "right")
+    for name in options.only:
+        load = WORKLOADS[name]
+        for backend in options.backends:
+            engine = Engine(
+                backend=backend,
+                actors=options.actors,
+                device=options.device,
+                block=block,
+                batching=options.batching,
+                kernel=options.kernel,
+            )
+            with engine_run(load, engine) as run:
+                if not load.train:
+                    loop, ours = None, alternate(options.rounds * 3, run.step)[0]
+                elif backend == "serial" or options.device == "cuda":
+                    loop, ours = alternate(options.rounds, Eager(load, options.device).step, run.step)
+                else:
+                    pair = TwoProcesses(load)
+                    loop, ours = alternate(options.rounds, pair.step, run.step)
+                    pair.close()
+            where = "serial, 1 core" if backend == "serial" else f"ray, {options.actors} actors"
+            if options.device == "cuda":
+                where = f"{backend}, GPU"
+            against = ("-", "-") if loop is None else (f"{loop:.4f}", f"{loop / ours:.2f}")
+            table.add_row(name, where, against[0], f"{ours:.4f}", against[1], f"{1e6 * ours / load.cohort:.0f}")
+    console.print(table)
+    console.print("loop: the hand-written eager loop, in one process (serial) or in two (ray)", style="dim")
+
+
+def machine(device: str) -> str:
+    """What the figures were measured on."""
+    chip = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores {platform.machine()}"
+    return f"{chip}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The models: parameter counts of the literature, shapes, body and head, and what a model may not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from fedsim import models
+from fedsim.errors import InputError
+from fedsim.layout import Layout
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "model"
+
+FROZEN: list[tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str, Any], int]] = [
+    (models.linear, (300,), 2, {}, 301),
+    (models.linear, (300,), 2, {"single_logit": False}, 602),
+    (models.linear, (1, 28, 28), 10, {}, 7_850),
+    (models.linear_zero, (7,), 1, {}, 7),
+    (models.mlp, (1, 28, 28), 10, {}, 159_010),  # McMahan's 2NN has 199,210
+    (models.mlp, (1, 28, 28), 10, {"hidden": (200, 200)}, 199_210),
+    (models.cnn, (1, 28, 28), 10, {}, 18_378),
+    (models.cnn, (1, 28, 28), 10, {"channels": (32, 64), "padding": 2, "hidden": (512,)}, 1_663_370),
+    (models.cnn, (1, 8, 8), 10, {"padding": 2}, 14_538),
+    (models.lenet, (1, 28, 28), 10, {}, 61_706),
+    (models.lenet, (3, 32, 32), 10, {}, 62_006),
+    (models.resnet18_gn, (3, 32, 32), 10, {}, 11_181_642),
+    (models.resnet18_gn_cifar, (3, 32, 32), 10, {}, 11_173_962),
+    (models.char_lstm, (20,), 80, {}, 819_920),
+    *(
+        (models.fedgh_cnn, (3, 32, 32), classes, {"variant": variant}, count)
+        for classes, counts in (
+            (10, (2_621_558, 1_815_142, 1_320_558, 1_060_358, 670_058)),
+            (100, (2_666_648, 1_860_232, 1_365_648, 1_105_448, 715_148)),
+        )
+        for variant, count in enumerate(counts, start=1)
+    ),
+]
+
+
+@pytest.mark.parametrize(("factory", "shape", "outputs", "options", "count"), FROZEN)
+def test_parameter_counts_and_shapes(
+    factory: Callable[..., nn.Module], shape: tuple[int, ...], outputs: int, options: dict[str, Any], count: int
+) -> None:
+    model = models.build(factory, shape, outputs, options, seed=0)
+    assert Layout.of(model).d == count
+    x = torch.randint(80, (2, *shape)) if factory is models.char_lstm else torch.rand(2, *shape)
+    features = model.get_submodule("body")(x)
+    out = model(x)
+    k = 1 if factory is models.linear and outputs == 2 and options.get("single_logit", True) else outputs
+    assert out.shape == ((2, *shape, k) if factory is models.char_lstm else (2, k))
+    assert torch.equal(out, model.get_submodule("head")(features))
+    assert isinstance(model.get_submodule("head"), nn.Linear)
+
+
+def test_fedgh_features_are_the_500_relu_outputs() -> None:
+    model = models.build(models.fedgh_cnn, (3, 32, 32), 10, {"variant": 3}, seed=0)
+    features = model.get_submodule("body")(torch.rand(4, 3, 32, 32))
+    assert features.shape == (4, 500)
+    assert features.min() == 0
+
+
+def test_resnet_has_torchvisions_shapes_in_its_order() -> None:
+    shapes = [tuple(p.shape) for p in models.resnet18_gn((3, 32, 32), 10).parameters()]
+    assert shapes[:3] == [(64, 3, 7, 7), (64,), (64,)]
+    assert shapes[15:21] == [(128, 64, 3, 3), (128,), (128,), (128, 128, 3, 3), (128,), (128,)]
+    assert shapes[21:24] == [(128, 64, 1, 1), (128,), (128,)]  # the shortcut of the first block of layer 2
+    assert shapes[-2:] == [(10, 512), (10,)]
+    norms = [m for m in models.resnet18_gn((3, 32, 32), 10).modules() if isinstance(m, nn.GroupNorm)]
+    assert len(norms) == 20
+    assert {m.num_groups for m in norms} == {2}
+
+
+def test_linear_zero_starts_at_zero() -> None:
+    assert models.linear_zero((5,), 1)(torch.ones(1, 5)).item() == 0
+
+
+def test_build_is_addressed_by_the_seed_and_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (models.build(models.mlp, (4,), 3, {}, seed) for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    flat = [Layout.of(m).flatten(m) for m in (first, again, other)]
+    assert torch.equal(flat[0], flat[1])
+    assert not torch.equal(flat[0], flat[2])
+
+
+class Own(nn.Module):
+    """A user's class that takes neither input_shape nor outputs."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+def test_a_users_class_and_a_users_module() -> None:
+    assert models.build(Own, (3,), 2, {"width": 3}, seed=0)(torch.ones(5, 3)).shape == (5, 2)
+    mine = Own()
+    built = models.build(mine, (3,), 2, {}, seed=0)
+    with torch.no_grad():
+        built.get_submodule("layer").weight.zero_()
+    assert mine.layer.weight.abs().sum() > 0
+
+
+class Noisy(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+
+class Counting(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.get_buffer("calls").add_(1)
+        return super().forward(x)
+
+
+def frozen() -> nn.Module:
+    model = Own()
+    model.layer.bias.requires_grad_(False)
+    return model
+
+
+def counts() -> nn.Module:
+    model = Own()
+    model.register_parameter("steps", nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False))
+    return model
+
+
+def sequential(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "message"),
+    [
+        (sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), (1, 8, 8), "BatchNorm2d at 1, whose running statistics"),
+        (sequential(nn.Linear(3, 2), nn.Dropout(0.2)), (3,), "dropout 0.2 at 1 (Dropout)"),
+        (sequential(nn.LSTM(3, 2, 2, dropout=0.1)), (3,), "dropout 0.1 at 0 (LSTM)"),
+        (Noisy, (3,), "draws random numbers in forward"),
+        (Counting, (3,), "changes its buffer calls in forward"),
+        (frozen, (3,), "parameter layer.bias is frozen"),
+        (counts, (3,), "parameter steps must be floating point, got torch.int64"),
+        (nn.Flatten, (2,), "model must have parameters to train"),
+        (lambda: 3, (3,), "must give a torch.nn.Module, got int"),
+        (Own, (4,), "fails on a zero sample of shape (1, 4)"),
+        (lambda: nn.Linear(3, 5), (3,), "to outputs [1, 2], got (1, 5)"),
+    ],
+)
+def test_refusals(factory: Callable[[], nn.Module], shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        models.build(factory, shape, 2, {}, seed=0)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "options", "message"),
+    [
+        (models.cnn, (1, 8, 8), {}, "too small for 2 convolutions of 5x5"),
+        (
+            models.cnn,
+            (64,),
+            {},
+            "model=cnn needs images of shape (channels, height, width), got samples of shape (64,)",
+        ),
+        (models.cnn, (1, 28, 28), {"kernel": 3, "padding": 3}, "padding must be in 0..2"),
+        (models.lenet, (1, 8, 8), {}, "needs images of 28x28 or 32x32, got 8x8"),
+        (models.fedgh_cnn, (3, 32, 32), {"variant": 6}, "variant must be 1, 2, 3, 4 or 5, got 6"),
+        (models.linear_zero, (3,), {}, "outputs must be 1 for model=linear_zero, got 10"),
+        (models.mlp, (3,), {"hidden": ()}, "hidden must be one or more widths"),
+        (models.mlp, (3,), {"width": 3}, "model mlp has no option width; its options are: hidden, activation"),
+        (models.resnet18_gn, (3, 32, 32), {"groups": 3}, "groups must be a divisor of 64, got 3"),
+        (models.char_lstm, (3, 32, 32), {}, "needs token sequences of shape (t,)"),
+    ],
+)
+def test_factories_explain_themselves(
+    factory: Callable[..., nn.Module], shape: Sequence[int], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        models.build(factory, tuple(shape), 10, options, seed=0)
+    assert message in str(caught.value)
+
+
+def test_batchnorm_becomes_groupnorm_of_two_groups() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Sequential(nn.BatchNorm2d(6, affine=False)))
+    with torch.no_grad():
+        model[1].weight.fill_(3.0)
+    converted = models.validate(model, "groupnorm")
+    norms = [m for m in converted.modules() if isinstance(m, nn.GroupNorm)]
+    assert [(m.num_groups, m.num_channels, m.affine) for m in norms] == [(2, 6, True), (2, 6, False)]
+    assert norms[0].weight.tolist() == [3.0] * 6
+    small = [models.validate(nn.Sequential(nn.BatchNorm1d(c), nn.Linear(c, 1)), "groupnorm") for c in (2, 3, 4)]
+    assert [model.get_submodule("0").num_groups for model in small] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_model_config_builds(path: Path) -> None:
+    node = yaml.safe_load(path.read_text())
+    factory = getattr(models, node.pop("_target_").removeprefix("fedsim.models."))
+    assert factory.__name__ == path.stem
+    shapes = {"linear_zero": ((5,), 1), "char_lstm": ((12,), 30)}
+    shape, outputs = shapes.get(path.stem, ((3, 32, 32), 10))
+    model = models.build(factory, shape, outputs, node, seed=0)
+    defaults = models.build(factory, shape, outputs, {}, seed=0)
+    assert torch.equal(Layout.of(model).flatten(model), Layout.of(defaults).flatten(defaults))

@@ -1,0 +1,163 @@
+"""Cohorts: range, law, addresses, and what is refused before a run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedsim.config import build
+from fedsim.errors import InputError
+from fedsim.schedule import All, Bernoulli, Cohorts, Uniform
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "schedule").glob("*.yaml"))
+
+
+def written(folder, cohorts):
+    path = folder / "cohorts.json"
+    path.write_text(cohorts if isinstance(cohorts, str) else json.dumps(cohorts))
+    return str(path)
+
+
+@given(st.integers(1, 200), st.integers(0, 10**6), st.integers(0, 2**40), st.data())
+def test_cohorts_are_ascending_ids_without_repetition_and_never_empty(population, index, seed, draw):
+    size = draw.draw(st.integers(1, population))
+    for schedule in (All(), Uniform(size), Bernoulli(size / population)):
+        schedule.check(population, index + 1)
+        cohort = schedule.clients(index, population, seed)
+        assert cohort == tuple(sorted(set(cohort)))
+        assert cohort[0] >= 0
+        assert cohort[-1] < population
+        assert all(type(client) is int for client in cohort)
+        assert cohort == schedule.clients(index, population, seed)
+        assert schedule.expected(population) >= 1
+    assert len(Uniform(size).clients(index, population, seed)) == Uniform(size).expected(population) == size
+
+
+def test_all_and_full_cohorts_are_everybody():
+    everybody = (0, 1, 2, 3, 4)
+    assert All().clients(3, 5, 0) == Uniform(5).clients(3, 5, 0) == Bernoulli(1.0).clients(3, 5, 0) == everybody
+    assert All().expected(5) == 5
+
+
+@pytest.mark.parametrize("schedule", [Uniform(10), Bernoulli(0.1)])
+def test_rounds_and_seeds_address_different_cohorts(schedule):
+    drawn = {schedule.clients(index, 1000, seed) for index in range(20) for seed in range(20)}
+    assert len(drawn) == 400
+
+
+@pytest.mark.parametrize(("population", "size"), [(30, 3), (400, 3), (30, 29)])
+def test_uniform_draws_every_client_and_pair_equally(population, size):
+    rounds = 4000
+    came = np.zeros((rounds, population), dtype=bool)
+    for index in range(rounds):
+        came[index, list(Uniform(size).clients(index, population, 7))] = True
+    expected = rounds * size / population
+    # the counts are negatively correlated: (n-1)/n * sum is chi-square with n-1 degrees for draws of one,
+    # and the factor (n-1)/(n-size) restores the variance of draws without replacement
+    statistic = ((came.sum(axis=0) - expected) ** 2).sum() / expected * (population - 1) / (population - size)
+    assert 0.001 < stats.chi2(population - 1).sf(statistic) < 0.999
+    pairs = (came[:, 0] & came[:, 1]).mean()
+    chance = size * (size - 1) / (population * (population - 1))
+    assert abs(pairs - chance) < 5 * np.sqrt(chance * (1 - chance) / rounds)
+
+
+def test_bernoulli_sizes_are_binomial_given_that_somebody_came():
+    population, rate, rounds = 4, 0.2, 3000
+    cohorts = [Bernoulli(rate).clients(index, population, 1) for index in range(rounds)]
+    law = stats.binom(population, rate)
+    expected = rounds * law.pmf(np.arange(1, 4)) / law.sf(0)
+    expected = np.append(expected, rounds - expected.sum())
+    sizes = np.bincount([len(cohort) for cohort in cohorts], minlength=5)
+    assert sizes[0] == 0
+    assert stats.chisquare(sizes[1:], expected).pvalue > 0.01
+    share = np.bincount(np.concatenate(cohorts), minlength=4) / rounds
+    chance = rate / law.sf(0)
+    assert np.abs(share - chance).max() < 5 * np.sqrt(chance * (1 - chance) / rounds)
+
+
+def test_a_million_clients():
+    for schedule in (Uniform(1000), Bernoulli(0.001)):
+        cohort = schedule.clients(0, 1_000_000, 0)
+        assert 800 < len(cohort) < 1200
+        assert schedule.expected(1_000_000) == 1000
+        assert cohort[-1] > 950_000  # the largest of 1000 uniform ids is this small with a chance of 1e-22
+
+
+def test_cohorts_of_a_file_are_sorted_and_read_once(tmp_path):
+    path = written(tmp_path, [[3, 0], [1], [4, 2, 1]])
+    schedule = Cohorts(path)
+    Path(path).unlink()
+    schedule.check(5, 3)
+    schedule.check(5, 2)
+    assert [schedule.clients(index, 5, 9) for index in range(3)] == [(0, 3), (1,), (1, 2, 4)]
+    assert schedule.expected(5) == 2
+    assert pickle.loads(pickle.dumps(schedule)).clients(1, 5, 0) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("cohorts", "message"),
+    [
+        ([[0], [5]], r"^schedule.path: cohort 1 of .* must name clients in 0..4, got 5$"),
+        ([[-1, 0], [1]], r"cohort 0 of .* must name clients in 0..4, got -1"),
+        ([[0], []], r"cohort 1 of .* must name at least one client, got \[\]"),
+        ([[2, 1, 2], [1]], r"cohort 0 of .* must name each client once, got 2 more than once"),
+        ([[0]], r"^schedule.path must hold a cohort for each of the 2 rounds, got 1"),
+    ],
+)
+def test_cohorts_are_checked_before_the_run(tmp_path, cohorts, message):
+    schedule = Cohorts(written(tmp_path, cohorts))
+    with pytest.raises(InputError, match=message):
+        schedule.check(5, 2)
+
+
+@pytest.mark.parametrize("text", ['{"0": [1]}', "[0, 1]", "[[0], [true]]", "[[0.5]]", '[["a"]]'])
+def test_a_file_of_another_shape_is_refused_at_construction(tmp_path, text):
+    with pytest.raises(InputError, match=r"^path must hold a JSON list of lists of client ids, such as"):
+        Cohorts(written(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_refused_at_construction(tmp_path):
+    for path in (str(tmp_path / "absent.json"), str(tmp_path), written(tmp_path, "[[0], ")):
+        with pytest.raises(InputError, match=r"^path must be a readable JSON file, got"):
+            Cohorts(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Uniform(0), r"^cohort must be >= 1, got 0"),
+        (lambda: Bernoulli(0.0), r"^rate must be in \(0, 1\], got 0.0"),
+        (lambda: Bernoulli(1.1), r"^rate must be in \(0, 1\], got 1.1"),
+        (lambda: Bernoulli(float("nan")), r"^rate must be in \(0, 1\], got nan"),
+        (lambda: Uniform(50).check(20, 1), r"^schedule.cohort must be <= the 20 clients, got 50$"),
+        (lambda: Bernoulli(1e-6).check(20, 1), r"^schedule.rate must be >= 0.0025 for 20 clients, or nearly every"),
+        (
+            lambda: Bernoulli(1e-12).clients(0, 20, 0),
+            r"^schedule.rate must be higher: 1,000 draws of round 0 were empty",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_build_and_repeat_the_defaults_of_their_class(path, tmp_path):
+    node = yaml.safe_load(path.read_text())
+    if path.stem == "cohorts":
+        assert node["path"] == "???"
+        node["path"] = written(tmp_path, [[0]])
+    schedule = build(node, "schedule")
+    assert type(schedule).__name__.lower() == path.stem
+    assert {f.name for f in fields(schedule)} == set(node) - {"_target_"}
+    assert all(getattr(schedule, f.name) == f.default for f in fields(schedule) if f.default is not MISSING)
