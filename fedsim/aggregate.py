@@ -1,14 +1,14 @@
 """Server rules: from the cohort's messages to the one message the server steps on.
 
-A linear rule never moves messages: every worker returns the weighted sum of its job's messages in float64, and the
-driver adds those sums in plan order, so that the result does not depend on who computed what or finished first.
+A linear rule never moves messages: workers return weighted sums in float64. The sums of all jobs are added along a
+fixed binary tree (jobs 0 and 1, 2 and 3, then 0-1 and 2-3, ...), so that the result does not depend on who computed
+what: a worker that holds both siblings adds them itself and moves one sum instead of two, with the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from fedsim.types import Message
 
 Sums = dict[str, np.ndarray]
 
-COLUMNS = 8192
-"""Coordinates summed at once: their float64 copies stay in the cache."""
+COLUMNS = 2**17
+"""Coordinates summed at once, so that their float64 copies stay small."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,22 @@ class Mean:
                 flat[columns] += weight @ by_client[:, columns].double()
         return sums
 
-    def finish(self, parts: Sequence[Sums], total_weight: float, dtype: torch.dtype) -> Message:
-        """Sums of the jobs, in plan order -> the mean message."""
-        out: Message = {}
-        for name in parts[0]:
-            total = parts[0][name].copy()
-            for part in parts[1:]:
-                total += part[name]
-            out[name] = torch.from_numpy(np.asarray(total / total_weight)).to(dtype)
-        return out
+    def finish(self, sums: Sums, total_weight: float, dtype: torch.dtype) -> Message:
+        """The sums over the whole cohort -> the mean message."""
+        return {name: torch.from_numpy(np.asarray(s / total_weight)).to(dtype) for name, s in sums.items()}
+
+
+Parts = dict[tuple[int, int], dict[str, Any]]
+"""{(first job, number of jobs): {field: sum over those jobs}}; the sums are arrays or tensors."""
+
+
+def fold(parts: Parts) -> Parts:
+    """Add sibling sums as far as both are here."""
+    count = 1
+    while any(span >= count for _, span in parts):
+        for first in sorted(first for first, span in parts if span == count and first % (2 * count) == 0):
+            if (right := parts.pop((first + count, count), None)) is not None:
+                left = parts.pop((first, count))
+                parts[first, 2 * count] = {name: left[name] + right[name] for name in left}
+        count *= 2
+    return parts

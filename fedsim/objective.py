@@ -108,5 +108,5 @@ class Objective:
 
     @property
     def loss(self) -> Tensor:
-        """Mean over the local steps of the minibatch loss where each step began (NaN before any gradient)."""
-        return self._losses[0] if self._losses else torch.full_like(self.steps, torch.nan, dtype=torch.float32)
+        """Mean over the local steps of the minibatch loss where each step began; 0 when no gradient was computed."""
+        return self._losses[0] if self._losses else torch.zeros_like(self.steps, dtype=torch.get_default_dtype())

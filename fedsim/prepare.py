@@ -14,8 +14,7 @@ from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples
 from fedsim.engine.config import Engine
-from fedsim.engine.kernel import kernel_rule
-from fedsim.engine.oracle import Kernel
+from fedsim.engine.kernel import Kernel, kernel_rule
 from fedsim.engine.serial import Serial
 from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import require

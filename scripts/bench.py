@@ -186,9 +186,9 @@ class Eager:
             torch.cuda.synchronize()
 
 
-def _half(pipe: Any, load: Workload) -> None:
+def _half(pipe: Any, name: str) -> None:
     torch.set_num_threads(1)
-    eager = Eager(load, "cpu")
+    eager = Eager(WORKLOADS[name], "cpu")
     while (message := pipe.recv()) is not None:
         cohort, parameters = message
         eager.set([[torch.from_numpy(p) for p in parameters]], 1.0)
@@ -198,13 +198,13 @@ def _half(pipe: Any, load: Workload) -> None:
 class TwoProcesses:
     """The same loop in two processes, half of the cohort each, pipes between them."""
 
-    def __init__(self, load: Workload):
-        self.eager = Eager(load, "cpu")
+    def __init__(self, name: str):
+        self.eager = Eager(WORKLOADS[name], "cpu")
         context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for _ in range(2):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_half, args=(theirs, load), daemon=True)
+            process = context.Process(target=_half, args=(theirs, name), daemon=True)
             process.start()
             self.pipes.append(mine)
             self.processes.append(process)
@@ -298,7 +298,7 @@ def main() -> None:
                 elif backend == "serial" or options.device == "cuda":
                     loop, ours = alternate(options.rounds, Eager(load, options.device).step, run.step)
                 else:
-                    pair = TwoProcesses(load)
+                    pair = TwoProcesses(name)
                     loop, ours = alternate(options.rounds, pair.step, run.step)
                     pair.close()
             where = "serial, 1 core" if backend == "serial" else f"ray, {options.actors} actors"

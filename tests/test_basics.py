@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsim import rng
-from fedsim.aggregate import Mean
+from fedsim.aggregate import Mean, fold
 from fedsim.engine.config import Engine
 from fedsim.errors import InputError
 from fedsim.layout import Layout
@@ -120,11 +121,10 @@ def test_mean_is_the_weighted_mean(blocks: int, b: int, seed: int) -> None:
     sizes = random.integers(1, 50, size=(blocks, b))
     for rule in (Mean("examples"), Mean("uniform")):
         weights = [rule.weight(s) for s in sizes]
-        parts = [
-            {k: v.numpy() for k, v in rule.add({}, {"u": torch.from_numpy(values[j])}, weights[j]).items()}
-            for j in range(blocks)
-        ]
-        got = rule.finish(parts, sum(w.sum() for w in weights), torch.float64)["u"]
+        sums: dict[str, torch.Tensor] = {}
+        for j in range(blocks):
+            rule.add(sums, {"u": torch.from_numpy(values[j])}, weights[j])
+        got = rule.finish({"u": sums["u"].numpy()}, sum(w.sum() for w in weights), torch.float64)["u"]
         flat = np.concatenate(weights)
         want = (values.reshape(-1, 3).astype(np.float64) * flat[:, None]).sum(0) / flat.sum()
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)  # float64 sums of at most 30 numbers below 10
@@ -134,3 +134,24 @@ def test_float64_sums_keep_what_float32_would_lose() -> None:
     big = torch.tensor([[1e8], [1.0], [-1e8], [1.0]])
     sums = Mean("uniform").add({}, {"u": big}, np.ones(4))
     assert sums["u"].item() == 2.0
+
+
+@given(st.integers(0, 4), st.lists(st.integers(0, 16), max_size=5), st.integers(0, 10**6))
+def test_the_tree_of_sums_does_not_depend_on_who_adds(levels: int, cuts: list[int], seed: int) -> None:
+    jobs = 2**levels
+    values = np.random.default_rng(seed).normal(size=(jobs, 3)) * 10.0 ** np.arange(-8, 8)[: jobs % 16 or 1, None][0]
+
+    def part(j: int) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+        return {(j, 1): {"u": values[j].copy()}}
+
+    alone = fold({k: v for j in range(jobs) for k, v in part(j).items()})
+    assert list(alone) == [(0, jobs)]
+    bounds = [0, *sorted(min(c, jobs) for c in cuts), jobs]
+    shares = [fold({k: v for j in range(a, b) for k, v in part(j).items()}) for a, b in pairwise(bounds)]
+    together = fold({k: v for share in shares for k, v in share.items()})
+    assert together[0, jobs]["u"].tobytes() == alone[0, jobs]["u"].tobytes()
+    # and it is the tree that it claims to be
+    level = list(values)
+    while len(level) > 1:
+        level = [level[i] + level[i + 1] for i in range(0, len(level), 2)]
+    assert alone[0, jobs]["u"].tobytes() == level[0].tobytes()

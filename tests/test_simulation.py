@@ -179,7 +179,7 @@ def test_a_users_own_module(squares: Dataset, model: Any) -> None:
         ({"rounds": 0}, "rounds must be >= 1, got 0"),
         ({"schedule": Uniform(cohort=7)}, "cohort must be .*7"),
         ({"engine": Engine(backend="serial", device="cuda")}, "engine.device must be cpu"),
-        ({"model": nn.Linear(3, 4)}, "fails on one zero sample"),
+        ({"model": nn.Linear(3, 4)}, "fails on a zero sample"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_starts(

@@ -7,9 +7,8 @@ client) the augmentation of every sample of every step. Samples lie in client or
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data.augment import Augment
+from fedsim.engine.opaque import opaque
 from fedsim.local import Local
 from fedsim.types import Batch
 
@@ -84,6 +84,11 @@ class Feed:
         """Rows [m] -> inputs [m, ...] and targets [m, ...]."""
         return self.inputs(self.x.index_select(0, rows), draws), self.y.index_select(0, rows)
 
+    def take_many(self, rows: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows [b, m] of b clients -> [b, m, ...] both, in one flat gather."""
+        x, y = self.take(rows.reshape(-1), None if draws is None else draws.flatten(0, 1))
+        return x.view(*rows.shape, *x.shape[1:]), y.view(*rows.shape, *y.shape[1:])
+
 
 class Work(NamedTuple):
     """The minibatches of b clients in one round, padded to one shape.
@@ -110,43 +115,21 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     for b, (i, n, k) in enumerate(zip(clients, sizes.tolist(), steps.tolist(), strict=True)):
         size = local.batch(n)
         per_epoch = -(-n // size)
-        within = np.arange(k) % per_epoch
-        counts[b, :k] = np.minimum(size, n - within * size)
+        counts[b, :k] = size
+        counts[b, per_epoch - 1 : k : per_epoch] = n - (per_epoch - 1) * size
         if rows is None:
             continue
-        generator = rng.stream(seed, "batches", index, i)
-        padded = torch.zeros(per_epoch * size, dtype=torch.int64)
+        start, generator = int(feed.start[i]), rng.stream(seed, "batches", index, i)
+        rows[b] = start  # padding points to a row that exists
         for first in range(0, k, per_epoch):
-            padded[:n] = torch.randperm(n, generator=generator)
-            take = min(per_epoch, k - first)
-            rows[b, first : first + take, :size] = padded.view(per_epoch, size)[:take]
-        rows[b] += int(feed.start[i])
+            epoch = torch.full((per_epoch * size,), start)
+            epoch[:n] += torch.randperm(n, generator=generator)
+            rows[b, first : first + per_epoch, :size] = epoch.view(per_epoch, size)[: k - first]
     draws = None
     if feed.augment is not None:
         drawn = [feed.augment.draw(rng.stream(seed, "augment", index, i), total * m) for i in clients]
         draws = torch.stack(drawn).view(len(clients), total, m, -1).to(feed.device)
     return Work(clients, steps, sizes, counts, None if rows is None else rows.to(feed.device), draws)
-
-
-class _Take(torch.autograd.Function):
-    """Gathering as one opaque operation: under vmap it is one flat gather for all clients of a block."""
-
-    @staticmethod
-    def forward(rows: Tensor, draws: Tensor | None, feed: Feed) -> tuple[Tensor, Tensor]:
-        return feed.take(rows, draws)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, rows: Tensor, draws: Tensor | None, feed: Feed) -> Any:
-        b, m = rows.shape
-        x, y = feed.take(rows.reshape(-1), None if draws is None else draws.reshape(b * m, -1))
-        return (x.view(b, m, *x.shape[1:]), y.view(b, m, *y.shape[1:])), (0, 0)
-
-
-_take: Callable[..., Any] = _Take.apply
 
 
 class Minibatches:
@@ -176,7 +159,7 @@ class Minibatches:
         if self.alone:
             n = int(self.work.counts[0, k])
             rows, draws = rows[:n], None if draws is None else draws[:n]
-        x, y = _take(rows, draws, self.feed)
+        x, y = opaque(self.feed.take, self.feed.take_many, rows, draws)
         return Batch(x, y, mask)
 
     def active(self, k: int) -> Tensor | None:

@@ -21,6 +21,7 @@ from fedsim.types import Message, Round, State
 class Job:
     """What a worker is handed: some blocks of one round and their clients' rows of the store."""
 
+    number: int  # of the job in its round
     round: Round
     blocks: tuple[tuple[int, ...], ...]
     rows: State  # tree of [clients of all blocks, ...] numpy arrays, in block order
@@ -32,7 +33,11 @@ class Outcome(NamedTuple):
     messages: Message  # [b, ...]
     states: State  # tree of [b, ...] tensors
     losses: Tensor  # [b] mean training loss over the local steps
-    finite: Tensor  # [b] whether every entry of the message is finite
+
+    def finite(self) -> Tensor:
+        """[b] whether the client's loss and every number of its message are finite."""
+        sums = [t.reshape(len(self.losses), -1).double().sum(1) for t in self.messages.values()]
+        return torch.isfinite(torch.stack([self.losses.double(), *sums])).all(0)
 
 
 class Blocks:
@@ -60,9 +65,7 @@ class Blocks:
             stacked = tree_map(lambda t: t[:1], twice)
         else:
             stacked = self._together(clients, rows, got, rnd)
-        messages, states, losses = stacked
-        sums = torch.stack([t.reshape(len(clients), -1).sum(1) for t in messages.values() if t.is_floating_point()])
-        return Outcome(messages, states, losses, torch.isfinite(sums).all(0))
+        return Outcome(*stacked)
 
     def _client(self, lane: dict[str, Tensor], work: Work, row: State, got: Message, rnd: Round, alone: bool) -> Any:
         batches = Minibatches(self.feed, work, lane, alone=alone)

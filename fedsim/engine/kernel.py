@@ -24,6 +24,7 @@ from fedsim.layout import Layout
 from fedsim.models import zero_sample
 
 Kernel = Literal["stacked", "vmap", "loop"]
+"""How clients are computed: many at once on stacked parameters, many at once under vmap, or one by one."""
 
 _MOST_NUMBERS = 50_000
 """Largest activation of a block on the CPU, in numbers per place in the minibatch."""
@@ -54,7 +55,7 @@ def kernel_rule(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], 
         with torch.no_grad():
             stack(model, layout)(params, two)
     except Exception as error:  # user code: any type
-        reason = str(error).splitlines()[0] if isinstance(error, Unstackable) else f"the stacked model fails: {error}"
+        reason = _line(error) if isinstance(error, Unstackable) else f"the stacked model fails: {_line(error)}"
     else:
         heavy = _outputs(model, sample, _wide_convolution)
         if device != "cuda" and heavy > _MOST_NUMBERS:
@@ -68,8 +69,13 @@ def kernel_rule(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], 
         with torch.no_grad():
             vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
     except Exception as error:  # user code and vmap raise many types
-        return "loop", 1, f"{reason}; vmap fails: {str(error).splitlines()[0]}"
+        return "loop", 1, f"{reason}; vmap fails: {_line(error)}"
     return "vmap", _block(model, layout, sample, device), reason
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _block(model: nn.Module, layout: Layout, sample: Tensor, device: str) -> int:

@@ -1,6 +1,6 @@
 """The batched-gradient oracle: one client's gradient outside vmap, every client's of a block in one pass inside it.
 
-Each operation is opaque to torch.func: outside vmap it is plain autograd on the user's own module; under vmap its rule
+Each operation is opaque to vmap (``engine.opaque``): outside it is plain autograd on the user's own module; inside it
 sees stacked parameters [b, d] and stacked data [b, m, ...] and runs the *stacked* model (``engine.stacked``) with one
 plain backward of the summed losses, which are independent across clients. Models without stacked kernels go through
 ``vmap(grad(functional_call))``.
@@ -8,19 +8,18 @@ plain backward of the summed losses, which are independent across clients. Model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.engine.kernel import Kernel
+from fedsim.engine.opaque import opaque
 from fedsim.engine.stacked import StackedModel, stack
 from fedsim.layout import Layout
 from fedsim.losses import Loss
 from fedsim.types import Batch
-
-Kernel = Literal["stacked", "vmap", "loop"]
 
 
 def _mean(per_example: Tensor, mask: Tensor | None) -> Tensor:
@@ -47,27 +46,27 @@ class ModelOracle:
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:
         """Mean loss at x [d], a scalar."""
-        value: Tensor = _value(x, batch.x, batch.y, batch.mask, self)
+        value: Tensor = opaque(self._value, self._values, x, *batch)
         return value
 
     def grad(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradient [d] of the mean loss at x [d], and that loss."""
-        g, loss = _grad(x, batch.x, batch.y, batch.mask, self)
+        g, loss = opaque(self._alone, self._together, x, *batch)
         return g, loss
 
     def descend(self, x: Tensor, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         """x - lr * gradient of the mean loss at x [d], and that loss."""
-        y, loss = _descend(x, batch.x, batch.y, batch.mask, lr, self)
+        y, loss = opaque(self._alone, self._together, x, *batch, lr)
         return y, loss
 
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's loss at x [d], [m, d]; zero rows for padding."""
-        g: Tensor = _example_grads(x, batch.x, batch.y, self)
+        g: Tensor = opaque(self._each, self._each_of_many, x, batch.x, batch.y)
         return g if batch.mask is None else g * batch.mask[:, None]
 
     def features(self, x: Tensor, batch: Batch) -> Tensor:
         """Input of ``model.head`` at x [d], [m, f]."""
-        features: Tensor = _features(x, batch.x, self)
+        features: Tensor = opaque(self._body, self._bodies, x, batch.x)
         return features
 
     def at(self, x: Tensor) -> nn.Module:
@@ -76,10 +75,6 @@ class ModelOracle:
             p.data = view
         return self.model
 
-    def outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        """Outputs of b clients' models: [b, d], [b, m, ...] -> [b, m, ...]."""
-        return self._run(self.layout.views(x), inputs)
-
     def _run(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         if self.stacked is not None:
             return self.stacked(parameters, inputs)
@@ -87,7 +82,7 @@ class ModelOracle:
         outputs: Tensor = each(parameters, inputs)
         return outputs
 
-    def alone(
+    def _alone(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """One client: gradient [d] (or with ``lr`` the new x) and loss, by plain autograd on the module itself."""
@@ -97,7 +92,7 @@ class ModelOracle:
             grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
         return self._flat(x, grads, lr), loss.detach()
 
-    def together(
+    def _together(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and losses [b].
@@ -119,93 +114,34 @@ class ModelOracle:
             torch.sub(old, g, alpha=lr, out=new)
         return out
 
+    def _value(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        return _mean(self.loss(self.at(x)(inputs), y), mask)
 
-def _leads(b: int, in_dims: Sequence[int | None], *arguments: Any) -> list[Any]:
-    """Bring the client dimension of vmapped arguments to the front; what all clients share is expanded to [b, ...]."""
-    out = []
-    for dim, t in zip(in_dims, arguments, strict=False):
-        out.append(t if t is None else t.expand(b, *t.shape) if dim is None else t.movedim(dim, 0))
-    return out
+    def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        return _mean(self.loss(self._run(self.layout.views(x), inputs), y), mask)
 
+    def _each(self, x: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
+        """Every example as a client of its own: [d], [m, ...] -> [m, d]."""
+        if self.kernel == "loop":
+            return torch.stack([self._alone(x, i[None], t[None], None)[0] for i, t in zip(inputs, y, strict=True)])
+        return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None)[0]
 
-class _Op(torch.autograd.Function):
-    """Common to the operations below: nothing is saved, nothing is differentiated through."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
-
-
-class _Grad(_Op):
-    @staticmethod
-    def forward(x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, oracle: ModelOracle) -> Any:
-        return oracle.alone(x, inputs, y, mask)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, mask: Any, oracle: ModelOracle) -> Any:
-        x, inputs, y, mask = _leads(info.batch_size, in_dims, x, inputs, y, mask)
-        return oracle.together(x, inputs, y, mask), (0, 0)
-
-
-class _Descend(_Op):
-    @staticmethod
-    def forward(x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float, oracle: ModelOracle) -> Any:
-        return oracle.alone(x, inputs, y, mask, lr)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, mask: Any, lr: float, oracle: ModelOracle) -> Any:
-        x, inputs, y, mask = _leads(info.batch_size, in_dims, x, inputs, y, mask)
-        return oracle.together(x, inputs, y, mask, lr), (0, 0)
-
-
-class _Value(_Op):
-    @staticmethod
-    def forward(x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, oracle: ModelOracle) -> Any:
-        return _mean(oracle.loss(oracle.at(x)(inputs), y), mask)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, mask: Any, oracle: ModelOracle) -> Any:
-        x, inputs, y, mask = _leads(info.batch_size, in_dims, x, inputs, y, mask)
-        return _mean(oracle.loss(oracle.outputs(x, inputs), y), mask), 0
-
-
-class _ExampleGrads(_Op):
-    """Every example as a client of its own: m (or b times m) clients with one example each."""
-
-    @staticmethod
-    def forward(x: Tensor, inputs: Tensor, y: Tensor, oracle: ModelOracle) -> Tensor:
-        if oracle.kernel == "loop":
-            return torch.stack([oracle.alone(x, i[None], t[None], None)[0] for i, t in zip(inputs, y, strict=True)])
-        return oracle.together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None)[0]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, y: Any, oracle: ModelOracle) -> Any:
-        x, inputs, y = _leads(info.batch_size, in_dims, x, inputs, y)
+    def _each_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
+        """[b, d], [b, m, ...] -> [b, m, d]: b times m clients with one example each."""
         b, m = y.shape[:2]
         one_each = x[:, None].expand(b, m, -1).reshape(b * m, -1)
-        g = oracle.together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)[0]
-        return g.view(b, m, -1), 0
+        g, _ = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
+        return g.view(b, m, -1)
 
+    def _body(self, x: Tensor, inputs: Tensor) -> Tensor:
+        features: Tensor = self.at(x).get_submodule("body")(inputs)
+        return features
 
-class _Features(_Op):
-    @staticmethod
-    def forward(x: Tensor, inputs: Tensor, oracle: ModelOracle) -> Tensor:
-        body = oracle.at(x).get_submodule("body")
-        return torch.as_tensor(body(inputs))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Any, inputs: Any, oracle: ModelOracle) -> Any:
-        x, inputs = _leads(info.batch_size, in_dims, x, inputs)
-        parameters = oracle.layout.views(x)
-        if oracle.stacked is not None:
-            return oracle.stacked.features(parameters, inputs), 0
-        body = oracle.model.get_submodule("body")
+    def _bodies(self, x: Tensor, inputs: Tensor) -> Tensor:
+        parameters = self.layout.views(x)
+        if self.stacked is not None:
+            return self.stacked.features(parameters, inputs)
+        body = self.model.get_submodule("body")
         mine = {n.removeprefix("body."): v for n, v in parameters.items() if n.startswith("body.")}
-        return torch.func.vmap(lambda p, i: functional_call(body, p, (i,)))(mine, inputs), 0
-
-
-_grad: Callable[..., Any] = _Grad.apply
-_descend: Callable[..., Any] = _Descend.apply
-_value: Callable[..., Any] = _Value.apply
-_example_grads: Callable[..., Any] = _ExampleGrads.apply
-_features: Callable[..., Any] = _Features.apply
+        features: Tensor = torch.func.vmap(lambda p, i: functional_call(body, p, (i,)))(mine, inputs)
+        return features

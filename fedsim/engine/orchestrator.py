@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.aggregate import fold
 from fedsim.channel import wire
 from fedsim.engine.block import Job, to_numpy
 from fedsim.engine.plan import plan
@@ -87,11 +88,11 @@ class Orchestrator:
         rnd = Round(index, clients, len(self.sizes))
         broadcast = algorithm.broadcast(self.server, rnd)
         answers = self._train(rnd, to_numpy(broadcast))
-        received = self.setup.aggregate.finish(
-            [a.sums for a in answers], sum(a.weight for a in answers), self.setup.dtype
-        )
+        parts = fold({(j, a.span): a.sums for j, a in enumerate(answers) if a.span})
+        weight = sum(a.weight for a in answers)
+        received = self.setup.aggregate.finish(parts[0, len(answers)], weight, self.setup.dtype)
         server = algorithm.server(self.server, received, rnd)
-        if not all(torch.isfinite(leaf).all() for leaf in leaves(server)):
+        if not all(torch.isfinite(leaf.double().sum()) for leaf in leaves(server)):
             self.store.drop()
             raise Diverged(f"the server's state is not finite after round {index + 1}")
         self.server, self.done = server, index + 1
@@ -115,14 +116,11 @@ class Orchestrator:
         block = 1 if self.setup.kernel == "loop" else self.block
         cut = plan(rnd.clients, steps, block, self.jobs)
         order = [tuple(i for piece in job for i in piece) for job in cut.jobs]
-        jobs = [Job(rnd, job, self.store.read(ids)) for job, ids in zip(cut.jobs, order, strict=True)]
+        jobs = [Job(j, rnd, job, self.store.read(order[j])) for j, job in enumerate(cut.jobs)]
         answers: list[Done] = self.backend.map("train", jobs, cut.costs, broadcast)
+        if bad := sorted(i for answer in answers for i in answer.diverged):
+            raise Diverged(f"non-finite loss or message in round {rnd.index + 1} from clients {bad}")
         for ids, answer in zip(order, answers, strict=True):
-            good = answer.finite & np.isfinite(answer.losses)
-            if not good.all():
-                self.store.drop()
-                bad = sorted(np.array(ids)[~good].tolist())
-                raise Diverged(f"non-finite loss or message in round {rnd.index + 1} from clients {bad}")
             self.store.write(ids, answer.rows)
         return answers
 

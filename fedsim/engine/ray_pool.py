@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 STORE_BYTES = 256 * 2**20
 """Object store room beyond the data sets and the messages of two rounds."""
@@ -30,12 +31,13 @@ STORE_BYTES = 256 * 2**20
 class _Actor:
     """A worker inside an actor process."""
 
-    def __init__(self, setup: Setup):
-        self.worker = Worker(setup)
+    def __init__(self, path: list[str], setup: list[Any]):
+        sys.path += [folder for folder in path if folder not in sys.path]  # the user's own modules
+        self.worker = Worker(ray.get(setup[0]))
 
     def run(self, method: str, jobs: Sequence[Any], shared: Any) -> list[Any]:
-        call = getattr(self.worker, method)
-        return [call(job, shared) for job in jobs]
+        answers: list[Any] = getattr(self.worker, method)(jobs, shared)
+        return answers
 
 
 class RayPool:
@@ -64,20 +66,33 @@ class RayPool:
                 ) from error
             if handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
+        free = int(ray.cluster_resources().get("CPU", 0))
+        if free < engine.actors:
+            raise InputError(
+                f"engine.actors must be at most the {free} CPUs of the Ray cluster, got {engine.actors}; "
+                "each actor takes one"
+            )
         gpus = 1 / engine.actors if engine.device == "cuda" else 0
         self._class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
-        self._setup = ray.put(setup)
-        self._actors = [self._class.remote(self._setup) for _ in range(engine.actors)]
+        self._setup = [ray.put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
+        self._actors = [self._spawn() for _ in range(engine.actors)]
+
+    def _spawn(self) -> Any:
+        return self._class.remote(sys.path, self._setup)
 
     def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
         """Answers in job order; a lost actor's share is computed again, at most ``engine.retries`` times."""
         reference = ray.put(shared)
         answers: dict[int, Any] = {}
-        pending = {
-            self._actors[a].run.remote(method, [jobs[j] for j in share], reference): (a, share, 0)
-            for a, share in enumerate(shares(costs, len(self._actors)))
-            if share
-        }
+        pending: dict[Any, tuple[int, list[int], int]] = {}
+
+        def send(a: int, share: list[int], attempt: int) -> None:
+            call = self._actors[a].run.remote(method, [jobs[j] for j in share], reference)
+            pending[call] = (a, share, attempt)
+
+        for a, share in enumerate(shares(costs, len(self._actors))):
+            if share:
+                send(a, share, 1)
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             a, share, attempt = pending.pop(done)
@@ -86,12 +101,13 @@ class RayPool:
             except RayTaskError as error:
                 cause = error.cause
                 raise (cause if isinstance(cause, ClientError) else ClientError(str(error))) from error
-            except RayActorError as error:
-                if attempt >= self._engine.retries:
-                    raise ClientError(f"jobs {share} lost their actor {attempt + 1} times: {error}") from error
-                self._actors[a] = self._class.remote(self._setup)
-                again = self._actors[a].run.remote(method, [jobs[j] for j in share], reference)
-                pending[again] = (a, share, attempt + 1)
+            except (RayActorError, OutOfMemoryError) as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise ClientError(f"a Ray actor could not start: {error}") from error
+                if attempt > self._engine.retries:
+                    raise ClientError(f"jobs {share} lost their actor {attempt} times: {error}") from error
+                self._actors[a] = self._spawn()
+                send(a, share, attempt + 1)
         return [answers[j] for j in range(len(jobs))]
 
     def close(self) -> None:
@@ -104,11 +120,10 @@ class RayPool:
 
 
 def shares(costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Job numbers for each worker: the costliest first, each to the least loaded worker."""
+    """Consecutive job numbers for each worker, cut where the cumulated cost passes equal parts of the total."""
     out: list[list[int]] = [[] for _ in range(workers)]
-    load = [0.0] * workers
-    for j in sorted(range(len(costs)), key=lambda j: (-costs[j], j)):
-        w = min(range(workers), key=lambda w: (load[w], w))
-        out[w].append(j)
-        load[w] += costs[j]
-    return [sorted(share) for share in out]
+    total, done = sum(costs), 0.0
+    for j, cost in enumerate(costs):
+        out[min(int((done + cost / 2) / total * workers), workers - 1)].append(j)
+        done += cost
+    return out

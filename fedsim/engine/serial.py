@@ -19,7 +19,8 @@ class Serial:
 
     def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
         """Answers in job order."""
-        return [getattr(self._worker, method)(job, shared) for job in jobs]
+        answers: list[Any] = getattr(self._worker, method)(jobs, shared)
+        return answers
 
     def close(self) -> None:
         """Give torch its threads back."""

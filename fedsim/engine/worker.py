@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +11,21 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedsim.aggregate import Mean, Sums
+from fedsim.aggregate import Mean, Parts, Sums, fold
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.channel import wire
 from fedsim.data.base import Task
 from fedsim.data.batches import Feed, Samples
 from fedsim.engine.block import Blocks, Job, to_device, to_numpy
-from fedsim.engine.oracle import Kernel, ModelOracle
+from fedsim.engine.kernel import Kernel
+from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import ClientError
 from fedsim.local import Local
 from fedsim.losses import loss_of, score_of
 from fedsim.tree import tree_map
-from fedsim.types import State
+from fedsim.types import Message, State
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,12 @@ class Setup:
 class Done(NamedTuple):
     """The answer to a training job; the arrays per client are in block order."""
 
-    sums: Sums  # {field: float64 weighted sum over the job's clients}
+    sums: Sums  # {field: float64 weighted sum over the clients of ``span`` jobs}
+    span: int  # this job and those that follow it; 0: the sums are with an earlier job
     weight: float  # sum of the weights
     rows: State  # tree of [c, ...] arrays: new client states
     losses: np.ndarray  # [c] mean training loss over the local steps
-    finite: np.ndarray  # [c] whether the client's message is finite
+    diverged: tuple[int, ...]  # clients whose loss or message is not finite
     uplink_bytes: int  # encoded size of the job's messages
 
 
@@ -99,13 +102,26 @@ class Worker:
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
         self.blocks = Blocks(setup.algorithm, self.oracle, self.train_feed, setup.local, setup.seed)
 
-    def train(self, job: Job, broadcast: Any) -> Done:
-        """Local work of the job's clients."""
+    def train(self, jobs: Sequence[Job], broadcast: Any) -> list[Done]:
+        """Local work of the clients of some jobs of a round."""
         got = to_device(broadcast, self.device)
+        parts: Parts = {}
+        answers = []
+        for job in jobs:
+            sums, answer = self._train(job, got)
+            answers.append(answer)
+            parts = fold({**parts, (job.number, 1): sums})
+        whole = {first: (count, to_numpy(sums)) for (first, count), sums in parts.items()}
+        held = [whole.get(job.number, (0, {})) for job in jobs]
+        return [a._replace(sums=sums, span=span) for a, (span, sums) in zip(answers, held, strict=True)]
+
+    def _train(self, job: Job, got: Message) -> tuple[dict[str, Tensor], Done]:
+        """One job: its sums, and an answer that does not hold them yet."""
         rows = to_device(job.rows, self.device)
-        sums: dict[str, torch.Tensor] = {}
+        sums: dict[str, Tensor] = {}
         weight, uplink, at = 0.0, 0, 0
-        states, losses, finite = [], [], []
+        states, losses = [], []
+        suspect: list[int] = []
         for clients in job.blocks:
             here = slice(at, at + len(clients))
             mine = tree_map(lambda t, here=here: t[here], rows)
@@ -124,18 +140,22 @@ class Worker:
             uplink += len(clients) * wire.size(out.messages, stacked=True)
             states.append(out.states)
             losses.append(out.losses)
-            finite.append(out.finite)
+            total = sum(float(t.sum()) for t in sums.values()) + float(out.losses.sum())
+            if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
+                suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
         stacked = to_numpy(tree_map(lambda *t: torch.cat(t), *states))
-        per_client = to_numpy((torch.cat(losses), torch.cat(finite)))
-        return Done(to_numpy(sums), weight, stacked, per_client[0], per_client[1], uplink)
+        return sums, Done({}, 0, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), uplink)
 
     def _size(self, client: int) -> int:
         return int(self.train_feed.start[client + 1] - self.train_feed.start[client])
 
     @torch.no_grad()
-    def evaluate(self, job: Rows, x: Any) -> Scores:
-        """Loss and accuracy of each of the job's test samples at the model x [d]."""
+    def evaluate(self, jobs: Sequence[Rows], x: Any) -> list[Scores]:
+        """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
         model = self.oracle.at(to_device(x, self.device).to(self.setup.dtype))
+        return [self._evaluate(job, model) for job in jobs]
+
+    def _evaluate(self, job: Rows, model: nn.Module) -> Scores:
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
         outputs = model(inputs)
@@ -147,7 +167,14 @@ class Backend(Protocol):
     """Who runs the jobs."""
 
     def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
-        """Answers of ``Worker.<method>(job, shared)`` in job order, whoever computed them."""
+        """Answers of ``Worker.<method>(jobs, shared)`` in job order, whoever computed them.
+
+        Args:
+            method: ``train`` or ``evaluate``.
+            jobs: picklable; workers get runs of consecutive jobs.
+            costs: of each job, in any unit, to balance the workers.
+            shared: what every job needs, as numpy arrays.
+        """
         ...
 
     def close(self) -> None:
