@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.engine.plan import PADDING, plan
+from fedsim.engine.plan import PADDING, pieces, plan
 from fedsim.engine.ray_pool import shares
 
 
@@ -45,6 +45,8 @@ def test_jobs_are_balanced_by_steps() -> None:
 
 
 def test_jobs_are_a_power_of_two() -> None:
+    assert [pieces(c, 10, "auto") for c in (1, 3, 4, 10, 50, 64, 127, 128, 1000)] == [1, 1, 2, 4, 4, 8, 8, 16, 16]
+    assert [pieces(c, 1, "auto") for c in (1, 3, 10, 1000)] == [1, 2, 8, 8]
     assert len(plan(range(10), [5] * 10, 8, 8).jobs) == 4
     assert len(plan(range(100), [5] * 100, 8, 8).jobs) == 8
 

@@ -106,12 +106,14 @@ class Work(NamedTuple):
 
 def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed: int) -> Work:
     """Draw the minibatches of these clients for round ``index``."""
-    sizes = np.array([feed.start[i + 1] - feed.start[i] for i in clients], dtype=np.int64)
-    steps = np.array([local.count(int(n)) for n in sizes], dtype=np.int64)
-    total, m = int(steps.max()), max(local.batch(int(n)) for n in sizes)
+    ids = np.array(clients)
+    starts = feed.start[ids]
+    sizes = feed.start[ids + 1] - starts
+    steps = np.array([local.count(n) for n in sizes.tolist()], dtype=np.int64)
+    total, m = int(steps.max()), local.batch(int(sizes.max()))
     counts = np.zeros((len(clients), total), dtype=np.int64)
     plain = local.batch_size == "full" and feed.augment is None
-    rows = None if plain else torch.zeros(len(clients), total, m, dtype=torch.int64)
+    rows = None if plain else np.repeat(starts, total * m).reshape(len(clients), total, m)  # padding: a row that exists
     for b, (i, n, k) in enumerate(zip(clients, sizes.tolist(), steps.tolist(), strict=True)):
         size = local.batch(n)
         per_epoch = -(-n // size)
@@ -119,17 +121,17 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
         counts[b, per_epoch - 1 : k : per_epoch] = n - (per_epoch - 1) * size
         if rows is None:
             continue
-        start, generator = int(feed.start[i]), rng.stream(seed, "batches", index, i)
-        rows[b] = start  # padding points to a row that exists
+        generator = rng.stream(seed, "batches", index, i)
         for first in range(0, k, per_epoch):
-            epoch = torch.full((per_epoch * size,), start)
-            epoch[:n] += torch.randperm(n, generator=generator)
-            rows[b, first : first + per_epoch, :size] = epoch.view(per_epoch, size)[: k - first]
+            epoch = np.full(per_epoch * size, starts[b])
+            epoch[:n] += torch.randperm(n, generator=generator).numpy()
+            rows[b, first : first + per_epoch, :size] = epoch.reshape(per_epoch, size)[: k - first]
     draws = None
     if feed.augment is not None:
         drawn = [feed.augment.draw(rng.stream(seed, "augment", index, i), total * m) for i in clients]
         draws = torch.stack(drawn).view(len(clients), total, m, -1).to(feed.device)
-    return Work(clients, steps, sizes, counts, None if rows is None else rows.to(feed.device), draws)
+    order = None if rows is None else torch.from_numpy(rows).to(feed.device)
+    return Work(clients, steps, sizes, counts, order, draws)
 
 
 class Minibatches:

@@ -17,7 +17,8 @@ class Engine:
         actors: Ray actors, >= 1; each hosts many virtual clients.
         address: ``null`` starts Ray on this machine; else the address of a running cluster.
         block: most clients computed at once, >= 2, or ``auto``: by the model's size.
-        jobs: pieces a cohort is cut into, >= 1; at least the number of actors, to keep all of them busy.
+        jobs: most pieces a cohort is cut into, >= 1, or ``auto``: 4, more for large cohorts (``engine.plan.pieces``).
+            More actors than pieces stay idle: give many actors as many jobs.
         batching: ``auto`` (many clients at once where the model allows) or ``loop`` (one by one).
         kernel: ``auto`` (a fixed rule by model, shape and device), ``stacked`` or ``vmap``.
         dtype: ``float32`` or ``float64``.
@@ -30,7 +31,7 @@ class Engine:
     actors: int = 2
     address: str | None = None
     block: int | Literal["auto"] = "auto"
-    jobs: int = 8
+    jobs: int | Literal["auto"] = "auto"
     batching: Literal["auto", "loop"] = "auto"
     kernel: Literal["auto", "stacked", "vmap"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -39,8 +40,9 @@ class Engine:
     retries: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("actors", "jobs", "threads"):
+        for name in ("actors", "threads"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+        require(self.jobs == "auto" or self.jobs >= 1, "jobs", "be >= 1 or auto", self.jobs)
         require(self.retries >= 0, "retries", "be >= 0", self.retries)
         if self.block != "auto":
             require(self.block >= 2, "block", "be >= 2 or auto", self.block, "use batching=loop for one at a time")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Orchestrator:
         evaluation: when and what to evaluate.
         x0: [d] initial model.
         block: most clients computed at once.
-        jobs: pieces a cohort is cut into.
+        jobs: pieces a cohort is cut into, or ``auto``.
         rounds: how many there will be.
     """
 
@@ -48,7 +48,7 @@ class Orchestrator:
         x0: Tensor,
         *,
         block: int,
-        jobs: int,
+        jobs: int | Literal["auto"],
         rounds: int,
     ):
         self.setup, self.backend, self.schedule, self.evaluation = setup, backend, schedule, evaluation

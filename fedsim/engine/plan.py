@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -31,19 +32,31 @@ class Plan:
     costs: tuple[int, ...]
 
 
-def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int) -> Plan:
+def pieces(cohort: int, block: int, jobs: int | Literal["auto"]) -> int:
+    """Jobs for a cohort: a power of two, which divides evenly over workers and makes a whole tree of partial sums.
+
+    ``auto`` gives every job at least 8 clients, but 4 jobs in any case (8 where clients are computed one by one, which
+    means that each is expensive), and at most 16.
+    """
+    fewest = 1 if block == 1 else 2  # clients that must not be alone in a block
+    usual = 8 if block == 1 else min(16, max(4, cohort // 8))
+    most = usual if jobs == "auto" else jobs
+    return 1 << (max(1, min(most, cohort // fewest)).bit_length() - 1)
+
+
+def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | Literal["auto"]) -> Plan:
     """Cut a cohort into jobs of about equal work and blocks of about equal local steps.
 
     Args:
         clients: [c] ids of the cohort.
         steps: [c] local steps of each.
         block: most clients in a block; 1 computes them one by one.
-        jobs: most jobs; a power of two is made of it.
+        jobs: see ``pieces``.
     """
     order = sorted(range(len(clients)), key=lambda p: (-steps[p], clients[p]))
     ids, work = [clients[p] for p in order], [steps[p] for p in order]
     fewest = 1 if block == 1 else 2
-    wanted = 1 << (max(1, min(jobs, len(ids) // fewest)).bit_length() - 1)  # a power of two divides evenly over workers
+    wanted = pieces(len(ids), block, jobs)
     total = np.cumsum(work)
     ends: list[int] = []
     for j in range(1, wanted):
@@ -51,8 +64,8 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int) ->
         low = (ends[-1] if ends else 0) + fewest
         ends.append(min(max(cut, low), len(ids) - fewest * (wanted - j)))
     bounds = [0, *ends, len(ids)]
-    pieces = [(ids[a:b], work[a:b]) for a, b in pairwise(bounds)]
-    return Plan(tuple(_blocks(i, w, block) for i, w in pieces), tuple(sum(w) for _, w in pieces))
+    cut_up = [(ids[a:b], work[a:b]) for a, b in pairwise(bounds)]
+    return Plan(tuple(_blocks(i, w, block) for i, w in cut_up), tuple(sum(w) for _, w in cut_up))
 
 
 def _blocks(ids: list[int], steps: list[int], block: int) -> tuple[Block, ...]:

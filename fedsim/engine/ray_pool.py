@@ -48,7 +48,7 @@ class RayPool:
         self._owner = not ray.is_initialized()
         if self._owner:
             data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
-            room = {"object_store_memory": data + 4 * (engine.jobs + 2) * message_bytes + STORE_BYTES}
+            room = {"object_store_memory": data + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES}
             local = {} if engine.address else {"num_cpus": max(engine.actors, os.cpu_count() or 1), **room}
             handler = signal.getsignal(signal.SIGTERM)
             try:
