@@ -1,0 +1,37 @@
+"""Training on real images at the size people quote: minutes. `make test-slow` runs these."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def experiment(folder: Path, needs: str, *arguments: str) -> list[dict[str, Any]]:
+    """Records of one run of the command line."""
+    if not (Path(os.environ.get("FEDSIM_DATA", "/nowhere")) / needs).exists():
+        pytest.skip(f"FEDSIM_DATA has no {needs}")
+    run = subprocess.run(
+        [sys.executable, "-m", "fedsim", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (metrics,) = folder.glob("outputs/*/*/metrics.jsonl")
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+
+def test_mnist_100_clients_reaches_95_percent(tmp_path: Path) -> None:
+    records = experiment(tmp_path, "mnist", "experiment=mnist_100c_dir03")
+    assert records[-1]["round"] == 60
+    assert records[-1]["eval/accuracy"] >= 0.95
+
+
+def test_cifar10_with_resnet18_learns(tmp_path: Path) -> None:
+    records = experiment(tmp_path, "cifar-10", "experiment=cifar10_100c_dir03", "rounds=4", "evaluate.every=4")
+    assert records[-1]["train/loss"] < 2.3 < records[1]["train/loss"]  # 2.3 is the loss of a guess among ten classes
