@@ -8,9 +8,10 @@ collected: the ``InputError`` of a build holds one line for each.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from types import NoneType, UnionType
@@ -225,13 +226,24 @@ def _as(value: Any, kind: Any, path: str) -> Any:
     if origin is Literal:
         same = [choice for choice in get_args(kind) if choice == value and type(choice) is type(value)]
         return same[0] if same else _MISFIT
-    if kind is float and type(value) is int:
-        return float(value)
+    if kind is float and type(value) in (int, float):
+        return _finite(value, path)
     if kind in _KIND_NAMES:
         return value if type(value) is kind else _MISFIT
     if origin is tuple:
         return _as_tuple(value, get_args(kind), path)
     return _MISFIT if is_dataclass(kind) else value
+
+
+def _finite(value: int | float, path: str) -> float:
+    """No option means anything at infinity or NaN, and a range test such as ``x > 0`` lets infinity through."""
+    try:
+        done = float(value)
+    except OverflowError:
+        done = math.inf
+    if not math.isfinite(done):
+        raise InputError(f"{path} must be a finite number, got {value!r}")
+    return done
 
 
 def _as_tuple(value: Any, kinds: tuple[Any, ...], path: str) -> Any:
@@ -255,6 +267,8 @@ def _describe(kind: Any) -> str:
         kinds = get_args(kind)
         items = kinds[:1] if kinds[-1] is ... else kinds
         return f"a list of {'' if kinds[-1] is ... else f'{len(kinds)}: '}{', '.join(_describe(k) for k in items)}"
+    if is_dataclass(kind):
+        return f"a mapping with the keys {', '.join(field.name for field in fields(kind))}"
     return _KIND_NAMES.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from fedsim.data.base import Task
+from fedsim.data.batches import Samples
 from fedsim.engine.worker import Backend, Rows, Scores
 from fedsim.errors import require
 
@@ -37,19 +39,24 @@ class Evaluate:
         return done % self.every == 0 or done == rounds
 
 
-def evaluate(
-    backend: Backend, x: np.ndarray, total: int, start: np.ndarray, task: Task, *, clients: bool
-) -> dict[str, float]:
-    """Metrics of the global model.
+class Evaluation(NamedTuple):
+    """What one evaluation found."""
+
+    metrics: dict[str, float]  # by TensorBoard tag
+    confusion: np.ndarray | None  # [classes, classes] samples by true and predicted class; None: no classification
+
+
+def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clients: bool) -> Evaluation:
+    """Evaluate the global model.
 
     Args:
         backend: who computes.
         x: [d] model.
-        total: number of test samples.
-        start: [clients + 1] client i's own test samples are rows start[i]:start[i+1].
+        test: the test samples in client order; those that nobody owns come last.
         task: decides which metrics exist.
-        clients: whether to add the metrics per client.
+        clients: whether to add the metrics per client, each on its own test samples.
     """
+    total = len(test.x)
     jobs = [Rows(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
     parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
     losses = np.concatenate([p.losses for p in parts]).astype(np.float64)
@@ -62,7 +69,7 @@ def evaluate(
     if clients:
         per = scores if len(scores) else losses
         name = "accuracy" if len(scores) else "loss"
-        mine = np.array([per[a:b].mean() for a, b in pairwise(start) if b > a])
+        mine = np.array([per[a:b].mean() for a, b in pairwise(test.start) if b > a])
         ordered = np.sort(mine) if name == "accuracy" else -np.sort(-mine)
         worst = ordered[: max(1, len(mine) // 10)]
         out |= {
@@ -70,4 +77,9 @@ def evaluate(
             f"eval/client_{name}_std": float(mine.std()),
             f"eval/client_{name}_worst10": float(worst.mean()),
         }
-    return out
+    guesses = np.concatenate([p.guesses for p in parts])
+    if not len(guesses):
+        return Evaluation(out, None)
+    classes = int(max(guesses.max(), test.y.max())) + 1
+    cells = np.bincount(test.y * classes + guesses, minlength=classes**2)
+    return Evaluation(out, cells.reshape(classes, classes))

@@ -35,10 +35,14 @@ def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
     return (outputs[..., 0] - y).square()
 
 
+def guess(outputs: Tensor) -> Tensor:
+    """[..., k] -> [...]: the class with the largest output (k = 1: the sign of the logit of class 1)."""
+    return (outputs[..., 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(-1)
+
+
 def accuracy(outputs: Tensor, y: Tensor) -> Tensor:
-    """[..., k], [...] -> [...]: 1 where the largest output is the class (k = 1: where the logit's sign is)."""
-    guess = outputs[..., 0] > 0 if outputs.shape[-1] == 1 else outputs.argmax(-1)
-    return (guess == y).to(outputs.dtype)
+    """[..., k], [...] -> [...]: 1 where the guess is the class."""
+    return (guess(outputs) == y).to(outputs.dtype)
 
 
 def loss_of(task: Task, rows_per_client: int = 1) -> Loss:

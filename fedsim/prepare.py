@@ -62,6 +62,13 @@ def prepare(
     seed: int,
 ) -> Prepared:
     """Everything a run needs before any worker exists; raises InputError for what cannot be run."""
+    require(
+        aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
+        "aggregate.weights",
+        f"be uniform for {type(algorithm).__name__}, which averages its control variates over all clients alike",
+        aggregate.weights,
+        "add aggregate.weights=uniform",
+    )
     model = build(factory, data.input_shape, data.outputs, {}, seed)
     layout = Layout.of(model)
     dtype = getattr(torch, engine.dtype)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -62,6 +63,11 @@ def main() -> int:
         return _complain(str(error), 2)
     except HydraException as error:  # a combination of a sweep's values that cannot be composed
         return _complain(_translated(error), 2)
+    except OSError as error:
+        if any(frame.f_code is task.__code__ for frame, _ in walk_tb(error.__traceback__)):
+            raise
+        what = f"the run's folder must be writable, got {error.filename}: {error.strerror}"
+        return _complain(f"{what}; choose another with hydra.run.dir=FOLDER (sweeps: hydra.sweep.dir=FOLDER)", 2)
     except JobFailed:
         return 1
     except KeyboardInterrupt:
@@ -210,6 +216,8 @@ def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:
 
 def _parsed_one(parser: OverridesParser, text: str) -> list[Override]:
     try:
+        if text.startswith("="):  # Hydra's grammar lets it pass
+            raise HydraException("no KEY before the =")
         return parser.parse_overrides([text])
     except HydraException as error:
         lines = [

@@ -156,6 +156,8 @@ def simulate(
         except Exception as error:
             history.finish("failed", str(error), run.digest(), time.perf_counter() - begun)
             raise
+        if folder and run.confusion is not None:
+            _draw_confusion(folder, run.confusion, run.done)
         summary = history.finish(status, message, run.digest(), time.perf_counter() - begun)
     final = Layout.of(prepared.setup.model).load(prepared.setup.model.cpu(), run.server.x)
     where = folder.path if folder else None
@@ -209,6 +211,12 @@ def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:
     from fedsim.figures import split_by_client
 
     folder.figure("data/split", split_by_client(counts, "training samples by client"))
+
+
+def _draw_confusion(folder: RunFolder, matrix: np.ndarray, done: int) -> None:
+    from fedsim.figures import confusion
+
+    folder.figure("eval/confusion", confusion(matrix), done)
 
 
 def _described(part: Any) -> Any:

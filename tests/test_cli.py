@@ -87,7 +87,10 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["algorithm=fedvag"], ["unknown option algorithm=fedvag", "did you mean algorithm=fedavg?", "fedavg, sgd"]),
+        (
+            ["algorithm=fedvag"],
+            ["unknown option algorithm=fedvag", "did you mean algorithm=fedavg?", "fedavg, fedavgm,"],
+        ),
         (["experiment=nosuch"], ["unknown option experiment=nosuch", "mnist_100c_dir03"]),
         (["algorithm.lrr=1"], ["unknown key algorithm.lrr", "did you mean algorithm.lr?", "server_lr"]),
         (["+algorithm.lrr=1"], ["unknown key algorithm.lrr", "did you mean algorithm.lr?", "server_lr"]),
@@ -106,6 +109,9 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         (["schedule=cohorts"], ["schedule.path must be given"]),
         (["algorithm.lr=1,2"], ["algorithm.lr must be one value", "add -m"]),
         (["foo"], ["KEY=VALUE", "got 'foo'"]),
+        (["=3"], ["KEY=VALUE", "got '=3'"]),
+        (["local=5"], ["local must be a mapping with the keys steps, epochs, batch_size, got 5"]),
+        (["algorithm.lr=inf"], ["algorithm.lr must be a finite number, got inf"]),
         (["algorithm.lr=[1"], ["KEY=VALUE", "got 'algorithm.lr=[1'"]),
         (["--foo"], ["unrecognized arguments: --foo", "--help"]),
         (["--config-dir", "nowhere"], ["--config-dir must be an existing folder, got 'nowhere'"]),
@@ -210,7 +216,7 @@ def test_refused_before_anything_heavy_is_imported(
 def test_help_needs_no_torch(tmp_path: Path) -> None:
     done = fedsim(tmp_path, "--help", absent=["ray", "torch"])
     assert done.returncode == 0, done.stderr
-    assert "algorithm: fedavg, sgd" in done.stdout
+    assert "algorithm: fedadagrad, fedadam, fedavg, " in done.stdout
     assert "Examples" in done.stdout
 
 
@@ -226,6 +232,17 @@ def test_a_missing_file_is_one_line_before_ray(main: Callable[..., int], capsys:
     assert main("data=quadratic", "data.path=nowhere.npz", "engine=ray") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "nowhere.npz" in line
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(*SMALL, f"{key}=file/out", *(["-m"] if "sweep" in key else [])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "must be writable" in line
+    assert "file/out" in line
 
 
 def test_a_run_from_another_folder(

@@ -47,4 +47,4 @@ def test_a_config_is_described_and_overrides_existing_groups(name: str) -> None:
     assert overrides.keys() == {"override /model", "override /partition"}
     for key, value in overrides.items():
         assert (CONFIGS / key.removeprefix("override /") / f"{value}.yaml").is_file()
-    assert node(name).keys() - {"defaults", "data"} == ({"local"} if name == "quadratic" else set())
+    assert node(name).keys() - {"defaults", "data"} == ({"local"} if name in ("digits", "quadratic") else set())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedsim.data import Dataset, Split
 from fedsim.data.arrays import check_memory, holdout, standardise, with_digest
-from fedsim.data.files import FORMS, DataFile, data_root, read, read_path
+from fedsim.data.files import FORMS, DataFile, data_root, read, read_all, read_path
 from fedsim.errors import InputError
 
 CONTENT = b"some content\n" * 50
@@ -87,6 +87,24 @@ def test_what_cannot_be_read_or_decompressed_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(b"not gzip")
     with pytest.raises(InputError, match=r"a\.gz: cannot be decompressed .*; do something"):
         read_path(tmp_path / "a.gz", {}, "do something")
+
+
+def test_of_several_files_none_is_opened_before_all_are_there_and_right(tmp_path: Path) -> None:
+    good = [DataFile(f"set/{i}", {".xz": md5(lzma.compress(b"%d" % i)), "": md5(b"%d" % i)}) for i in range(3)]
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        (tmp_path / f"set/{i}.xz").write_bytes(lzma.compress(b"%d" % i))
+    assert read_all(tmp_path, good, "toy") == [b"0", b"1", b"2"]
+    broken = [DataFile("set/0"), *good[1:]]  # without a digest, what is inside shows only on opening
+    (tmp_path / "set/0.xz").write_bytes(b"not xz")
+    with pytest.raises(InputError, match=r"0\.xz: cannot be decompressed"):
+        read_all(tmp_path, broken, "toy")
+    (tmp_path / "set/1.xz").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"1\.xz: damaged"):
+        read_all(tmp_path, broken, "toy")
+    (tmp_path / "set/2.xz").unlink()
+    with pytest.raises(InputError, match="no file 2"):
+        read_all(tmp_path, broken, "toy")
 
 
 @settings(deadline=None, max_examples=50)

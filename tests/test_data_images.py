@@ -44,6 +44,15 @@ def batch(n: int, key: str, labels: object, protocol: int = 2) -> bytes:
     return b"\x80\x02}(" + name("data") + array + name(key) + pickle.dumps(labels, protocol=2)[2:-1] + b"u."
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    images, y = load_digits(return_X_y=True)
+    train = Digits(test_share=0).load(0).train
+    assert np.array_equal(train.x, (images / 16).astype(np.float32).reshape(-1, 1, 8, 8))
+    assert np.array_equal(train.y, y)
+
+
 def test_digits_are_complete_stratified_and_scaled() -> None:
     data = Digits().load(0)
     assert data.test is not None
@@ -113,7 +122,8 @@ def test_idx_labels_must_fit_the_images(tmp_path: Path, labels: list[int], messa
 def test_a_truncated_published_file_is_refused(tmp_path: Path, source: type[MNIST] | type[FashionMNIST]) -> None:
     folder = tmp_path / ("mnist" if source is MNIST else "fashion-mnist")
     folder.mkdir()
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros((5, 28, 28), np.uint8)))[:-9])
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros((5, 28, 28), np.uint8)))[:-9])
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz: damaged.*expected md5 [0-9a-f]{32}, got"):
         source(root=str(tmp_path)).load(0)
 
@@ -126,7 +136,8 @@ def test_cifar_batches_are_read_in_order(tmp_path: Path, protocol: int, packed: 
         content = batch(4 + i, "labels", [i] * (4 + i), protocol)
         (tmp_path / f"b{i}{'.xz' * packed}").write_bytes(lzma.compress(content) if packed else content)
         files.append(plain(f"b{i}", content))
-    split = read_images(str(tmp_path), files, "toy", "labels", classes=10)
+    split, last = read_images(str(tmp_path), [files, files[2:]], "toy", "labels", classes=10)
+    np.testing.assert_array_equal(last.x, split.x[9:])
     assert split.x.shape == (15, 3, 32, 32)
     assert split.x.dtype == np.uint8
     np.testing.assert_array_equal(split.y, [0] * 4 + [1] * 5 + [2] * 6)
@@ -162,8 +173,8 @@ def test_the_unpickler_knows_nothing_but_arrays(name: str) -> None:
 def test_a_pickle_with_another_digest_is_not_opened(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10/cifar-10-batches-py"
     folder.mkdir(parents=True)
-    for i in range(1, 6):
-        (folder / f"data_batch_{i}").write_bytes(pickle.dumps(Malice(tmp_path / "owned")))
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(pickle.dumps(Malice(tmp_path / "owned")))
     with pytest.raises(InputError, match=r"data_batch_1: damaged.*expected md5 c99cafc152244af753f735de768cd75f"):
         CIFAR10(root=str(tmp_path)).load(0)
     assert not (tmp_path / "owned").exists()
@@ -185,7 +196,7 @@ def test_a_pickle_with_another_digest_is_not_opened(tmp_path: Path) -> None:
 def test_malformed_batches_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "b").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        read_images(str(tmp_path), [plain("b", content)], "toy", "labels", classes=10)
+        read_images(str(tmp_path), [[plain("b", content)]], "toy", "labels", classes=10)
 
 
 def test_cifar_options_are_checked() -> None:

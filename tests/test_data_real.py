@@ -59,7 +59,7 @@ def test_fashion_mnist() -> None:
 
 @needs("cifar-10")
 def test_cifar10_test_batch() -> None:
-    split = read_images(None, CIFAR10_TEST, "cifar10", "labels", classes=10)
+    (split,) = read_images(None, [CIFAR10_TEST], "cifar10", "labels", classes=10)
     assert split.x.shape == (10_000, 3, 32, 32)
     assert np.bincount(split.y).tolist() == [1000] * 10
     assert split.y[:5].tolist() == [3, 8, 8, 0, 6]  # cat, ship, ship, airplane, frog: the well-known first images

@@ -25,8 +25,9 @@ from fedsim.models import mlp
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet
 from fedsim.schedule import Uniform
+from fedsim.tree import leaves
 from fedsim.types import Message, Round
-from tests.laws.test_catalogue import ALGORITHMS, run
+from tests.laws.test_catalogue import ALGORITHMS, algorithm, run
 
 ray = pytest.importorskip("ray")
 
@@ -42,9 +43,10 @@ def _cluster() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_one_and_three_actors_equal_serial(name: str, squares: Dataset) -> None:
+def test_any_number_of_actors_equals_serial(name: str, squares: Dataset) -> None:
     serial = run(name, squares)
-    for actors in (1, 3):
+    keeps_state = bool(leaves(algorithm(name).init_client(torch.zeros(3))))
+    for actors in (1, 3) if keeps_state or name == "fedavg" else (2,):  # starting actors is what takes the time
         pooled = run(name, squares, backend="ray", actors=actors)
         assert pooled.summary["digest"] == serial.summary["digest"]
         for a, b in zip(pooled.metrics, serial.metrics, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim import Engine, Evaluate, Local, Result, simulate
+from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.data import Dataset
 from fedsim.errors import ClientError, InputError
+from fedsim.evaluate import evaluate
+from fedsim.layout import Layout
 from fedsim.models import mlp
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet, Natural
+from fedsim.prepare import prepare
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
-from tests.conftest import Quadratics
+from tests.conftest import Quadratics, images
 
 SPLIT = Dirichlet(clients=6, alpha=1.0)
 
@@ -65,10 +68,37 @@ def test_the_model_learns_and_is_the_one_evaluated(squares: Dataset) -> None:
     last = result.metrics[-1]
     assert last["eval/accuracy"] == pytest.approx(right.mean(), abs=1e-12)
     assert last["eval/accuracy"] > 0.9 > result.metrics[0]["eval/accuracy"]
+    plain = run(squares, rounds=15, evaluate=Evaluate(clients=True), engine=Engine(backend="serial", kernel="vmap"))
+    assert plain.metrics[-1]["eval/loss"] == pytest.approx(last["eval/loss"], rel=1e-3), "lanes are not the model"
     own = np.array([right[rows].mean() for rows in SPLIT.split(squares, 0).test if len(rows)])
     assert last["eval/client_accuracy_mean"] == pytest.approx(own.mean(), abs=1e-12)
     assert last["eval/client_accuracy_std"] == pytest.approx(own.std(), abs=1e-12)
     assert last["eval/client_accuracy_worst10"] == pytest.approx(own.min(), abs=1e-12)
+
+
+@pytest.mark.parametrize("total", [1, 3, 511, 513, 1030])
+@pytest.mark.parametrize("kernel", ["stacked", "loop"])
+def test_evaluation_covers_every_sample_once(total: int, kernel: str) -> None:
+    """Chunks and lanes of any remainder: losses, guesses and the confusion matrix are those of the plain module."""
+    data = images(n=40, side=8)
+    data = replace(data, test=images(n=total, side=8, seed=1).train)
+    engine = Engine(backend="serial", dtype="float64", batching="auto" if kernel == "stacked" else "loop")
+    population = Dirichlet(clients=4, alpha=5.0).split(data, 0)
+    prepared = prepare(FedAvg(lr=0.1), data, population, mlp, Local(), Mean(), engine, 0)
+    assert prepared.kernel == kernel
+    backend = prepared.start(engine)
+    found = evaluate(backend, prepared.x0.numpy(), prepared.setup.test, data.task, clients=False)
+    backend.close()
+    x = ((torch.from_numpy(prepared.setup.test.x).double() / 255) - data.mean[0]) / data.std[0]
+    model = Layout.of(prepared.setup.model).load(prepared.setup.model, prepared.x0)
+    with torch.no_grad():
+        outputs = model(x)
+    y = torch.from_numpy(prepared.setup.test.y)
+    assert found.metrics["eval/loss"] == pytest.approx(float(nn.functional.cross_entropy(outputs, y)), abs=1e-12)
+    want = np.zeros((4, 4), dtype=int)
+    np.add.at(want, (y.numpy(), outputs.argmax(1).numpy()), 1)
+    np.testing.assert_array_equal(found.confusion, want[: len(found.confusion), : len(found.confusion)])
+    assert found.confusion.sum() == total
 
 
 def test_bytes_are_those_of_the_encoded_messages(squares: Dataset) -> None:

@@ -3,6 +3,13 @@
 State goes in and comes out; nothing is remembered on ``self``. Vectors are flat, x [d]; the engine adds the leading
 client dimension. Authors avoid ``.item()``, data-dependent ``if`` and in-place writes, so that the engine can run many
 clients at once from the same code.
+
+``obj.steps`` is an integer scalar: divide vectors by it, or ``.to(x.dtype)`` it first (an integer tensor times a Python
+float is float32, whatever the model's dtype).
+
+A class whose method is right for equal weights of the clients only (control variates averaged over the population) says
+so with ``uniform: ClassVar[bool] = True``; ``aggregate.weights=examples`` is then refused. ``local_sgd.LocalSGD`` holds
+what algorithms with local SGD steps share.
 """
 
 from __future__ import annotations

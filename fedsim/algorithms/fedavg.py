@@ -5,7 +5,8 @@ Data", AISTATS 2017, arXiv 1602.05629, Algorithm 1 (FederatedAveraging); server 
 Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019, arXiv 1909.06335 (FedAvgM).
 
 Deviations: the clients send updates y - x rather than models (the same average, and what compressors want); weights
-n_i / n are the aggregator's (``aggregate.weights``); the lr may decay by a constant factor per round.
+n_i / n are the aggregator's (``aggregate.weights``); the lr may decay by a constant factor per round; weight decay and
+clipping as in FL-Simulator (``local_sgd``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Batch, Message, Round
@@ -29,24 +31,19 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(LocalSGD):
     """Federated averaging.
 
     Attributes:
-        lr: local learning rate eta, > 0.
-        lr_decay: factor on lr per round, in (0, 1].
         server_lr: server learning rate, > 0; 1 is plain averaging.
         server_momentum: beta of the server's heavy ball v <- beta v + mean update, in [0, 1).
     """
 
-    lr: float
-    lr_decay: float = 1.0
     server_lr: float = 1.0
     server_momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "lr", "be > 0", self.lr)
-        require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
+        super().__post_init__()
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
         require(0 <= self.server_momentum < 1, "server_momentum", "be in [0, 1)", self.server_momentum)
 
@@ -64,10 +61,10 @@ class FedAvg:
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr g from x; sends the update y - x [d]."""
-        x, lr = got["x"], self.lr * self.lr_decay**rnd.index
+        x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
-            return obj.descend(y, batch, lr)
+            return self.descend(obj, y, batch, lr)
 
         return {"update": obj.run(step, x) - x}, client
 

@@ -114,24 +114,25 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     counts = np.zeros((len(clients), total), dtype=np.int64)
     plain = local.batch_size == "full" and feed.augment is None
     rows = None if plain else np.repeat(starts, total * m).reshape(len(clients), total, m)  # padding: a row that exists
+    draws = None if feed.augment is None else torch.zeros(len(clients), total, m, 3, dtype=torch.int64)
     for b, (i, n, k) in enumerate(zip(clients, sizes.tolist(), steps.tolist(), strict=True)):
         size = local.batch(n)
         per_epoch = -(-n // size)
         counts[b, :k] = size
         counts[b, per_epoch - 1 : k : per_epoch] = n - (per_epoch - 1) * size
+        if draws is not None and feed.augment is not None:  # by the client's own shape, whoever shares its block
+            drawn = feed.augment.draw(rng.stream(seed, "augment", index, i), k * size)
+            draws[b, :k, :size] = drawn.view(k, size, -1)
         if rows is None:
             continue
         generator = rng.stream(seed, "batches", index, i)
         for first in range(0, k, per_epoch):
             epoch = np.full(per_epoch * size, starts[b])
             epoch[:n] += torch.randperm(n, generator=generator).numpy()
-            rows[b, first : first + per_epoch, :size] = epoch.reshape(per_epoch, size)[: k - first]
-    draws = None
-    if feed.augment is not None:
-        drawn = [feed.augment.draw(rng.stream(seed, "augment", index, i), total * m) for i in clients]
-        draws = torch.stack(drawn).view(len(clients), total, m, -1).to(feed.device)
+            last = min(first + per_epoch, k)
+            rows[b, first:last, :size] = epoch.reshape(per_epoch, size)[: last - first]
     order = None if rows is None else torch.from_numpy(rows).to(feed.device)
-    return Work(clients, steps, sizes, counts, order, draws)
+    return Work(clients, steps, sizes, counts, order, None if draws is None else draws.to(feed.device))
 
 
 class Minibatches:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +20,7 @@ import numpy as np
 from fedsim.data.arrays import with_digest
 from fedsim.data.augment import Augment
 from fedsim.data.base import Dataset, Split
-from fedsim.data.files import DataFile, data_root, read
+from fedsim.data.files import DataFile, data_root, read_all
 from fedsim.errors import InputError, require
 
 _TEN = "cifar-10/cifar-10-batches-py/"
@@ -83,11 +81,12 @@ class CIFAR10:
 
     def load(self, seed: int) -> Dataset:
         """Read the six batches; the seed plays no part."""
+        train, test = read_images(self.root, (CIFAR10_TRAIN, CIFAR10_TEST), "cifar10", "labels", classes=10)
         return with_digest(
             Dataset(
                 "cifar10",
-                read_images(self.root, CIFAR10_TRAIN, "cifar10", "labels", classes=10),
-                read_images(self.root, CIFAR10_TEST, "cifar10", "labels", classes=10),
+                train,
+                test,
                 "classification",
                 outputs=10,
                 mean=(0.4914, 0.4822, 0.4465),
@@ -120,11 +119,12 @@ class CIFAR100:
     def load(self, seed: int) -> Dataset:
         """Read the two files; the seed plays no part."""
         key, classes = f"{self.labels}_labels", 100 if self.labels == "fine" else 20
+        train, test = read_images(self.root, (CIFAR100_TRAIN, CIFAR100_TEST), "cifar100", key, classes)
         return with_digest(
             Dataset(
                 "cifar100",
-                read_images(self.root, CIFAR100_TRAIN, "cifar100", key, classes),
-                read_images(self.root, CIFAR100_TEST, "cifar100", key, classes),
+                train,
+                test,
                 "classification",
                 outputs=classes,
                 mean=(0.5071, 0.4865, 0.4409),
@@ -134,12 +134,14 @@ class CIFAR100:
         )
 
 
-def read_images(root: str | None, files: Sequence[DataFile], source: str, key: str, classes: int) -> Split:
-    """The images of some batches, in file order.
+def read_images(
+    root: str | None, splits: Sequence[Sequence[DataFile]], source: str, key: str, classes: int
+) -> list[Split]:
+    """The images of each split's batches, in file order.
 
     Args:
         root: data root, or None for the default.
-        files: batches, each with the md5 that must match before it is unpickled.
+        splits: the batches of each, with the md5 that must match before they are unpickled.
         source: the data set's name, for messages.
         key: which labels: ``labels``, ``fine_labels`` or ``coarse_labels``.
         classes: number of classes.
@@ -147,21 +149,22 @@ def read_images(root: str | None, files: Sequence[DataFile], source: str, key: s
     Raises:
         InputError: a batch is missing, damaged, unsafe, or not in the expected form.
     """
-    folder = data_root(root)
-    with ThreadPoolExecutor() as threads:  # digests and decompression release the interpreter lock
-        batches = list(threads.map(lambda file: _read_batch(folder, file, source, key, classes), files))
-    return Split(np.concatenate([b.x for b in batches]), np.concatenate([b.y for b in batches]))
+    files = [file for split in splits for file in split]
+    contents = read_all(data_root(root), files, source)
+    batches = iter([_batch(content, file.path, key, classes) for content, file in zip(contents, files, strict=True)])
+    parts = [[next(batches) for _ in split] for split in splits]
+    return [Split(np.concatenate([b.x for b in part]), np.concatenate([b.y for b in part])) for part in parts]
 
 
-def _read_batch(folder: Path, file: DataFile, source: str, key: str, classes: int) -> Split:
-    batch = unpickle(read(folder, file, source), file.path)
+def _batch(content: bytes, where: str, key: str, classes: int) -> Split:
+    batch = unpickle(content, where)
     if not isinstance(batch, dict) or not {"data", key} <= batch.keys():
-        raise InputError(f"{file.path}: must hold a dictionary with 'data' and {key!r}, got {type(batch).__name__}")
+        raise InputError(f"{where}: must hold a dictionary with 'data' and {key!r}, got {type(batch).__name__}")
     data, labels = batch["data"], np.asarray(batch[key])
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
-        raise InputError(f"{file.path}: data must be uint8 [n, 3072], got {getattr(data, 'shape', type(data))}")
+        raise InputError(f"{where}: data must be uint8 [n, 3072], got {getattr(data, 'shape', type(data))}")
     if labels.shape != data.shape[:1] or labels.dtype.kind not in "iu" or not np.isin(labels, range(classes)).all():
-        raise InputError(f"{file.path}: {key} must be {len(data)} integers in 0..{classes - 1}, got {labels.shape}")
+        raise InputError(f"{where}: {key} must be {len(data)} integers in 0..{classes - 1}, got {labels.shape}")
     return Split(data.reshape(-1, 3, 32, 32), labels.astype(np.int64))
 
 

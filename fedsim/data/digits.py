@@ -41,7 +41,9 @@ class Digits:
         """Read and split; the seed decides which images are held out."""
         scikit_learn = find_spec("sklearn")
         if scikit_learn is None or scikit_learn.origin is None:
-            raise InputError("data=digits needs scikit-learn's copy of them, got no scikit-learn; pip install scikit-learn")
+            raise InputError(
+                "data=digits needs scikit-learn's copy of them, got no scikit-learn; pip install scikit-learn"
+            )
         path = Path(scikit_learn.origin).parent / _CSV
         table = np.loadtxt(io.BytesIO(read_path(path, _MD5, "install scikit-learn again")), delimiter=",")
         x = (table[:, :-1] / 16).astype(np.float32).reshape(-1, 1, 8, 8)

@@ -8,9 +8,11 @@ import hashlib
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from fedsim.errors import InputError
 
@@ -74,15 +76,25 @@ def read(root: Path, file: DataFile, source: str) -> bytes:
     Raises:
         InputError: the file is missing, cannot be read, or is not the published one.
     """
-    path = locate(root, file)
-    if path is None:
-        folder = (root / file.path).parent
-        raise InputError(
-            f"{source}: no file {file.name} (plain, .gz, .xz or .bz2) in {folder}; run `python scripts/download.py "
-            f"{source}`, or put the file there, or set FEDSIM_DATA or data.root to the folder that holds "
-            f"{Path(file.path).parts[0]}"
-        )
-    return read_path(path, file.md5, f"delete it and run `python scripts/download.py {source}`")
+    return read_all(root, [file], source)[0]
+
+
+def read_all(root: Path, files: Sequence[DataFile], source: str) -> list[bytes]:
+    """The uncompressed contents of a data set's files, decompressed on all cores.
+
+    Every file is looked for and every digest taken before anything is decompressed, so that an error comes at once.
+
+    Raises:
+        InputError: as ``read``, for the first file that is not right.
+    """
+    do = f"delete it and run `python scripts/download.py {source}`"
+    paths = [_found(root, file, source) for file in files]
+    stored = [_stored(path, file.md5, do) for path, file in zip(paths, files, strict=True)]
+    contents = {s.path: _content(s, do) for s in stored if not s.trusted and s.md5}  # damaged, or compressed anew
+    with ThreadPoolExecutor() as threads:  # decompression releases the interpreter lock
+        rest = [s for s in stored if s.path not in contents]
+        contents |= zip([s.path for s in rest], threads.map(lambda s: _content(s, do), rest), strict=True)
+    return [contents[path] for path in paths]
 
 
 def read_path(path: Path, md5: Mapping[str, str], do: str) -> bytes:
@@ -96,6 +108,33 @@ def read_path(path: Path, md5: Mapping[str, str], do: str) -> bytes:
     Raises:
         InputError: the file cannot be read or decompressed, or its digest is not the expected one.
     """
+    return _content(_stored(path, md5, do), do)
+
+
+class _Stored(NamedTuple):
+    """A file as it lies on the disk."""
+
+    path: Path
+    raw: bytes
+    form: str  # how it is compressed
+    md5: Mapping[str, str]  # accepted digests by form
+    trusted: bool  # the digest of this form is known and right
+
+
+def _found(root: Path, file: DataFile, source: str) -> Path:
+    path = locate(root, file)
+    if path is None:
+        folder = (root / file.path).parent
+        raise InputError(
+            f"{source}: no file {file.name} (plain, .gz, .xz or .bz2) in {folder}; run `python scripts/download.py "
+            f"{source}`, or put the file there, or set FEDSIM_DATA or data.root to the folder that holds "
+            f"{Path(file.path).parts[0]}"
+        )
+    return path
+
+
+def _stored(path: Path, md5: Mapping[str, str], do: str) -> _Stored:
+    """Read a file; a wrong digest of its form is an error at once where the plain content has no digest of its own."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -104,6 +143,11 @@ def read_path(path: Path, md5: Mapping[str, str], do: str) -> bytes:
     trusted = form in md5 and md5_of(raw) == md5[form]
     if form in md5 and not trusted and (not form or "" not in md5):
         raise InputError(_damaged(path, md5[form], md5_of(raw), len(raw), do))
+    return _Stored(path, raw, form, md5, trusted)
+
+
+def _content(stored: _Stored, do: str) -> bytes:
+    path, raw, form, md5, trusted = stored
     try:
         content = _DECOMPRESS[form](raw) if form else raw
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, with_digest
 from fedsim.data.base import Dataset, Split
-from fedsim.data.files import DataFile, data_root, read, read_path
+from fedsim.data.files import DataFile, data_root, read_all, read_path
 from fedsim.data.svmlight import Sparse, dense, parse
 from fedsim.errors import InputError, require
 from fedsim.rng import numpy_stream
@@ -95,9 +95,10 @@ class LibSVM:
             largest = max(sparse.values.shape[1] for sparse in (train, test) if sparse is not None)
             return train, test, self.n_features or largest, Path(self.path).name
         known, root = KNOWN[self.name], data_root(self.root)
-        train = parse(read(root, known.train, self.name), known.train.path)
-        test = None if known.test is None else parse(read(root, known.test, self.name), known.test.path)
-        return train, test, self.n_features or known.features, self.name
+        files = [known.train] if known.test is None else [known.train, known.test]
+        contents = read_all(root, files, self.name)
+        parsed = [parse(content, file.path) for content, file in zip(contents, files, strict=True)]
+        return parsed[0], parsed[1] if parsed[1:] else None, self.n_features or known.features, self.name
 
 
 def _parse_path(path: str) -> Sparse:

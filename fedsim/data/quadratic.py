@@ -45,7 +45,7 @@ class Quadratic:
     def __post_init__(self) -> None:
         for name in ("clients", "rows", "dim"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
-        require(self.heterogeneity >= 0, "heterogeneity", "be >= 0", self.heterogeneity)
+        require(0 <= self.heterogeneity < float("inf"), "heterogeneity", "be >= 0 and finite", self.heterogeneity)
         if self.path is None:
             check_memory("clients", (self.clients, self.rows, self.dim), 8, "lower clients, rows or dim")
 
@@ -93,7 +93,7 @@ def _stored(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
             with stored:
                 return stored.files, {n: stored[n] for n in stored.files if n.lower() in ("a", "b", "x0")}
     except FileNotFoundError as error:
-        raise InputError(f"path must be an existing .npz file, got {str(path)!r}") from error
+        raise InputError(f"data.path must be an existing .npz file, got {str(path)!r}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as an .npz archive of numbers ({error}); {_DO}") from error
     raise InputError(f"{path}: must be an .npz archive, got a single .npy array; {_DO}")

@@ -79,7 +79,7 @@ def windows(text: bytes, length: int, min_chars: int, test_share: float) -> Data
     code[vocabulary] = np.arange(len(vocabulary))
     kept = [code[np.frombuffer(said, np.uint8)] for said in speeches(text).values() if len(said) >= min_chars]
     if not kept:
-        raise InputError(f"min_chars must be at most what one speaker says, got {min_chars}; lower it")
+        raise InputError(f"data.min_chars must be at most what one speaker says, got {min_chars}; lower it")
     cuts = [len(tokens) - round(len(tokens) * test_share) for tokens in kept]
     train = _split([tokens[:cut] for tokens, cut in zip(kept, cuts, strict=True)], length)
     test = _split([tokens[cut:] for tokens, cut in zip(kept, cuts, strict=True)], length)

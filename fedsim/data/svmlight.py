@@ -51,9 +51,8 @@ def dense(values: csr_matrix, features: int, where: str) -> np.ndarray:
     Raises:
         InputError: the file has a larger index than ``features``, or the array would not fit in memory.
     """
-    require(
-        values.shape[1] <= features, "n_features", f"be >= {values.shape[1]}, the largest index in {where}", features
-    )
+    most = values.shape[1]
+    require(most <= features, "data.n_features", f"be >= {most}, the largest index in {where}", features)
     check_memory(where, (values.shape[0], features), 4, "use fewer lines or features of it")
     wide = type(values)((values.data, values.indices, values.indptr), shape=(values.shape[0], features))
     return np.asarray(wide.toarray())

@@ -51,8 +51,8 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
-        require(self.alpha >= 0, "alpha", "be >= 0", self.alpha)
-        require(self.beta >= 0, "beta", "be >= 0", self.beta)
+        require(0 <= self.alpha < float("inf"), "alpha", "be >= 0 and finite", self.alpha)
+        require(0 <= self.beta < float("inf"), "beta", "be >= 0 and finite", self.beta)
         require(self.max_size >= MIN_SIZE, "max_size", f"be >= {MIN_SIZE}", self.max_size)
         check_share(self.test_share)
 

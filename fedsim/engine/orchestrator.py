@@ -56,22 +56,18 @@ class Orchestrator:
         self.server: Any = setup.algorithm.init_server(x0)
         self.store = Store(setup.algorithm.init_client(x0))
         self.done = 0
+        self.confusion: np.ndarray | None = None  # of the last evaluation
         self.sizes = setup.train.sizes()
         self.totals = {"comm/uplink_total_bytes": 0, "comm/downlink_total_bytes": 0}
 
     def evaluate(self) -> Record:
         """Metrics of the current global model."""
         start = time.perf_counter()
-        test = self.setup.test
-        metrics = evaluate(
-            self.backend,
-            to_numpy(self.server.x),
-            len(test.x),
-            test.start,
-            self.setup.task,
-            clients=self.evaluation.clients,
+        found = evaluate(
+            self.backend, to_numpy(self.server.x), self.setup.test, self.setup.task, clients=self.evaluation.clients
         )
-        return metrics | {"time/evaluate_s": time.perf_counter() - start}
+        self.confusion = found.confusion
+        return found.metrics | {"time/evaluate_s": time.perf_counter() - start}
 
     def step(self) -> Record:
         """One round.

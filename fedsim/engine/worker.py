@@ -23,7 +23,7 @@ from fedsim.engine.kernel import Kernel
 from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import ClientError
 from fedsim.local import Local
-from fedsim.losses import loss_of, score_of
+from fedsim.losses import guess, loss_of, score_of
 from fedsim.tree import tree_map
 from fedsim.types import Message, State
 
@@ -71,6 +71,7 @@ class Scores(NamedTuple):
 
     losses: np.ndarray  # [rows]
     scores: np.ndarray  # [rows] accuracy in 0..1, empty where the task has none
+    guesses: np.ndarray  # [rows] predicted classes, empty where the task is not classification
 
 
 def keep_memory() -> None:
@@ -152,15 +153,17 @@ class Worker:
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[Rows], x: Any) -> list[Scores]:
         """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
-        model = self.oracle.at(to_device(x, self.device).to(self.setup.dtype))
+        model: Tensor = to_device(x, self.device)
         return [self._evaluate(job, model) for job in jobs]
 
-    def _evaluate(self, job: Rows, model: nn.Module) -> Scores:
+    def _evaluate(self, job: Rows, x: Tensor) -> Scores:
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
-        outputs = model(inputs)
+        outputs = self.oracle.predict(x, inputs)
         scores = torch.empty(0) if self.score is None else self.score(outputs, y)
-        return Scores(*to_numpy((self.oracle.loss(outputs, y), scores)))
+        guesses = guess(outputs) if self.setup.task == "classification" else torch.empty(0)
+        losses, scores, guesses = to_numpy((self.oracle.loss(outputs, y), scores, guesses))
+        return Scores(losses, scores, guesses)
 
 
 class Backend(Protocol):

@@ -1,0 +1,79 @@
+"""FedDyn: every client's loss is regularised dynamically, so that local and global stationary points agree.
+
+Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, "Federated Learning Based on Dynamic Regularization", ICLR
+2021, arXiv 2111.04263, Algorithm 1.
+
+Deviations: the local subproblem is solved by K steps of SGD, as in the authors' code (github alpemreacar/FedDyn), whose
+scaling of alpha by n_i / mean n is left out; the weights must be uniform, because h is the plain mean over all N
+clients. The model that is evaluated is the server's x (the authors report the average of the client models).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+    h: Tensor  # [d] mean over all clients of their linear terms s_i
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between its rounds."""
+
+    s: Tensor  # [d] linear term s_i: the gradient of f_i at the client's last model, if it solved its subproblem
+
+
+@dataclass(frozen=True)
+class FedDyn(LocalSGD):
+    """Federated learning with dynamic regularization.
+
+    Attributes:
+        alpha: weight of the regulariser, > 0; a local step needs lr (L + alpha) < 2.
+    """
+
+    uniform: ClassVar[bool] = True
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.alpha > 0, "alpha", "be > 0", self.alpha)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model and h = 0."""
+        return ServerState(x0, torch.zeros_like(x0))
+
+    def init_client(self, x0: Tensor) -> ClientState:
+        """s_i = 0."""
+        return ClientState(torch.zeros_like(x0))
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+        """K SGD steps on f_i(y) - <s_i, y> + alpha/2 ||y - x||^2 from x; sends y - x [d]."""
+        x, lr = got["x"], self.rate(rnd)
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return self.step(y, obj.grad(y, batch) - client.s + self.alpha * (y - x), lr)
+
+        update = obj.run(step, x) - x
+        return {"update": update}, ClientState(client.s - self.alpha * update)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """h <- h - (alpha/N) sum_S (y_i - x); x <- mean_S y_i - h / alpha."""
+        update = received["update"]
+        h = server.h - self.alpha * update * len(rnd.clients) / rnd.population
+        return ServerState(server.x + update - h / self.alpha, h)

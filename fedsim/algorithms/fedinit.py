@@ -1,0 +1,76 @@
+"""FedInit: FedAvg whose clients start a little beyond the server's model, away from where they ended last.
+
+Sun, Shen, Tao, "Understanding How Consistency Works in Federated Learning via Stage-wise Relaxed Initialization",
+NeurIPS 2023, arXiv 2306.05706, Algorithm 1; FL-Simulator has it as its option use_RI.
+
+Deviations: a client that never took part is taken to have ended at the initial model, as in FL-Simulator; the server
+averages the last local models, as in the paper (FL-Simulator's FedAvg adds the mean of y - start). beta = 0 is FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between its rounds."""
+
+    y: Tensor  # [d] last local model of the client's last round
+
+
+@dataclass(frozen=True)
+class FedInit(LocalSGD):
+    """Federated averaging with relaxed initialization.
+
+    Attributes:
+        beta: how far beyond x a client starts, >= 0.
+        server_lr: server learning rate, > 0; 1 is plain averaging.
+    """
+
+    beta: float = 0.1
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.beta >= 0, "beta", "be >= 0", self.beta)
+        require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> ClientState:
+        """The initial model."""
+        return ClientState(x0)
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+        """K SGD steps from x + beta (x - y_last); sends y - x [d]."""
+        x, lr = got["x"], self.rate(rnd)
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return self.descend(obj, y, batch, lr)
+
+        y = obj.run(step, x + self.beta * (x - client.y))
+        return {"update": y - x}, ClientState(y)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """x <- x + server_lr * mean update."""
+        return ServerState(server.x + self.server_lr * received["update"])

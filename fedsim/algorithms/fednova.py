@@ -1,0 +1,86 @@
+"""FedNova: normalised averaging, so that clients with more local steps do not weigh more.
+
+Wang, Liu, Liang, Joshi, Poor, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization",
+NeurIPS 2020, arXiv 2007.07481, Algorithm FedNova; the counters are those of the authors' code (github JYWa/FedNova,
+distoptim/FedNova.py).
+
+Deviations: with both momentum and mu the authors' counters add 1 for a step twice; here one recursion counts what the
+local steps really add up to, c <- m c + 1, a <- (1 - lr mu) a + c, which is theirs when either is zero. No server
+momentum. Equal K_i with mu = 0 give the mean of the local models; with momentum = 0 too, FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+
+
+class Carry(NamedTuple):
+    """What goes from local step to local step."""
+
+    y: Tensor  # [d] local model
+    v: Tensor  # [d] momentum buffer
+    c: Tensor  # scalar, weight of the newest gradient's step and all that momentum adds to it so far
+    a: Tensor  # scalar, sum of the weights with which gradients entered y: ||a_i||_1
+
+
+@dataclass(frozen=True)
+class FedNova(LocalSGD):
+    """Federated normalised averaging. The weights p_i are the aggregator's.
+
+    Attributes:
+        momentum: of local SGD, fresh in every round, in [0, 1).
+        mu: weight of the proximal term mu/2 ||y - x||^2, >= 0; lr mu must stay below 1.
+    """
+
+    momentum: float = 0.0
+    mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "momentum", "be in [0, 1)", self.momentum)
+        require(0 <= self.mu < 1 / self.lr, "mu", f"be in [0, 1/lr = {1 / self.lr:g})", self.mu)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """K local steps; sends (x - y) / a_i [d] and what tau_eff averages: a_i, or K_i if mu > 0."""
+        x, lr = got["x"], self.rate(rnd)
+
+        def step(now: Carry, batch: Batch) -> Carry:
+            v = self.momentum * now.v + obj.grad(now.y, batch)
+            c = self.momentum * now.c + 1
+            a = (1 - lr * self.mu) * now.a + c
+            return Carry(self.step(now.y, v + self.mu * (now.y - x), lr), v, c, a)
+
+        end = obj.run(step, Carry(x, torch.zeros_like(x), x.new_zeros(()), x.new_zeros(())))
+        tau = obj.steps.to(x.dtype) if self.mu else end.a
+        return {"direction": (x - end.y) / end.a, "tau": tau}, client
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """x <- x - tau_eff sum_i p_i (x - y_i) / a_i, tau_eff the mean of what the clients sent."""
+        return ServerState(server.x - received["tau"] * received["direction"])

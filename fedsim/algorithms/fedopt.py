@@ -1,0 +1,136 @@
+"""FedAdam, FedYogi and FedAdagrad: FedAvg's clients, an adaptive optimizer on the server.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive Federated Optimization", ICLR 2021, arXiv
+2003.00295, Algorithm 2: one box, whose three variants differ in one line.
+
+Deviations: the accumulator starts at ``v0`` = 0, as in FL-Simulator (github woodenchild95/FL-Simulator,
+server/FedAdam.py), whose values are the defaults (the paper tunes server_lr and tau for each task); no bias correction,
+as in both; weights are the aggregator's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+    m: Tensor  # [d] momentum
+    v: Tensor  # [d] accumulated squares
+
+
+@dataclass(frozen=True)
+class _FedOpt(LocalSGD):
+    """What the three share: everything but the accumulator v.
+
+    Attributes:
+        server_lr: server learning rate eta_g, > 0.
+        beta1: momentum of the server, in [0, 1).
+        tau: degree of adaptivity, added to sqrt(v), > 0.
+        v0: the accumulator before the first round, >= 0; the paper asks for tau^2 or more.
+    """
+
+    server_lr: float = 0.1
+    beta1: float = 0.9
+    tau: float = 0.01
+    v0: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+        require(0 <= self.beta1 < 1, "beta1", "be in [0, 1)", self.beta1)
+        require(self.tau > 0, "tau", "be > 0", self.tau)
+        require(self.v0 >= 0, "v0", "be >= 0", self.v0)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model, m = 0 and v = v0."""
+        return ServerState(x0, torch.zeros_like(x0), torch.full_like(x0, self.v0))
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """K local steps y <- y - lr g from x; sends the update y - x [d]."""
+        x, lr = got["x"], self.rate(rnd)
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return self.descend(obj, y, batch, lr)
+
+        return {"update": obj.run(step, x) - x}, client
+
+    def _step(self, server: ServerState, update: Tensor, v: Tensor) -> ServerState:
+        """m <- beta1 m + (1 - beta1) D; x <- x + server_lr m / (sqrt(v) + tau), D the mean update [d]."""
+        m = self.beta1 * server.m + (1 - self.beta1) * update
+        return ServerState(server.x + self.server_lr * m / (v.sqrt() + self.tau), m, v)
+
+
+@dataclass(frozen=True)
+class FedAdam(_FedOpt):
+    """Adam on the server.
+
+    Attributes:
+        beta2: decay of the accumulator, in [0, 1).
+    """
+
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.beta2 < 1, "beta2", "be in [0, 1)", self.beta2)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """v <- beta2 v + (1 - beta2) D^2; then m and x."""
+        d2 = received["update"] ** 2
+        return self._step(server, received["update"], self.beta2 * server.v + (1 - self.beta2) * d2)
+
+
+@dataclass(frozen=True)
+class FedYogi(_FedOpt):
+    """Yogi on the server: v moves by no more than (1 - beta2) D^2.
+
+    Attributes:
+        beta2: decay of the accumulator, in [0, 1).
+    """
+
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.beta2 < 1, "beta2", "be in [0, 1)", self.beta2)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """v <- v - (1 - beta2) D^2 sign(v - D^2); then m and x."""
+        d2 = received["update"] ** 2
+        return self._step(server, received["update"], server.v - (1 - self.beta2) * d2 * (server.v - d2).sign())
+
+
+@dataclass(frozen=True)
+class FedAdagrad(_FedOpt):
+    """Adagrad on the server.
+
+    Attributes:
+        beta1: as in the other variants; 0 in the paper.
+    """
+
+    beta1: float = 0.0
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """v <- v + D^2; then m and x."""
+        d2 = received["update"] ** 2
+        return self._step(server, received["update"], server.v + d2)

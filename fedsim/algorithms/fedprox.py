@@ -1,0 +1,70 @@
+"""FedProx: FedAvg with a proximal term that keeps local models near the server's.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv
+1812.06127, Algorithm 2.
+
+Deviations: the local subproblem is solved by K steps of SGD, as in the paper's experiments, rather than to a given
+gamma-inexactness; cohorts and weights are the schedule's and the aggregator's (the paper draws clients with
+probability n_i / n and averages uniformly); a server learning rate. mu = 0 is FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+
+
+@dataclass(frozen=True)
+class FedProx(LocalSGD):
+    """Federated averaging with a proximal term mu/2 ||y - x||^2 on the clients.
+
+    Attributes:
+        mu: weight of the proximal term, >= 0; a local step needs lr (L + mu) < 2.
+        server_lr: server learning rate, > 0; 1 is plain averaging.
+    """
+
+    mu: float = 0.1
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.mu >= 0, "mu", "be >= 0", self.mu)
+        require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """K local steps y <- y - lr (g + mu (y - x)) from x; sends the update y - x [d]."""
+        x, lr = got["x"], self.rate(rnd)
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return self.step(y, obj.grad(y, batch) + self.mu * (y - x), lr)
+
+        return {"update": obj.run(step, x) - x}, client
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """x <- x + server_lr * mean update."""
+        return ServerState(server.x + self.server_lr * received["update"])

@@ -1,0 +1,69 @@
+"""FedSAM: FedAvg with sharpness-aware minimisation as the local solver.
+
+Qu, Li, Duan, Liu, Tang, Lu, "Generalized Federated Learning via Sharpness Aware Minimization", ICML 2022, arXiv
+2206.02618, Algorithm FedSAM; the same method with adaptive variants: Caldarola, Caputo, Ciccone, "Improving
+Generalization in Federated Learning by Seeking Flat Minima", ECCV 2022, arXiv 2203.11834.
+
+Deviations: the norm of the ascent step is guarded by 1e-7, as in FL-Simulator. rho = 0 is FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD, sam_grad
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+
+
+@dataclass(frozen=True)
+class FedSAM(LocalSGD):
+    """Federated averaging of sharpness-aware local steps.
+
+    Attributes:
+        rho: length of the ascent step, >= 0.
+        server_lr: server learning rate, > 0; 1 is plain averaging.
+    """
+
+    rho: float = 0.1
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rho >= 0, "rho", "be >= 0", self.rho)
+        require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """K local steps y <- y - lr grad(y + rho g / ||g||) from x; sends the update y - x [d]."""
+        x, lr = got["x"], self.rate(rnd)
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return self.step(y, sam_grad(obj, y, batch, self.rho), lr)
+
+        return {"update": obj.run(step, x) - x}, client
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """x <- x + server_lr * mean update."""
+        return ServerState(server.x + self.server_lr * received["update"])
