@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +53,7 @@ def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clie
         x: [d] model.
         test: the test samples in client order; those that nobody owns come last.
         task: decides which metrics exist.
-        clients: whether to add the metrics per client, each on its own test samples.
+        clients: whether to add the metrics per client, each on its own test samples; clients without any do not count.
     """
     total = len(test.x)
     jobs = [Rows(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
@@ -66,10 +65,11 @@ def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clie
     scores = np.concatenate([p.scores for p in parts]).astype(np.float64)
     if len(scores):
         out["eval/accuracy"] = float(scores.mean())
-    if clients:
+    sizes = test.sizes()
+    if clients and (tested := sizes > 0).any():
         per = scores if len(scores) else losses
         name = "accuracy" if len(scores) else "loss"
-        mine = np.array([per[a:b].mean() for a, b in pairwise(test.start) if b > a])
+        mine = np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested]) / sizes[tested]
         ordered = np.sort(mine) if name == "accuracy" else -np.sort(-mine)
         worst = ordered[: max(1, len(mine) // 10)]
         out |= {

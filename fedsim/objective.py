@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from fedsim.engine.opaque import depth
 from fedsim.tree import tree_map
 from fedsim.types import Batch
 
@@ -64,6 +65,7 @@ class Objective:
         self._oracle, self._batches = oracle, batches
         self.steps, self.examples = steps, examples
         self._losses: list[Tensor] = []  # telemetry: the first loss seen in each local step
+        self._depth = depth()
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:
         """Mean loss over the unmasked examples at x [d], a scalar."""
@@ -72,14 +74,19 @@ class Objective:
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient [d] of the mean loss over the unmasked examples at x [d]."""
         g, loss = self._oracle.grad(x, batch)
-        self._losses.append(loss)
+        self._note(loss)
         return g
 
     def descend(self, x: Tensor, batch: Batch, lr: float) -> Tensor:
         """A plain SGD step, ``x - lr * grad(x, batch)`` [d], without the gradient ever being a vector of its own."""
         y, loss = self._oracle.descend(x, batch, lr)
-        self._losses.append(loss)
+        self._note(loss)
         return y
+
+    def _note(self, loss: Tensor) -> None:
+        """Remember a loss, unless it is one of many inside the algorithm's own vmap, which it must not outlive."""
+        if depth() == self._depth:
+            self._losses.append(loss)
 
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's own loss at x [d]: [m, d]; rows of padding are zero."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from fedsim.aggregate import Mean
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.data.base import Dataset, Split
-from fedsim.data.batches import Samples
+from fedsim.data.batches import Samples, as_tensor
 from fedsim.engine.config import Engine
 from fedsim.engine.kernel import Kernel, kernel_rule
 from fedsim.engine.serial import Serial
 from fedsim.engine.worker import Backend, Setup
-from fedsim.errors import require
+from fedsim.errors import InputError, require
 from fedsim.layout import Layout
 from fedsim.local import Local
 from fedsim.models import Factory, build
@@ -69,6 +69,7 @@ def prepare(
         aggregate.weights,
         "add aggregate.weights=uniform",
     )
+    _require_samples(data, population)
     model = build(factory, data.input_shape, data.outputs, {}, seed)
     layout = Layout.of(model)
     dtype = getattr(torch, engine.dtype)
@@ -77,8 +78,8 @@ def prepare(
         require(data.x0.shape == x0.shape, "data.x0", f"have the model's {len(x0)} parameters", data.x0.shape)
         x0 = torch.from_numpy(data.x0).to(dtype)
     kernel, most, why = _kernel(model, layout, data.input_shape, engine)
-    train = _samples(data, data.train, population.train, augmented=True)
-    test = train if data.test is None else _samples(data, data.test, population.test, augmented=False)
+    train = _samples(data, data.train, population.train, dtype, augmented=True)
+    test = train if data.test is None else _samples(data, data.test, population.test, dtype, augmented=False)
     setup = Setup(
         algorithm,
         model.to(dtype),
@@ -96,6 +97,13 @@ def prepare(
     return Prepared(setup, x0, kernel, most, why)
 
 
+def _require_samples(data: Dataset, population: Population) -> None:
+    """Raise InputError unless there is something to train every client on, and something to evaluate on."""
+    if empty := [i for i, rows in enumerate(population.train) if not len(rows)]:
+        raise InputError(f"partition must give every client a training sample, got none for client {empty[0]}")
+    require(data.test is None or len(data.test) > 0, "data.test", "hold samples, or be None", 0)
+
+
 def _kernel(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], engine: Engine) -> tuple[Kernel, int, str]:
     """How blocks are computed: what the configuration says, ``auto`` filled in by a fixed rule."""
     kernel: Kernel
@@ -107,10 +115,14 @@ def _kernel(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], engi
     return kernel, most if engine.block == "auto" else engine.block, why
 
 
-def _samples(data: Dataset, split: Split, owned: tuple[np.ndarray, ...], *, augmented: bool) -> Samples:
-    """A split in client order; samples that nobody owns (test only) come last."""
+def _samples(
+    data: Dataset, split: Split, owned: tuple[np.ndarray, ...], dtype: torch.dtype, *, augmented: bool
+) -> Samples:
+    """A split in client order, in the run's dtype; samples that nobody owns (test only) come last."""
     order = np.concatenate(owned) if owned else np.empty(0, dtype=np.int64)
     start = np.concatenate([[0], np.cumsum([len(rows) for rows in owned])]).astype(np.int64)
     if not augmented:
         order = np.concatenate([order, np.setdiff1d(np.arange(len(split)), order)])
-    return Samples(split.x[order], split.y[order], start, data.mean, data.std, data.augment if augmented else None)
+    x = as_tensor(split.x).index_select(0, torch.from_numpy(order))  # memory of torch's is aligned as workers want it
+    x = x.to(dtype) if x.is_floating_point() else x  # here once, not in every worker
+    return Samples(x.numpy(), split.y[order], start, data.mean, data.std, data.augment if augmented else None)

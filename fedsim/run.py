@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,9 @@ from fedsim.config import build_run, collect, did_you_mean, unknown_key
 from fedsim.errors import InputError
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
-_terminated: list[int] = []  # the signal, once it came; its exit code differs from that of Ctrl-C
+PATIENCE_S = 5.0
+"""Signals that follow the first one so soon are ignored: a run that was told to stop is saving what it has."""
+_stopped: list[tuple[int, float]] = []  # the first signal (SIGINT or SIGTERM) and when it came
 
 
 class JobFailed(Exception):
@@ -53,8 +56,9 @@ def main() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
     sys.path.append(os.getcwd())  # a user's own classes by dotted path
     sys.argv[1:] = with_own_classes(sys.argv[1:])
-    _terminated.clear()
-    signal.signal(signal.SIGTERM, _terminate)
+    _stopped.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     gc.disable()  # importing torch makes a million objects; looking for garbage among them takes a fifth of the time
     try:
         check(sys.argv[1:])
@@ -71,7 +75,11 @@ def main() -> int:
     except JobFailed:
         return 1
     except KeyboardInterrupt:
-        return 143 if _terminated else 130
+        return 128 + (_stopped[0][0] if _stopped else signal.SIGINT)
+    except SystemExit as stop:
+        if stop.code == signal.SIGTERM:  # from Ray's own handler, in force while Ray starts
+            return 128 + signal.SIGTERM
+        raise
     finally:
         gc.enable()
     return 0
@@ -291,9 +299,12 @@ def _translated(error: Exception) -> str:
     return ": ".join([" ".join(kept), *cause])
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Stop as on Ctrl-C: the run saves what it has and its actors go."""
-    _terminated.append(number)
+def _stop(number: int, frame: FrameType | None) -> None:
+    """On Ctrl-C and SIGTERM: the run saves what it has and its actors go."""
+    now = time.monotonic()
+    if _stopped and now - _stopped[0][1] < PATIENCE_S:
+        return
+    _stopped[:1] = [(number, now)]
     raise KeyboardInterrupt
 
 

@@ -79,9 +79,10 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +305,8 @@ def test_a_stopped_run_keeps_its_results(
         while not ended.wait(0.05):
             if metrics.exists() and metrics.read_bytes().count(b"\n") > 2:
                 os.kill(os.getpid(), number)
+                ended.wait(0.02)
+                os.kill(os.getpid(), signal.SIGINT)  # an impatient second one changes nothing
                 return
 
     watcher = threading.Thread(target=stop_after_two_rounds)

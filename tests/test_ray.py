@@ -25,9 +25,8 @@ from fedsim.models import mlp
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet
 from fedsim.schedule import Uniform
-from fedsim.tree import leaves
 from fedsim.types import Message, Round
-from tests.laws.test_catalogue import ALGORITHMS, algorithm, run
+from tests.laws.test_catalogue import ALGORITHMS, run
 
 ray = pytest.importorskip("ray")
 
@@ -42,11 +41,14 @@ def _cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_any_number_of_actors_equals_serial(name: str, squares: Dataset) -> None:
+FEW = ("fedavg", "scaffold", "fedspeed")  # no state, state with two fields of messages, state with two gradients a step
+MANY = [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in ALGORITHMS]
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_one_and_three_actors_equal_serial(name: str, squares: Dataset) -> None:
     serial = run(name, squares)
-    keeps_state = bool(leaves(algorithm(name).init_client(torch.zeros(3))))
-    for actors in (1, 3) if keeps_state or name == "fedavg" else (2,):  # starting actors is what takes the time
+    for actors in (1, 3):
         pooled = run(name, squares, backend="ray", actors=actors)
         assert pooled.summary["digest"] == serial.summary["digest"]
         for a, b in zip(pooled.metrics, serial.metrics, strict=True):

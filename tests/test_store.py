@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.store import Store
+from fedsim.store import CHUNK_BYTES, Store
 
 
 class Memory(NamedTuple):
@@ -68,12 +68,14 @@ def test_reading_gives_copies() -> None:
 
 def test_memory_follows_participants_not_population() -> None:
     store = Store(torch.zeros(10_000))
-    for first in range(0, 500_000, 50_000):  # ids up to half a million, 100 clients in all
-        ids = list(range(first, first + 10))
-        store.write(ids, np.ones((10, 10_000), np.float32))
+    for first in range(0, 500_000, 50_000):  # ids up to half a million, 1,000 clients in all
+        ids = list(range(first, first + 100))
+        store.write(ids, np.full((100, 10_000), first, np.float32))
         store.commit()
-    assert len(store) == 100
-    assert store._arenas.nbytes <= 2 * 100 * 40_000 + 16 * 40_000
+    assert len(store) == 1000
+    assert store.nbytes <= 1000 * 40_000 + CHUNK_BYTES
+    ids = [400_099, 3, 7, 50_050, 0]  # several chunks, any order, one stranger
+    assert store.read(ids)[:, -1].tolist() == [400_000, 0, 0, 50_000, 0]
 
 
 def test_a_stateless_algorithm_stores_nothing() -> None:

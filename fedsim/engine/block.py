@@ -57,6 +57,8 @@ class Blocks:
     @torch.no_grad()
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
         """Compute these clients; ``rows`` is a tree of [b, ...] tensors."""
+        shared = [*leaves(got), self.feed.x, self.feed.y]
+        versions = [t._version for t in shared]
         if self.oracle.kernel == "loop":
             each = [self._alone(i, tree_map(lambda t, p=p: t[p], rows), got, rnd) for p, i in enumerate(clients)]
             stacked = tree_map(lambda *t: torch.stack(t), *each)
@@ -65,6 +67,9 @@ class Blocks:
             stacked = tree_map(lambda t: t[:1], twice)
         else:
             stacked = self._together(clients, rows, got, rnd)
+        if [t._version for t in shared] != versions:  # the next client would see it
+            raise TypeError("local must not write into the broadcast or the data, which all clients share")
+        _check(stacked[0], stacked[1], rows)
         return Outcome(*stacked)
 
     def _client(self, lane: dict[str, Tensor], work: Work, row: State, got: Message, rnd: Round, alone: bool) -> Any:
@@ -88,6 +93,15 @@ class Blocks:
             return self._client(lane, work, tree_map(lambda _: next(values), rows), got, rnd, alone=False)
 
         return torch.func.vmap(one)(batched, states)
+
+
+def _check(message: Any, new: State, old: State) -> None:
+    """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
+    if not isinstance(message, dict) or not all(isinstance(t, Tensor) for t in message.values()):
+        raise TypeError("local must return a message of tensors by name, and the client's new state")
+    before, after = (tree_map(lambda t: f"{str(t.dtype)[6:]}{list(t.shape[1:])}", state) for state in (old, new))
+    if before != after:
+        raise TypeError(f"local must return a client state like the one it got, {before}, got {after}")
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

@@ -18,6 +18,8 @@ from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_funct
 def opaque(alone: Callable[..., Any], together: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``alone(*arguments)``, or inside vmap ``together`` on the stacked arguments of all clients.
 
+    A vmap inside that one (an algorithm that evaluates its client at many points) makes b times as many "clients".
+
     Args:
         alone: takes one client's arguments, returns a tensor or a tuple of tensors.
         together: takes them with a leading client dimension [b] on every tensor, and returns tensors with one. A tensor
@@ -36,10 +38,26 @@ def opaque(alone: Callable[..., Any], together: Callable[..., Any], *arguments: 
             a if not isinstance(a, Tensor) else a.expand(b, *a.shape) if dim is None else a.movedim(dim, 0)
             for a, dim in unwrapped
         ]
-        out = together(*stacked)
+        out = opaque(together, _merged(together), *stacked)
     if isinstance(out, tuple):
         return tuple(_functorch._add_batch_dim(t, 0, level) for t in out)
     return _functorch._add_batch_dim(out, 0, level)
+
+
+def depth() -> int:
+    """How many transforms of ``torch.func`` enclose this call."""
+    return int(_functorch.get_dynamic_layer_stack_depth())
+
+
+def _merged(together: Callable[..., Any]) -> Callable[..., Any]:
+    """``together`` for tensors [b, s, ...] of two enclosing vmaps: as b * s clients."""
+
+    def run(*arguments: Any) -> Any:
+        sizes = next(a for a in arguments if isinstance(a, Tensor)).shape[:2]
+        out = together(*(a.flatten(0, 1) if isinstance(a, Tensor) else a for a in arguments))
+        return tuple(t.unflatten(0, sizes) for t in out) if isinstance(out, tuple) else out.unflatten(0, sizes)
+
+    return run
 
 
 def _unwrap(argument: Any, level: int) -> tuple[Any, int | None]:

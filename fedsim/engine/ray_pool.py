@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -16,16 +17,22 @@ from typing import Any
 
 from fedsim.engine.config import Engine
 from fedsim.engine.worker import Setup, Worker
-from fedsim.errors import ClientError, InputError
+from fedsim.errors import ClientError, InputError, require
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+import torch
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 STORE_BYTES = 256 * 2**20
 """Object store room beyond the data sets and the messages of two rounds."""
+
+PATIENCE_S = 30
+"""How long to wait for CPUs that others use."""
 
 
 class _Actor:
@@ -46,36 +53,24 @@ class RayPool:
     def __init__(self, setup: Setup, engine: Engine, message_bytes: int):
         self._engine = engine
         self._owner = not ray.is_initialized()
-        if self._owner:
-            data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
-            room = {"object_store_memory": data + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES}
-            local = {} if engine.address else {"num_cpus": max(engine.actors, os.cpu_count() or 1), **room}
-            handler = signal.getsignal(signal.SIGTERM)
-            try:
-                ray.init(
-                    address=engine.address,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    **local,
-                )
-            except ConnectionError as error:
-                raise InputError(
-                    f"engine.address must be a running Ray cluster, got {engine.address!r} ({error}); "
-                    "start one with `ray start --head`, or leave engine.address=null"
-                ) from error
-            if handler is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
-        free = int(ray.cluster_resources().get("CPU", 0))
-        if free < engine.actors:
-            raise InputError(
-                f"engine.actors must be at most the {free} CPUs of the Ray cluster, got {engine.actors}; "
-                "each actor takes one"
+        self._places: Any = None  # CPUs reserved for the actors
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(setup.threads)  # the server's step rounds as it does on the serial backend
+        try:
+            if self._owner:
+                _start(setup, engine, message_bytes)
+            gpus = 1 / engine.actors if engine.device == "cuda" else 0
+            self._places = _reserve(engine, gpus)
+            where = PlacementGroupSchedulingStrategy(self._places)
+            remote = ray.remote(
+                num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy=where
             )
-        gpus = 1 / engine.actors if engine.device == "cuda" else 0
-        self._class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Actor)
-        self._setup = [ray.put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
-        self._actors = [self._spawn() for _ in range(engine.actors)]
+            self._class = remote(_Actor)
+            self._setup = [_put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
+            self._actors = [self._spawn() for _ in range(engine.actors)]
+        except BaseException:
+            self.close()
+            raise
 
     def _spawn(self) -> Any:
         return self._class.remote(sys.path, self._setup)
@@ -111,12 +106,76 @@ class RayPool:
         return [answers[j] for j in range(len(jobs))]
 
     def close(self) -> None:
-        """Stop the actors, and Ray when this pool started it."""
+        """Stop the actors, and Ray when this pool started it; give torch its threads back."""
+        torch.set_num_threads(self._threads)
         if self._owner:
             ray.shutdown()
-            return
-        for actor in self._actors:
-            ray.kill(actor)
+        elif self._places is not None:
+            remove_placement_group(self._places)  # ends its actors
+
+
+def _start(setup: Setup, engine: Engine, message_bytes: int) -> None:
+    """Start Ray on this machine, or connect to ``engine.address``."""
+    data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
+    room = {"object_store_memory": data + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES}
+    local = {} if engine.address else {"num_cpus": max(engine.actors, os.cpu_count() or 1), **room}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _knock(engine.address)
+        ray.init(
+            address=engine.address or "local",  # None would join any cluster that it finds on this machine
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **local,
+        )
+    except (ConnectionError, ValueError, RayError) as error:
+        if not engine.address:
+            raise
+        raise InputError(
+            f"engine.address must be a running Ray cluster, got {engine.address!r} ({error}); start one with "
+            "`ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave engine.address=null"
+        ) from error
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
+
+
+def _knock(address: str | None) -> None:
+    """Raise ConnectionError at once where nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
+
+
+def _reserve(engine: Engine, gpus: float) -> Any:
+    """CPUs (and shares of a GPU) for all actors; where others hold them, actors would wait for ever in silence."""
+    have = ray.cluster_resources()
+    cpus = int(have.get("CPU", 0))
+    most = f"be at most the {cpus} CPUs of the Ray cluster"
+    require(engine.actors <= cpus, "engine.actors", most, engine.actors, "each actor takes one")
+    must = "be cpu on a Ray cluster without a GPU"
+    require(gpus == 0 or have.get("GPU", 0) >= 1, "engine.device", must, engine.device)
+    places = placement_group([{"CPU": 1} | ({"GPU": gpus} if gpus else {})] * engine.actors)
+    if not places.wait(PATIENCE_S):
+        remove_placement_group(places)
+        must = f"be at most the free ones of the Ray cluster's {cpus} CPUs"
+        do = f"others have held the rest for {PATIENCE_S} s: stop them, or lower engine.actors"
+        require(False, "engine.actors", must, engine.actors, do)
+    return places
+
+
+def _put(setup: Setup) -> Any:
+    try:
+        return ray.put(setup)
+    except TypeError as error:  # its message holds the whole setup; the reason is in its cause
+        why = error.__cause__ or error
+        raise InputError(
+            f"algorithm and model must be picklable for engine=ray, got {why}; use engine=serial"
+        ) from error
 
 
 def shares(costs: Sequence[float], workers: int) -> list[list[int]]:

@@ -154,7 +154,12 @@ class Worker:
     def evaluate(self, jobs: Sequence[Rows], x: Any) -> list[Scores]:
         """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
         model: Tensor = to_device(x, self.device)
-        return [self._evaluate(job, model) for job in jobs]
+        try:
+            return [self._evaluate(job, model) for job in jobs]
+        except Exception as error:
+            raise ClientError(
+                f"evaluation failed: {type(error).__name__}: {error}. To debug, add engine=serial"
+            ) from error
 
     def _evaluate(self, job: Rows, x: Tensor) -> Scores:
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)

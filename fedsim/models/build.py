@@ -84,12 +84,15 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
 
 
 def _probe(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int) -> None:
-    """Pass one zero sample: the shape must fit, nothing random may be drawn and no buffer may change."""
+    """Pass one zero sample: the shape must fit, nothing random may be drawn, neither input nor buffers may change."""
     sample = zero_sample(model, input_shape)
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     random = torch.random.get_rng_state()
+    version = sample._version
     with torch.no_grad():
         out: Any = model(sample)
+    if sample._version != version:
+        raise InputError(f"model {name} writes into its input in forward, but the samples are shared; use x = x - ...")
     if not torch.equal(random, torch.random.get_rng_state()):
         raise InputError(f"model {name} draws random numbers in forward, which have no address (seed, round, client)")
     for key, value in model.named_buffers():
