@@ -22,6 +22,7 @@ from fedsim.layout import Layout
 from fedsim.local import Local
 from fedsim.models import Factory, build
 from fedsim.partition import Population
+from fedsim.tree import leaves, tensors
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Prepared:
     block: int
     why: str
 
-    def start(self, engine: Engine) -> Backend:
-        """The backend, ready for jobs."""
+    def start(self, engine: Engine, cohort: int = 1) -> Backend:
+        """The backend, ready for jobs; the usual size of a cohort tells Ray how much memory to share."""
         if engine.backend == "serial":
             return Serial(self.setup)
         from fedsim.engine.ray_pool import RayPool
 
-        return RayPool(self.setup, engine, message_bytes=8 * len(self.x0))
+        row = sum(t.nbytes for t in leaves(self.setup.algorithm.init_client(self.x0)))
+        return RayPool(self.setup, engine, message_bytes=8 * len(self.x0), row_bytes=cohort * row)
 
 
 def prepare(
@@ -77,6 +79,8 @@ def prepare(
     if data.x0 is not None:
         require(data.x0.shape == x0.shape, "data.x0", f"have the model's {len(x0)} parameters", data.x0.shape)
         x0 = torch.from_numpy(data.x0).to(dtype)
+    for method in (algorithm.init_server, algorithm.init_client):
+        tensors(method(x0), method.__name__)
     kernel, most, why = _kernel(model, layout, data.input_shape, engine)
     train = _samples(data, data.train, population.train, dtype, augmented=True)
     test = train if data.test is None else _samples(data, data.test, population.test, dtype, augmented=False)

@@ -138,7 +138,7 @@ def simulate(
             stack.enter_context(folder)
             _draw_split(folder, population.counts(dataset))
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
-        backend = prepared.start(engine)
+        backend = prepared.start(engine, schedule.expected(len(population)))
         stack.callback(backend.close)
         run = Orchestrator(
             prepared.setup,

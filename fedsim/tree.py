@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from fedsim.errors import InputError
+
 
 def leaves(tree: Any) -> list[Any]:
     """Leaves in field order (dict keys in insertion order)."""
@@ -13,6 +17,17 @@ def leaves(tree: Any) -> list[Any]:
     if isinstance(tree, tuple):
         return [leaf for value in tree for leaf in leaves(value)]
     return [tree]
+
+
+def tensors(state: Any, method: str) -> list[Tensor]:
+    """Leaves of a state that an algorithm's method returned; raises InputError when it holds anything but tensors."""
+    for leaf in (found := leaves(state)):
+        if not isinstance(leaf, Tensor):
+            raise InputError(
+                f"{method} of an algorithm must return a NamedTuple, tuple or dict of tensors, () for nothing, "
+                f"got {type(leaf).__name__} {leaf!r}"
+            )
+    return found
 
 
 def tree_map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:

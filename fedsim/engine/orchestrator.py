@@ -15,11 +15,11 @@ from fedsim.channel import wire
 from fedsim.engine.block import Job, to_numpy
 from fedsim.engine.plan import plan
 from fedsim.engine.worker import Backend, Done, Setup
-from fedsim.errors import Diverged, InputError
+from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate
 from fedsim.schedule import Schedule
 from fedsim.store import Store
-from fedsim.tree import leaves, tree_map
+from fedsim.tree import leaves, tensors, tree_map
 from fedsim.types import Round
 
 Record = dict[str, float]
@@ -53,8 +53,8 @@ class Orchestrator:
     ):
         self.setup, self.backend, self.schedule, self.evaluation = setup, backend, schedule, evaluation
         self.block, self.jobs, self.rounds = block, jobs, rounds
-        self.server: Any = _checked(setup.algorithm.init_server(x0), "init_server")
-        self.store = Store(_checked(setup.algorithm.init_client(x0), "init_client"))
+        self.server: Any = setup.algorithm.init_server(x0)
+        self.store = Store(setup.algorithm.init_client(x0))
         self.done = 0
         self.confusion: np.ndarray | None = None  # of the last evaluation
         self.sizes = setup.train.sizes()
@@ -87,8 +87,8 @@ class Orchestrator:
         parts = fold({(j, a.span): a.sums for j, a in enumerate(answers) if a.span})
         weight = sum(a.weight for a in answers)
         received = self.setup.aggregate.finish(parts[0, len(answers)], weight, self.setup.dtype)
-        server = _checked(algorithm.server(self.server, received, rnd), "server")
-        if not all(torch.isfinite(leaf.double().sum()) for leaf in leaves(server)):
+        server = algorithm.server(self.server, received, rnd)
+        if not all(torch.isfinite(leaf.double().sum()) for leaf in tensors(server, "server")):
             self.store.drop()
             raise Diverged(f"the server's state is not finite after round {index + 1}")
         self.server, self.done = server, index + 1
@@ -126,12 +126,3 @@ class Orchestrator:
         for leaf in leaves(tree_map(lambda t: t.detach().cpu().numpy(), self.server)):
             hashed.update(np.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("<"), copy=False).tobytes())
         return hashed.hexdigest()
-
-
-def _checked(state: Any, method: str) -> Any:
-    """The state, if it is a tree of tensors."""
-    for leaf in leaves(state):
-        if not isinstance(leaf, Tensor):
-            kinds = "a NamedTuple, tuple or dict of tensors, () for nothing"
-            raise InputError(f"{method} of an algorithm must return {kinds}, got {type(leaf).__name__} {leaf!r}")
-    return state

@@ -29,7 +29,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 STORE_BYTES = 256 * 2**20
-"""Object store room beyond the data sets and the messages of two rounds."""
+"""Object store room beyond the data sets, the messages of two rounds and the clients' states."""
 
 PATIENCE_S = 30
 """How long to wait for CPUs that others use."""
@@ -48,9 +48,16 @@ class _Actor:
 
 
 class RayPool:
-    """A pool of ``engine.actors`` actors on the local machine or on ``engine.address``."""
+    """A pool of ``engine.actors`` actors on the local machine or on ``engine.address``.
 
-    def __init__(self, setup: Setup, engine: Engine, message_bytes: int):
+    Args:
+        setup: what every actor is given.
+        engine: how many actors, where, on which device.
+        message_bytes: of a broadcast, and of a partial sum.
+        row_bytes: of the client states that travel in a round, one way.
+    """
+
+    def __init__(self, setup: Setup, engine: Engine, message_bytes: int, row_bytes: int):
         self._engine = engine
         self._owner = not ray.is_initialized()
         self._places: Any = None  # CPUs reserved for the actors
@@ -58,7 +65,7 @@ class RayPool:
         torch.set_num_threads(setup.threads)  # the server's step rounds as it does on the serial backend
         try:
             if self._owner:
-                _start(setup, engine, message_bytes)
+                _start(engine, _room(setup, engine, message_bytes, row_bytes))
             gpus = 1 / engine.actors if engine.device == "cuda" else 0
             self._places = _reserve(engine, gpus)
             where = PlacementGroupSchedulingStrategy(self._places)
@@ -114,11 +121,17 @@ class RayPool:
             remove_placement_group(self._places)  # ends its actors
 
 
-def _start(setup: Setup, engine: Engine, message_bytes: int) -> None:
-    """Start Ray on this machine, or connect to ``engine.address``."""
+def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> int:
+    """Bytes of the object store: what does not fit is spilled to disk, which makes rounds several times longer."""
     data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
-    room = {"object_store_memory": data + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES}
-    local = {} if engine.address else {"num_cpus": max(engine.actors, os.cpu_count() or 1), **room}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows = min(3 * row_bytes, memory // 4)  # sent, returned, and the last round's not yet collected
+    return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES
+
+
+def _start(engine: Engine, room: int) -> None:
+    """Start Ray on this machine, or connect to ``engine.address``."""
+    local = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _knock(engine.address)
@@ -127,7 +140,7 @@ def _start(setup: Setup, engine: Engine, message_bytes: int) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            **local,
+            **({} if engine.address else local),
         )
     except (ConnectionError, ValueError, RayError) as error:
         if not engine.address:
