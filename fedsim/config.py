@@ -70,8 +70,14 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
     """
+    from fedsim.aggregate import Mean
+    from fedsim.algorithms.base import ServerAlgorithm
+    from fedsim.data import Dataset, Source
+    from fedsim.engine.config import Engine
     from fedsim.evaluate import Evaluate
     from fedsim.local import Local
+    from fedsim.partition import Partition
+    from fedsim.schedule import Schedule
 
     def number(low: int | None) -> Callable[[Any, str], int]:
         def check(value: Any, path: str) -> int:
@@ -85,8 +91,29 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     def section(kind: type) -> Callable[[Any, str], Any]:
         return lambda value, path: convert(value, kind, path)
 
+    def object_like(role: type, *kinds: type) -> Callable[[Any, str], Any]:
+        def make(node: Any, path: str) -> Any:
+            built = build(node, path)
+            methods = _methods(role)
+            missing = [name for name in methods if not callable(getattr(built, name, None))]
+            if (missing or not methods) and not isinstance(built, kinds):
+                must = f"a class with the methods {', '.join(methods)}" if methods else "that class"
+                without = f" without {', '.join(missing)}" if missing else ""
+                raise InputError(
+                    f"{path}._target_ must be {must} ({role.__module__}.{role.__name__}), "
+                    f"got {node['_target_']!r}{without}"
+                )
+            return built
+
+        return make
+
     parts: dict[str, Callable[[Any, str], Any]] = {
-        **dict.fromkeys(("algorithm", "data", "partition", "schedule", "aggregate", "engine"), build),
+        "algorithm": object_like(ServerAlgorithm),
+        "data": object_like(Source, Dataset),
+        "partition": object_like(Partition),
+        "schedule": object_like(Schedule),
+        "aggregate": object_like(Mean),
+        "engine": object_like(Engine, Engine),
         "model": build_factory,
         "local": section(Local),
         "evaluate": section(Evaluate),
@@ -168,7 +195,7 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
         raise InputError(must + "for example my_module.MyClass")
     try:
         home = import_module(module)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
     found = getattr(home, name, None)
     if not callable(found):
@@ -206,6 +233,11 @@ def _hints(target: Callable[..., Any], path: str) -> dict[str, Any]:
         return get_type_hints(holder)
     except NameError as error:
         raise InputError(f"{path}._target_ must have annotations that exist at run time, got {error}") from error
+
+
+def _methods(role: type) -> list[str]:
+    """The public methods of a protocol or class."""
+    return [name for name, value in vars(role).items() if inspect.isfunction(value) and not name.startswith("_")]
 
 
 def _construct(target: Callable[..., Any], options: Mapping[str, Any], path: str) -> Any:

@@ -185,7 +185,14 @@ def test_model_options_are_checked_before_the_data_is_known() -> None:
 
 
 def run_config(**changes: Any) -> dict[str, Any]:
-    parts = dict.fromkeys(("algorithm", "data", "partition", "schedule", "aggregate", "engine"), node(Inner))
+    parts = {
+        "algorithm": {"_target_": "fedsim.algorithms.fedavg.FedAvg", "lr": 1},
+        "data": {"_target_": "fedsim.data.Digits"},
+        "partition": {"_target_": "fedsim.partition.Iid", "clients": 2},
+        "schedule": {"_target_": "fedsim.schedule.All"},
+        "aggregate": {"_target_": "fedsim.aggregate.Mean"},
+        "engine": {"_target_": "fedsim.engine.config.Engine", "backend": "serial"},
+    }
     rest = {"model": node(model), "local": {}, "evaluate": {}, "logger": {"trajectory": True}, "rounds": 3, "seed": 0}
     return {**parts, **rest, **changes}
 
@@ -195,8 +202,21 @@ def test_a_whole_run() -> None:
     assert parts["trajectory"] is True
     assert (parts["rounds"], parts["seed"]) == (3, 0)
     assert (parts["local"].epochs, parts["local"].batch_size) == (2.0, "full")
-    assert parts["engine"] == Inner()
+    assert parts["engine"].backend == "serial"
     assert "logger" not in parts
+
+
+def test_an_object_of_the_wrong_kind_is_named_with_what_it_lacks() -> None:
+    for group, methods in (
+        ("algorithm", "init_server, init_client"),
+        ("data", "load"),
+        ("schedule", "check, expected"),
+    ):
+        line = problem(lambda group=group: build_run(run_config(**{group: node(Inner)})))  # type: ignore[misc]
+        assert line.startswith(f"{group}._target_ must be a class with the methods {methods}")
+        assert "Inner' without" in line
+    line = problem(lambda: build_run(run_config(engine=node(Inner))))
+    assert line.startswith("engine._target_ must be that class (fedsim.engine.config.Engine), got")
 
 
 def test_a_whole_run_reports_every_problem() -> None:

@@ -155,3 +155,23 @@ def test_the_digest_covers_names_types_shapes_and_bytes() -> None:
     ]
     assert len({plain.digest, *(with_digest(v).digest for v in variants)}) == 7
     assert with_digest(replace(plain, train=Split(np.asfortranarray(x), y))).digest == plain.digest
+
+
+def test_arrays_that_do_not_fit_together_are_refused() -> None:
+    x, y = np.zeros((3, 2), np.float32), np.array([0, 1, 0])
+    with pytest.raises(InputError, match=r"Split\.y must have one entry for each of the 3 samples, got 2"):
+        Split(x, y[:2])
+    with pytest.raises(InputError, match=r"Split\.group must have one entry"):
+        Split(x, y, np.zeros(4, np.int64))
+    wrong = [
+        (Split(x, y + 1), "train.y must lie in 0..1 for outputs=2, got '1..2'"),
+        (Split(x, y - 1), "train.y must lie in 0..1"),
+        (Split(x, y.astype(np.float32)), "train.y must be int64"),
+        (Split(np.full_like(x, np.nan), y), "train.x must be finite"),
+    ]
+    for split, message in wrong:
+        with pytest.raises(InputError, match=message):
+            Dataset("toy", split, None, "classification", 2)
+        with pytest.raises(InputError, match=message.replace("train", "test")):
+            Dataset("toy", Split(x, y), split, "classification", 2)
+    Dataset("toy", Split(x, y.astype(np.float32) * 7), None, "regression", 1)

@@ -152,7 +152,7 @@ def sequential(*layers: nn.Module) -> Callable[[], nn.Module]:
         (frozen, (3,), "parameter layer.bias is frozen"),
         (counts, (3,), "parameter steps must be floating point, got torch.int64"),
         (nn.Flatten, (2,), "model must have parameters to train"),
-        (lambda: 3, (3,), "must give a torch.nn.Module, got int"),
+        (lambda: 3, (3,), "must be or give a torch.nn.Module, got 'int'"),
         (Own, (4,), "fails on a zero sample of shape (1, 4)"),
         (lambda: nn.Linear(3, 5), (3,), "to outputs [1, 2], got (1, 5)"),
     ],

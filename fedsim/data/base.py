@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fedsim.data.augment import Augment
+from fedsim.errors import require
 
 Task = Literal["classification", "regression", "next_token", "least_squares"]
 
@@ -25,6 +26,14 @@ class Split:
     x: np.ndarray
     y: np.ndarray
     group: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("y", "group"):
+            array = getattr(self, name)
+            must = f"have one entry for each of the {len(self.x)} samples"
+            require(
+                array is None or len(array) == len(self.x), f"Split.{name}", must, None if array is None else len(array)
+            )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -57,6 +66,23 @@ class Dataset:
     augment: Augment | None = None
     x0: np.ndarray | None = None
     digest: str = ""
+
+    def __post_init__(self) -> None:
+        for name, split in (("train", self.train), ("test", self.test)):
+            if split is not None and len(split):
+                self._check(name, split)
+
+    def _check(self, name: str, split: Split) -> None:
+        """What a file or a user's own class may have got wrong and would show as a bad result only."""
+        where = f"data {self.name}: {name}"
+        if split.x.dtype.kind == "f":
+            require(bool(np.isfinite(split.x).all()), f"{where}.x", "be finite", "NaN or infinite entries")
+        if self.task in ("classification", "next_token"):
+            whole = split.y.dtype == np.int64
+            require(whole, f"{where}.y", "be int64 for classification or next_token", str(split.y.dtype))
+            low, high = int(split.y.min()), int(split.y.max())
+            ok = low >= 0 and high < self.outputs
+            require(ok, f"{where}.y", f"lie in 0..{self.outputs - 1} for outputs={self.outputs}", f"{low}..{high}")
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -53,8 +53,6 @@ def build(
                 model = factory(**given, **options)
             except (TypeError, RuntimeError) as error:
                 raise InputError(f"model {name} cannot be built for samples of shape {input_shape}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model {name} must give a torch.nn.Module, got {type(model).__name__}")
     checked = validate(model).train()
     with scoped(seed, "init"):
         _probe(checked, name, input_shape, outputs)

@@ -30,6 +30,7 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
     Raises:
         InputError: names the module or parameter.
     """
+    require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
     require(batchnorm in ("error", "groupnorm"), "batchnorm", "be error or groupnorm", batchnorm)
     if batchnorm == "groupnorm":
         model = _convert(model)
