@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,11 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fedsim import Engine, Evaluate, Local, Result, simulate
-from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.fedavg import FedAvg, ServerState
 from fedsim.data import Dataset
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, InputError
 from fedsim.models import mlp
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet
@@ -29,6 +32,7 @@ from fedsim.types import Message, Round
 from tests.laws.test_catalogue import ALGORITHMS, run
 
 ray = pytest.importorskip("ray")
+ray_pool = pytest.importorskip("fedsim.engine.ray_pool")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +75,34 @@ class Fragile(FedAvg):
         return super().local(obj, client, got, rnd)
 
 
+@dataclass(frozen=True)
+class Dots(FedAvg):
+    """FedAvg whose server divides by sums over all coordinates, whose bits depend on the number of threads."""
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        u = received["update"]
+        return ServerState(server.x + u / (u @ u + u.sum()), server.v)
+
+
+@dataclass(frozen=True)
+class Locked(FedAvg):
+    """FedAvg that cannot be pickled."""
+
+    lock: Any = None
+
+
+class Cumulates(nn.Module):
+    """A module without stacked kernels."""
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.first, self.last = nn.Linear(144, 17), nn.Linear(17, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(torch.cumsum(torch.tanh(self.first(x.flatten(1))), dim=1))
+        return out
+
+
 class Broken(FedAvg):
     """FedAvg with a bug in its local step."""
 
@@ -78,18 +110,70 @@ class Broken(FedAvg):
         return {"update": got["x"] @ torch.zeros(3)}, client
 
 
-def simple(rule: Any, data: Dataset, **engine: Any) -> Result:
+def simple(rule: Any, data: Dataset, model: Any = mlp, **engine: Any) -> Result:
     return simulate(
         rule,
         data=data,
         partition=Dirichlet(clients=6, alpha=1.0),
-        model=mlp,
+        model=model,
         rounds=3,
         schedule=Uniform(cohort=4),
         local=Local(batch_size=8),
         engine=Engine(**{"backend": "ray", "actors": 2, **engine}),
         evaluate=Evaluate(clients=True),
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "local", "engine"),
+    [
+        (Cumulates, Local(batch_size=7), {"kernel": "vmap", "jobs": 3}),
+        (mlp, Local(batch_size="full", steps=2), {"batching": "loop", "dtype": "float64"}),  # views of the data set
+        (mlp, Local(batch_size="full", steps=2), {"block": 3, "jobs": 2}),
+    ],
+)
+def test_every_way_to_compute_gives_the_serial_bits(
+    squares: Dataset, model: Any, local: Local, engine: dict[str, Any]
+) -> None:
+    def digest(**backend: Any) -> str:
+        split, all_of_them = Dirichlet(clients=7, alpha=0.5, min_samples=2), Engine(**backend, **engine)
+        result = simulate(
+            FedAvg(lr=0.1), data=squares, partition=split, model=model, rounds=2, local=local, engine=all_of_them
+        )
+        return str(result.summary["digest"])
+
+    assert digest(backend="ray", actors=2) == digest(backend="serial")
+
+
+def test_the_servers_step_has_the_threads_of_the_run(squares: Dataset) -> None:
+    torch.set_num_threads(2)
+    big = functools.partial(mlp, hidden=(1000,))  # sums of more than 2^15 numbers are divided over the threads
+    serial, pooled = (simple(Dots(lr=0.1), squares, model=big, backend=b) for b in ("serial", "ray"))
+    assert pooled.summary["digest"] == serial.summary["digest"]
+    assert torch.get_num_threads() == 2
+
+
+def test_actors_that_find_no_cpu_are_refused(squares: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would wait in silence for as long as others hold the CPUs."""
+    other = ray.util.placement_group([{"CPU": 2}])
+    assert other.wait(30)
+    monkeypatch.setattr("fedsim.engine.ray_pool.PATIENCE_S", 0.2)
+    with pytest.raises(InputError, match="engine.actors must be at most the free ones of .* 3 CPUs, got 2"):
+        simple(FedAvg(lr=0.1), squares)
+    ray.util.remove_placement_group(other)
+    with pytest.raises(InputError, match="engine.actors must be at most the 3 CPUs of the Ray cluster, got 4"):
+        simple(FedAvg(lr=0.1), squares, actors=4)
+
+
+def test_what_cannot_reach_the_actors_is_refused(squares: Dataset) -> None:
+    with pytest.raises(InputError, match="must be picklable for engine=ray, got cannot pickle .*lock.*engine=serial"):
+        simple(Locked(lr=0.1, lock=threading.Lock()), squares)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
+def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+    with pytest.raises(InputError, match="engine.address must be a running Ray cluster, got '.*ray start --head"):
+        ray_pool._start(Engine(address=address), 0)
 
 
 def test_a_lost_actor_changes_no_bit(squares: Dataset, tmp_path: Path) -> None:
@@ -114,10 +198,10 @@ def test_a_poisonous_client_is_not_retried_for_ever(squares: Dataset, tmp_path: 
 
 
 def test_no_process_is_left_behind() -> None:
-    """A run that started Ray stops it: nothing that inherited its environment outlives it."""
+    """A run starts a Ray of its own, whatever others run here, and stops it: nothing with its environment is left."""
     code = """
         from fedsim import Engine, simulate
-        from fedsim.algorithms.fedavg import FedAvg
+        from fedsim.algorithms.fedavg import FedAvg, ServerState
         from fedsim.models import mlp
         from fedsim.partition import Iid
         from tests.conftest import images
@@ -132,7 +216,7 @@ def test_no_process_is_left_behind() -> None:
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,
-        env=os.environ | {name: value},
+        env=os.environ | {name: value, "RAY_ADDRESS": "127.0.0.1:1"},
         check=False,
     )
     assert out.stdout.split() == ["finished"], out.stderr
