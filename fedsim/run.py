@@ -81,6 +81,7 @@ def main() -> int:
             return 128 + signal.SIGTERM
         raise
     finally:
+        gc.freeze()  # nothing to look for at exit either
         gc.enable()
     return 0
 

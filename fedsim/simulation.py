@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -197,14 +198,22 @@ def _loop(run: Orchestrator, history: _History) -> tuple[Status, str]:
     try:
         history.add({"round": 0, **run.evaluate()})
         while run.done < run.rounds:
+            _require_finite(history.records[-1])
             history.add(run.step())
             if history.points is not None:
                 history.points.append(run.server.x)
+        _require_finite(history.records[-1])
     except Diverged as error:
         return "diverged", str(error)
     except KeyboardInterrupt as stop:
         return "interrupted", f"{type(stop).__name__} after round {run.done}"
     return "finished", ""
+
+
+def _require_finite(record: Record) -> None:
+    """Raise Diverged when the model was evaluated and its loss has no value, though its parameters may have."""
+    if not math.isfinite(record.get("eval/loss", 0.0)):
+        raise Diverged(f"the loss on the test samples is not finite after round {record['round']:.0f}")
 
 
 def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:
