@@ -150,7 +150,7 @@ def test_divergence_keeps_what_was_recorded(squares: Dataset, tmp_path: Path, ba
 
 def test_a_test_loss_without_a_value_is_divergence(squares: Dataset) -> None:
     """The parameters are finite still, and no client computes with them: it is the last round."""
-    result = run(squares, FedAvg(lr=1e25), rounds=1)
+    result = run(squares, FedAvg(lr=1e25), rounds=1, local=Local(steps=1))
     assert torch.isfinite(result.server.x).all()
     assert (result.status, len(result.metrics)) == ("diverged", 2)
     assert result.message == "the loss on the test samples is not finite after round 1"
