@@ -8,6 +8,7 @@ unexpected error (with its traceback), 2 a user's error (one line for each), 130
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import os
 import signal
@@ -99,6 +100,10 @@ def task(cfg: DictConfig) -> float:
         result = simulate(**build_run(config), run_dir=run_dir, progress=True, config=config)
     except InputError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"{error.strerror}, the run in {run_dir} stopped; the rounds that it wrote before are kept", 1)
     choices = HydraConfig.get().runtime.choices
     names = {
         key: str(choices.get(key) or config[key]["_target_"]) for key in ("algorithm", "data", "partition", "model")

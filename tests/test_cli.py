@@ -286,6 +286,19 @@ def test_a_sweep_goes_on_after_jobs_that_fail(
     assert status(tmp_path / "out" / "3") == "finished"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedsim", *SMALL, "hydra.run.dir=out"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(tmp_path, "ray"), stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    (line,) = done.stderr.decode().splitlines()
+    assert "No space left on device" in line
+    assert status(tmp_path / "out") == "failed"
+
+
 def test_a_bug_keeps_its_traceback(main: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def Broken(lr: float):\n    raise ZeroDivisionError('a bug')\n")
     with pytest.raises(ZeroDivisionError, match="a bug"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,45 @@ def small_matrix() -> np.ndarray:
 
 
 def test_svmlight_text_is_read_back() -> None:
-    labels, values = parse(SMALL, "small")
-    np.testing.assert_array_equal(labels, [1, -1, -1, 1])
-    np.testing.assert_array_equal(dense(values, 4, "small"), small_matrix())
-    wide = dense(values, 6, "small")
+    small = parse(SMALL, "small")
+    np.testing.assert_array_equal(small.labels, [1, -1, -1, 1])
+    np.testing.assert_array_equal(dense(small, 4, "small"), small_matrix())
+    wide = dense(small, 6, "small")
     assert wide.dtype == np.float32
     np.testing.assert_array_equal(wide, np.pad(small_matrix(), ((0, 0), (0, 2))))
+
+
+_WORDS = st.sampled_from(
+    ["1", "-1", "+2.5", "1:2", "2:-3e1", "3:+1", "7:.5", "1:", ":1", "1:2:3", "x", "1.5:2", "nan", "0:1"]
+)
+_LINES = st.lists(st.tuples(st.lists(_WORDS, max_size=4), st.sampled_from(["", " ", "\t", "\r", " # 1:x"])), max_size=4)
+
+
+@settings(deadline=None, max_examples=400)
+@given(_LINES)
+def test_svmlight_reads_what_scikit_learn_reads_and_refuses_what_it_refuses(lines: list[tuple[list[str], str]]) -> None:
+    from sklearn.datasets import load_svmlight_file
+
+    text = "".join(f"{' '.join(words)}{end}\n" for words, end in lines).encode()
+    try:
+        values, labels = load_svmlight_file(io.BytesIO(text), dtype=np.float32, zero_based=False)
+        expected = values.toarray() if np.isfinite(values.data).all() and np.isfinite(labels).all() else None
+    except (ValueError, OverflowError):
+        expected = None
+    if expected is None or not text.strip() or not len(labels):
+        with pytest.raises(InputError):
+            parse(text, "f")
+        return
+    sparse = parse(text, "f")
+    np.testing.assert_array_equal(sparse.labels, labels)
+    np.testing.assert_array_equal(dense(sparse, expected.shape[1], "f"), expected)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_svmlight_round_trip(rows: list[list[float]]) -> None:
     text = "".join(f"1 {' '.join(f'{j + 1}:{v!r}' for j, v in enumerate(row))}\n" for row in rows)
-    np.testing.assert_array_equal(dense(parse(text.encode(), "f").values, 3, "f"), np.array(rows, np.float32))
+    np.testing.assert_array_equal(dense(parse(text.encode(), "f"), 3, "f"), np.array(rows, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -74,13 +101,13 @@ def test_an_empty_file_and_a_too_small_width_are_refused() -> None:
     with pytest.raises(InputError, match=r"f: must hold lines .* got an empty file"):
         parse(b"\n \n", "f")
     with pytest.raises(InputError, match="n_features must be >= 4, the largest index in f, got 3"):
-        dense(parse(SMALL, "f").values, 3, "f")
+        dense(parse(SMALL, "f"), 3, "f")
 
 
 def test_a_matrix_that_would_not_fit_densely_is_refused() -> None:
-    values = parse(b"1 1:1 1000000000:1\n2 1:1\n", "wide").values
+    wide = parse(b"1 1:1 1000000000:1\n2 1:1\n", "wide")
     with pytest.raises(InputError, match=r"wide must fit in 4 GB .* 2 x 1000000000 numbers = 8\.0 GB; use fewer"):
-        dense(values, 1_000_000_000, "wide")
+        dense(wide, 1_000_000_000, "wide")
 
 
 def test_libsvm_path_with_test_file_and_labels_in_order(tmp_path: Path) -> None:

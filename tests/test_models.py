@@ -214,3 +214,9 @@ def test_every_model_config_builds(path: Path) -> None:
     model = models.build(factory, shape, outputs, node, seed=0)
     defaults = models.build(factory, shape, outputs, {}, seed=0)
     assert torch.equal(Layout.of(model).flatten(model), Layout.of(defaults).flatten(defaults))
+
+
+def test_a_model_of_numbers_is_refused_for_tokens() -> None:
+    with pytest.raises(InputError, match=r"fails on a zero sample of shape \(1, 6\) as int64"):
+        models.build(models.mlp, (6,), 9, {}, 0, tokens=True)
+    models.build(models.char_lstm, (6,), 9, {"hidden": 4}, 0, tokens=True)

@@ -79,9 +79,9 @@ class GasSensorDrift:
 
 def _batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Features [n, 128] and classes [n] of one batch."""
-    labels, values = parse(content, where)
-    if not np.isin(labels, range(1, CLASSES + 1)).all():
-        raise InputError(f"{where}: labels must be 1..{CLASSES}, got {np.unique(labels).tolist()}")
-    if values.shape[1] != FEATURES:
-        raise InputError(f"{where}: must have {FEATURES} features, got {values.shape[1]}; get the file again")
-    return dense(values, FEATURES, where), labels.astype(np.int64) - 1
+    sparse = parse(content, where)
+    if not np.isin(sparse.labels, range(1, CLASSES + 1)).all():
+        raise InputError(f"{where}: labels must be 1..{CLASSES}, got {np.unique(sparse.labels).tolist()}")
+    if sparse.features != FEATURES:
+        raise InputError(f"{where}: must have {FEATURES} features, got {sparse.features}; get the file again")
+    return dense(sparse, FEATURES, where), sparse.labels.astype(np.int64) - 1

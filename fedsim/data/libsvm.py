@@ -79,20 +79,20 @@ class LibSVM:
         """Read the file or files; the seed decides which samples are held out when there is no test file."""
         train, test, features, name = self._parsed()
         classes = np.unique(train.labels)
-        x, y = dense(train.values, features, name), _classes(train.labels, classes, name)
+        x, y = dense(train, features, name), _classes(train.labels, classes, name)
         if test is None:
             parts = holdout(y, self.test_share, numpy_stream(seed, "data.split"))
             splits = divide(parts, x, y)
         else:
             where = f"{name} (test)"
-            splits = Split(x, y), Split(dense(test.values, features, where), _classes(test.labels, classes, where))
+            splits = Split(x, y), Split(dense(test, features, where), _classes(test.labels, classes, where))
         return with_digest(Dataset(name, *splits, "classification", outputs=len(classes)))
 
     def _parsed(self) -> tuple[Sparse, Sparse | None, int, str]:
         if self.path is not None:
             train = _parse_path(self.path)
             test = None if self.test_path is None else _parse_path(self.test_path)
-            largest = max(sparse.values.shape[1] for sparse in (train, test) if sparse is not None)
+            largest = max(sparse.features for sparse in (train, test) if sparse is not None)
             return train, test, self.n_features or largest, Path(self.path).name
         known, root = KNOWN[self.name], data_root(self.root)
         files = [known.train] if known.test is None else [known.train, known.test]

@@ -19,7 +19,13 @@ Factory: TypeAlias = Callable[..., nn.Module]
 
 
 def build(
-    factory: Factory | nn.Module, input_shape: tuple[int, ...], outputs: int, options: Mapping[str, Any], seed: int
+    factory: Factory | nn.Module,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    options: Mapping[str, Any],
+    seed: int,
+    *,
+    tokens: bool = False,
 ) -> nn.Module:
     """The run's model with its initial parameters, checked, in training mode.
 
@@ -30,6 +36,7 @@ def build(
         outputs: size of the last dimension of the outputs; a model for 2 may have 1, the logit of class 1.
         options: the factory's other arguments.
         seed: of the run; the initial parameters come from its stream "init".
+        tokens: the samples are int64 tokens, which a model of numbers does not take.
 
     Raises:
         InputError: the factory fails, the result is not a module, or one zero sample does not pass through it.
@@ -55,19 +62,21 @@ def build(
                 raise InputError(f"model {name} cannot be built for samples of shape {input_shape}: {error}") from error
     checked = validate(model).train()
     with scoped(seed, "init"):
-        _probe(checked, name, input_shape, outputs)
+        _probe(checked, name, input_shape, outputs, tokens=tokens)
     return checked
 
 
-def zero_sample(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool = False) -> Tensor:
     """One sample [1, *input_shape] of zeros that passes through the model: numbers or, failing that, int64 tokens.
+
+    With ``tokens``, tokens only.
 
     Raises:
         InputError: neither passes.
     """
     parameter = next(model.parameters())
     problems = []
-    for dtype in (parameter.dtype, torch.int64):
+    for dtype in (torch.int64,) if tokens else (parameter.dtype, torch.int64):
         sample = torch.zeros(1, *input_shape, dtype=dtype, device=parameter.device)
         try:
             with torch.no_grad():
@@ -81,9 +90,9 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     )
 
 
-def _probe(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int) -> None:
+def _probe(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int, *, tokens: bool) -> None:
     """Pass one zero sample: the shape must fit, nothing random may be drawn, neither input nor buffers may change."""
-    sample = zero_sample(model, input_shape)
+    sample = zero_sample(model, input_shape, tokens=tokens)
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     random = torch.random.get_rng_state()
     version = sample._version
