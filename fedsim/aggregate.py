@@ -1,30 +1,67 @@
 """Server rules: from the cohort's messages to the one message the server steps on.
 
-A linear rule never moves messages: workers return weighted sums in float64. The sums of all jobs are added along a
-fixed binary tree (jobs 0 and 1, 2 and 3, then 0-1 and 2-3, ...), so that the result does not depend on who computed
-what: a worker that holds both siblings adds them itself and moves one sum instead of two, with the same bits.
+Workers return sums over their clients, in float64. The sums of all jobs are merged along a fixed binary tree (jobs 0
+and 1, 2 and 3, then 0-1 and 2-3, ...), so that the result does not depend on who computed what: a worker that holds
+both siblings merges them itself and moves one sum instead of two, with the same bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import reduce
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.types import Message
+from fedsim.tree import tree_map
+from fedsim.types import Message, Owned
 
-Sums = dict[str, np.ndarray]
+Sums = dict[str, Any]
+"""{field: array or ``Owned``}: what the clients of some jobs come to."""
 
 COLUMNS = 2**14
 """Coordinates summed at once: their float64 copies stay in the cache."""
 
 
+class Aggregate(Protocol):
+    """A server rule."""
+
+    @property
+    def weights(self) -> Literal["uniform", "examples"]:
+        """What a client weighs."""
+        ...
+
+    def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
+        """The sums with b more clients.
+
+        Args:
+            sums: trees of tensors so far, ``{}`` at the start; may be written in place.
+            clients: [b] their numbers.
+            messages: [b, ...] what they sent.
+            weights: [b] float64, not normalised.
+        """
+        ...
+
+    def merge(self, left: Sums, right: Sums) -> Sums:
+        """The sums of two runs of jobs."""
+        ...
+
+    def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
+        """The sums over the whole cohort and its total weight -> what the server receives."""
+        ...
+
+
+def weights_of(rule: Aggregate, sizes: np.ndarray) -> np.ndarray:
+    """[b] examples of each client -> [b] float64 weights, not normalised."""
+    return np.ones(len(sizes)) if rule.weights == "uniform" else sizes.astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Mean:
-    """Weighted mean of the cohort's messages.
+    """Weighted mean of the cohort's messages; of rows that not all clients have, over those who have them.
 
     Attributes:
         weights: ``examples``: client i weighs n_i (McMahan et al. 2017); ``uniform``: every client weighs the same.
@@ -32,37 +69,96 @@ class Mean:
 
     weights: Literal["uniform", "examples"] = "examples"
 
-    def weight(self, sizes: np.ndarray) -> np.ndarray:
-        """[b] examples of each client -> [b] float64 weights, not normalised."""
-        return np.ones(len(sizes)) if self.weights == "uniform" else sizes.astype(np.float64)
-
-    def add(self, sums: dict[str, Tensor], messages: Message, weights: np.ndarray) -> dict[str, Tensor]:
-        """Add b messages [b, ...] to float64 sums; ``sums`` may be empty and is updated in place."""
-        for name, stacked in messages.items():
-            total = sums.setdefault(name, torch.zeros(stacked.shape[1:], dtype=torch.float64, device=stacked.device))
-            by_client, flat = stacked.reshape(len(weights), -1), total.view(-1)
-            weight = torch.from_numpy(weights).to(stacked.device)
-            for first in range(0, len(flat), COLUMNS):
-                columns = slice(first, first + COLUMNS)
-                flat[columns].addmv_(by_client[:, columns].double().t(), weight)
+    def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
+        """{field: weighted sum}; of ``Owned`` rows the sums of the rows and of their owners' weights."""
+        for name, value in messages.items():
+            if isinstance(value, Owned):
+                mask = value.mask.to(value.values.dtype)
+                rows = value.values * mask.view(*mask.shape, *[1] * (value.values.dim() - 2))
+                total = sums.setdefault(name, Owned(_zeros(rows), _zeros(mask)))
+                _add(total.values, rows, weights)
+                _add(total.mask, mask, weights)
+            else:
+                _add(sums.setdefault(name, _zeros(value)), value, weights)
         return sums
 
-    def finish(self, sums: Sums, total_weight: float, dtype: torch.dtype) -> Message:
-        """The sums over the whole cohort -> the mean message."""
-        return {name: torch.from_numpy(np.asarray(s / total_weight)).to(dtype) for name, s in sums.items()}
+    def merge(self, left: Sums, right: Sums) -> Sums:
+        """Their sums."""
+        return tree_map(np.add, left, right)  # type: ignore[no-any-return]
+
+    def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
+        """The mean message; rows that nobody has are zero and not in the mask."""
+
+        def mean(value: Any) -> Any:
+            if not isinstance(value, Owned):
+                return torch.from_numpy(np.asarray(value / total)).to(dtype)
+            had = value.mask > 0
+            by = np.where(had, value.mask, 1.0).reshape(-1, *[1] * (value.values.ndim - 1))
+            return Owned(torch.from_numpy(value.values / by).to(dtype), torch.from_numpy(had))
+
+        return {name: mean(value) for name, value in sums.items()}
 
 
-Parts = dict[tuple[int, int], dict[str, Any]]
-"""{(first job, number of jobs): {field: sum over those jobs}}; the sums are arrays or tensors."""
+@dataclass(frozen=True)
+class Stack:
+    """Every client's own message: fields [c, ...] in client order, and ``weights`` [c], which sum to 1.
+
+    Attributes:
+        weights: as of ``Mean``.
+    """
+
+    weights: Literal["uniform", "examples"] = "uniform"
+
+    def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
+        """{field: the messages one above the other}, with ``clients`` and ``weights``."""
+        more = {**messages, "clients": torch.tensor(clients), "weights": weights}
+        return tree_map(lambda a, b: torch.cat([a, b]), sums, more) if sums else more
+
+    def merge(self, left: Sums, right: Sums) -> Sums:
+        """One above the other."""
+        return tree_map(lambda a, b: np.concatenate([a, b]), left, right)  # type: ignore[no-any-return]
+
+    def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
+        """The messages in client order."""
+        order = np.argsort(sums["clients"])
+        rows = {name: value for name, value in sums.items() if name != "clients"} | {"weights": sums["weights"] / total}
+
+        def ordered(array: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(array[order])
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        return {name: tree_map(ordered, value) for name, value in rows.items()}
 
 
-def fold(parts: Parts) -> Parts:
-    """Add sibling sums as far as both are here."""
+def _zeros(stacked: Tensor) -> Tensor:
+    """Room for the sum over the first dimension."""
+    return torch.zeros(stacked.shape[1:], dtype=torch.float64, device=stacked.device)
+
+
+def _add(total: Tensor, stacked: Tensor, weights: Tensor) -> None:
+    """total [...] += sum over the b clients of weight [b] times stacked [b, ...], in place."""
+    by_client, flat = stacked.reshape(len(weights), -1), total.view(-1)
+    for first in range(0, len(flat), COLUMNS):
+        columns = slice(first, first + COLUMNS)
+        flat[columns].addmv_(by_client[:, columns].double().t(), weights)
+
+
+Parts = dict[tuple[int, int], Sums]
+"""{(first job, number of jobs): what those jobs come to}."""
+
+
+def fold(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Parts:
+    """Merge siblings as far as both are here."""
     count = 1
     while any(span >= count for _, span in parts):
         for first in sorted(first for first, span in parts if span == count and first % (2 * count) == 0):
             if (right := parts.pop((first + count, count), None)) is not None:
-                left = parts.pop((first, count))
-                parts[first, 2 * count] = {name: left[name] + right[name] for name in left}
+                parts[first, 2 * count] = merge(parts.pop((first, count)), right)
         count *= 2
     return parts
+
+
+def whole(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Sums:
+    """All jobs as one: folded, and what has no sibling (their number is no power of two) from left to right."""
+    folded = fold(parts, merge)
+    return reduce(merge, (folded[place] for place in sorted(folded)))

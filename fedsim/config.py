@@ -70,7 +70,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
     """
-    from fedsim.aggregate import Mean
+    from fedsim.aggregate import Aggregate
     from fedsim.algorithms.base import ServerAlgorithm
     from fedsim.data import Dataset, Source
     from fedsim.engine.config import Engine
@@ -112,9 +112,9 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "data": object_like(Source, Dataset),
         "partition": object_like(Partition),
         "schedule": object_like(Schedule),
-        "aggregate": object_like(Mean),
+        "aggregate": object_like(Aggregate),
         "engine": object_like(Engine, Engine),
-        "model": build_factory,
+        "model": build_model,
         "local": section(Local),
         "evaluate": section(Evaluate),
         "logger": section(Logger),
@@ -137,6 +137,22 @@ def build(node: Any, path: str) -> Any:
     """The object a node describes; ``path`` is the node's place in the configuration, for messages."""
     target = _locate(node, path)
     return _construct(target, _checked(target, node, path), path)
+
+
+def build_model(node: Any, path: str) -> ModelFactory | tuple[ModelFactory, ...]:
+    """A model node: one factory, or with ``architectures`` several, which the clients take in turn."""
+    if not isinstance(node, Mapping) or "architectures" not in node:
+        return build_factory(node, path)
+    listed = node["architectures"]
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise InputError(f"{path}.architectures must be a list of models, got {listed!r}")
+    problems = [unknown_key(path, str(k), ["architectures"], v) for k, v in node.items() if k != "architectures"]
+    factories = []
+    for i, one in enumerate(listed):
+        with collect(problems):
+            factories.append(build_factory(one, f"{path}.architectures[{i}]"))
+    _raise(problems)
+    return tuple(factories)
 
 
 def build_factory(node: Any, path: str) -> ModelFactory:

@@ -1,4 +1,4 @@
-"""Evaluation of the global model on the test samples: over all of them, and client by client."""
+"""Evaluation on the test samples, over all of them and client by client: the global model, or each client's own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import numpy as np
 
 from fedsim.data.base import Task
 from fedsim.data.batches import Samples
-from fedsim.engine.worker import Backend, Rows, Scores
+from fedsim.engine.worker import CHUNK, Backend, Rows, Scores
 from fedsim.errors import require
-
-CHUNK = 512
-"""Samples per evaluation job; fixed, so that no bit depends on the number of workers."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,23 @@ def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clie
     total = len(test.x)
     jobs = [Rows(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
     parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
-    losses = np.concatenate([p.losses for p in parts]).astype(np.float64)
+    return summarise(Scores(*(np.concatenate(a) for a in zip(*parts, strict=True))), test, task, clients=clients)
+
+
+def summarise(found: Scores, test: Samples, task: Task, *, clients: bool) -> Evaluation:
+    """Metrics of the scores of test samples, the first of which are the clients' in order.
+
+    Args:
+        found: of all test samples, or of those that some client owns.
+        test: the test samples in client order.
+        task: decides which metrics exist.
+        clients: whether to add the metrics per client, each on its own test samples; clients without any do not count.
+    """
+    losses = found.losses.astype(np.float64)
     out = {"eval/loss": float(losses.mean())}
     if task == "regression":
         out["eval/mse"] = out["eval/loss"]
-    scores = np.concatenate([p.scores for p in parts]).astype(np.float64)
+    scores = found.scores.astype(np.float64)
     if len(scores):
         out["eval/accuracy"] = float(scores.mean())
     sizes = test.sizes()
@@ -77,9 +86,9 @@ def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clie
             f"eval/client_{name}_std": float(mine.std()),
             f"eval/client_{name}_worst10": float(worst.mean()),
         }
-    guesses = np.concatenate([p.guesses for p in parts])
+    guesses, y = found.guesses, test.y[: len(losses)]
     if not len(guesses):
         return Evaluation(out, None)
     classes = int(max(guesses.max(), test.y.max())) + 1
-    cells = np.bincount(test.y * classes + guesses, minlength=classes**2)
+    cells = np.bincount(y * classes + guesses, minlength=classes**2)
     return Evaluation(out, cells.reshape(classes, classes))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedsim.errors import InputError
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,6 +41,27 @@ class Layout:
     def d(self) -> int:
         """Length of the flat vector."""
         return sum(self.sizes)
+
+    @property
+    def head(self) -> tuple[int, int] | None:
+        """(outputs, features) of the layer ``head`` that ends the model, [k, f] weights and [k] bias; or None."""
+        ends = self.names[-2:] == ("head.weight", "head.bias") and len(self.shapes[-2]) == 2
+        return (int(self.shapes[-2][0]), int(self.shapes[-2][1])) if ends else None
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [d] -> body [d - k (f + 1)] and head [k, f + 1], whose last column is the bias."""
+        k, f = self._head()
+        weight, bias = x[-k * (f + 1) : -k].view(k, f), x[-k:].view(k, 1)
+        return x[: -k * (f + 1)], torch.cat([weight, bias], 1)
+
+    def join(self, body: Tensor, head: Tensor) -> Tensor:
+        """The inverse of ``split``."""
+        return torch.cat([body, head[:, :-1].reshape(-1), head[:, -1]])
+
+    def _head(self) -> tuple[int, int]:
+        if self.head is None:
+            raise InputError("model must end with a linear layer named head, such as fedsim's own models have")
+        return self.head
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """Named views of x; x may carry leading dimensions: [..., d] -> {name: [..., *shape]}."""

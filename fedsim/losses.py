@@ -16,6 +16,11 @@ from fedsim.data.base import Task
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+Term = Callable[..., Tensor]
+"""What a method adds to the loss: (outputs [..., m, k], features [..., m, f] or None, y [..., m], *extras) -> [..., m].
+
+The extras are tensors of one client, with the same leading dimensions, which may be any."""
+
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """[..., k], [...] -> [...]; with k = 1 the output is the logit of class 1 (logistic loss)."""

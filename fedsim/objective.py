@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedsim.engine.opaque import depth
+from fedsim.layout import Layout
+from fedsim.losses import Term
 from fedsim.tree import tree_map
 from fedsim.types import Batch
 
@@ -22,8 +24,8 @@ class Oracle(Protocol):
         """Mean loss over the unmasked examples, a scalar."""
         ...
 
-    def grad(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Gradient [d] of the mean loss, and that loss."""
+    def grad(self, x: Tensor, batch: Batch, term: Term | None = None, *extras: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient [d] of the mean loss (with ``term``, of their sum), and that loss."""
         ...
 
     def descend(self, x: Tensor, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
@@ -34,8 +36,17 @@ class Oracle(Protocol):
         """Gradient of every example's own loss, [m, d]."""
         ...
 
+    def outputs(self, x: Tensor, batch: Batch) -> Tensor:
+        """Outputs of the model, [m, k]."""
+        ...
+
     def features(self, x: Tensor, batch: Batch) -> Tensor:
         """What the model's head receives, [m, f]."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Where the parameters lie in x."""
         ...
 
 
@@ -59,11 +70,29 @@ class Objective:
     Attributes:
         steps: K_i, the client's local steps this round (scalar tensor; clients of one block may differ).
         examples: n_i, the client's examples (scalar tensor).
+
+    Args:
+        oracle: of the client's model.
+        batches: its minibatches of this round.
+        steps: K_i.
+        examples: n_i.
+        everything: all its examples, once and as they are stored.
+        oracles: of every architecture of the run.
     """
 
-    def __init__(self, oracle: Oracle, batches: Minibatches, steps: Tensor, examples: Tensor):
-        self._oracle, self._batches = oracle, batches
+    def __init__(
+        self,
+        oracle: Oracle,
+        batches: Minibatches,
+        steps: Tensor,
+        examples: Tensor,
+        everything: Minibatches | None = None,
+        oracles: Sequence[Oracle] = (),
+    ):
+        self._oracle, self._batches, self._everything, self._oracles = oracle, batches, everything, oracles
         self.steps, self.examples = steps, examples
+        self._term: Term | None = None
+        self._extras: Callable[[Batch], tuple[Tensor, ...]] = lambda batch: ()
         self._losses: list[Tensor] = []  # telemetry: the first loss seen in each local step
         self._depth = depth()
 
@@ -73,12 +102,15 @@ class Objective:
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient [d] of the mean loss over the unmasked examples at x [d]."""
-        g, loss = self._oracle.grad(x, batch)
+        extras = () if self._term is None else self._extras(batch)
+        g, loss = self._oracle.grad(x, batch, self._term, *extras)
         self._note(loss)
         return g
 
     def descend(self, x: Tensor, batch: Batch, lr: float) -> Tensor:
         """A plain SGD step, ``x - lr * grad(x, batch)`` [d], without the gradient ever being a vector of its own."""
+        if self._term is not None:
+            return x - lr * self.grad(x, batch)
         y, loss = self._oracle.descend(x, batch, lr)
         self._note(loss)
         return y
@@ -92,9 +124,50 @@ class Objective:
         """Gradient of each example's own loss at x [d]: [m, d]; rows of padding are zero."""
         return self._oracle.example_grads(x, batch)
 
+    def outputs(self, x: Tensor, batch: Batch) -> Tensor:
+        """Outputs of the model for each example at x [d]: [m, k]."""
+        return self._oracle.outputs(x, batch)
+
     def features(self, x: Tensor, batch: Batch) -> Tensor:
         """What the model's head receives for each example at x [d]: [m, f]."""
         return self._oracle.features(x, batch)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [d] -> the body's parameters and the head [k, f + 1], weights with the bias as last column."""
+        return self._oracle.layout.split(x)
+
+    def join(self, body: Tensor, head: Tensor) -> Tensor:
+        """The inverse of ``split``."""
+        return self._oracle.layout.join(body, head)
+
+    def of(self, architecture: int) -> Objective:
+        """The same client and minibatches seen by another of the run's models (its losses are not in train/loss)."""
+        return self._with(self._oracles[architecture])
+
+    def plus(self, term: Term, extras: Callable[[Batch], tuple[Tensor, ...]]) -> Objective:
+        """The same objective whose gradients are those of each example's loss plus a term.
+
+        Args:
+            term: see ``fedsim.losses.Term``; further arguments come from ``extras``.
+            extras: the tensors of a minibatch that the term needs, which the gradient takes as constants.
+        """
+        other = self._with(self._oracle)
+        other._term, other._extras, other._losses = term, extras, self._losses
+        return other
+
+    def _with(self, oracle: Oracle) -> Objective:
+        return Objective(oracle, self._batches, self.steps, self.examples, self._everything, self._oracles)
+
+    def sweep(self, step: Callable[[T, Batch], T], carry: T) -> T:
+        """``carry = step(carry, batch)`` over each of the client's examples once, as stored (no augmentation).
+
+        Batches carry a mask where they are padded: use it.
+        """
+        if self._everything is None:
+            raise TypeError("this objective knows the minibatches of the round only")
+        for k in range(self._everything.length):
+            carry = step(carry, self._everything(k))
+        return carry
 
     def run(self, step: Callable[[T, Batch], T], carry: T) -> T:
         """The local loop: ``carry = step(carry, batch)`` for each of the client's K_i minibatches.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.aggregate import Mean
+from fedsim.aggregate import Aggregate, Stack
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
@@ -31,17 +32,19 @@ class Prepared:
 
     Attributes:
         setup: what every worker is given.
-        x0: [d] initial model.
-        kernel: how blocks are computed, ``auto`` resolved.
-        block: most clients computed at once, ``auto`` resolved.
-        why: the reason for the kernel, in a line.
+        x0s: what clients of each architecture start from: the model, or the part of it that they keep.
+        x0: what the server starts from: the model, or the part of it that the algorithm shares.
+        parameters: d of every architecture.
+        blocks: most clients of each architecture computed at once, ``auto`` resolved.
+        why: the reason for each architecture's kernel, in a line.
     """
 
     setup: Setup
+    x0s: tuple[Tensor, ...]
     x0: Tensor
-    kernel: Kernel
-    block: int
-    why: str
+    parameters: tuple[int, ...]
+    blocks: tuple[int, ...]
+    why: tuple[str, ...]
 
     def start(self, engine: Engine, cohort: int = 1) -> Backend:
         """The backend, ready for jobs; the usual size of a cohort tells Ray how much memory to share."""
@@ -49,21 +52,42 @@ class Prepared:
             return Serial(self.setup)
         from fedsim.engine.ray_pool import RayPool
 
-        row = sum(t.nbytes for t in leaves(self.setup.algorithm.init_client(self.x0)))
-        return RayPool(self.setup, engine, message_bytes=8 * len(self.x0), row_bytes=cohort * row)
+        rows = [sum(t.nbytes for t in leaves(self.setup.algorithm.init_client(x0))) for x0 in self.x0s]
+        return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
+
+    @property
+    def number(self) -> int | None:
+        """Which architecture the server's model has, or None when the server has no whole model."""
+        algorithm = self.setup.algorithm
+        return {"model": 0, "common": getattr(algorithm, "common", None)}.get(getattr(algorithm, "shares", "model"))
+
+    def module(self, server: Any) -> nn.Module | None:
+        """The global model with the server's final parameters."""
+        if self.number is None:
+            return None
+        model = self.setup.models[self.number]
+        return Layout.of(model).load(model.cpu(), server.x)
+
+    def described(self) -> dict[str, Any]:
+        """The execution choices, for the run's provenance; one value where there is one architecture."""
+        chosen = {"kernel": self.setup.kernels, "block": self.blocks, "why": self.why}
+        return {name: values[0] if len(values) == 1 else list(values) for name, values in chosen.items()}
 
 
 def prepare(
     algorithm: ServerAlgorithm[Any, Any],
     data: Dataset,
     population: Population,
-    factory: Factory | nn.Module,
+    factories: Sequence[Factory | nn.Module],
     local: Local,
-    aggregate: Mean,
+    aggregate: Aggregate,
     engine: Engine,
     seed: int,
 ) -> Prepared:
-    """Everything a run needs before any worker exists; raises InputError for what cannot be run."""
+    """Everything a run needs before any worker exists; raises InputError for what cannot be run.
+
+    Client i has the architecture of ``factories[i mod len(factories)]``.
+    """
     require(
         aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
         "aggregate.weights",
@@ -71,34 +95,85 @@ def prepare(
         aggregate.weights,
         "add aggregate.weights=uniform",
     )
+    stacked = getattr(algorithm, "stacked", False)
+    require(
+        isinstance(aggregate, Stack) == stacked,
+        "aggregate",
+        f"be {'stack' if stacked else 'a mean'} for {type(algorithm).__name__}",
+        type(aggregate).__name__,
+        f"add aggregate={'stack' if stacked else 'mean'}",
+    )
     _require_samples(data, population)
-    model = build(factory, data.input_shape, data.outputs, {}, seed)
-    layout = Layout.of(model)
+    require(len(factories) > 0, "model", "be one or more architectures", "none")
+    models = tuple(build(factory, data.input_shape, data.outputs, {}, seed) for factory in factories)
+    layouts = [Layout.of(model) for model in models]
     dtype = getattr(torch, engine.dtype)
-    x0 = layout.flatten(model, dtype)
+    x0s = tuple(layout.flatten(model, dtype) for layout, model in zip(layouts, models, strict=True))
     if data.x0 is not None:
-        require(data.x0.shape == x0.shape, "data.x0", f"have the model's {len(x0)} parameters", data.x0.shape)
-        x0 = torch.from_numpy(data.x0).to(dtype)
-    for method in (algorithm.init_server, algorithm.init_client):
-        tensors(method(x0), method.__name__)
-    kernel, most, why = _kernel(model, layout, data.input_shape, engine)
+        d = len(x0s[0])
+        require(len(x0s) == 1 and data.x0.shape == (d,), "data.x0", f"have the model's {d} parameters", data.x0.shape)
+        x0s = (torch.from_numpy(data.x0).to(dtype),)
+    x0 = _shared(algorithm, layouts, x0s)
+    tensors(algorithm.init_server(x0), "init_server")
+    kept = tuple(_kept(algorithm, layout, x) for layout, x in zip(layouts, x0s, strict=True))
+    for own in kept:
+        tensors(algorithm.init_client(own), "init_client")
+    kernels, blocks, why = zip(
+        *(_kernel(model, layout, data.input_shape, engine) for model, layout in zip(models, layouts, strict=True)),
+        strict=True,
+    )
     train = _samples(data, data.train, population.train, dtype, augmented=True)
     test = train if data.test is None else _samples(data, data.test, population.test, dtype, augmented=False)
     setup = Setup(
         algorithm,
-        model.to(dtype),
+        tuple(model.to(dtype) for model in models),
         data.task,
         train,
         test,
         local,
         aggregate,
-        kernel,
+        kernels,
         dtype,
         engine.device,
         engine.threads,
         seed,
     )
-    return Prepared(setup, x0, kernel, most, why)
+    return Prepared(setup, kept, x0, tuple(layout.d for layout in layouts), blocks, why)
+
+
+def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor:
+    """What the server starts from, as the algorithm's ``shares`` says."""
+    name, shares = type(algorithm).__name__, getattr(algorithm, "shares", "model")
+    if shares == "nothing":
+        return x0s[0].new_empty(0)
+    if shares == "common":
+        number: int = algorithm.common
+        must = f"be the number of one of the run's {len(x0s)} models, 0..{len(x0s) - 1}"
+        require(0 <= number < len(x0s), "algorithm.common", must, number)
+        return x0s[number]
+    if shares in ("model", "body"):
+        must = (
+            f"be one architecture for {name}, whose server averages {'whole models' if shares == 'model' else 'bodies'}"
+        )
+        require(len(x0s) == 1, "model", must, len(x0s), "choose another model, or algorithm=fedgh, lg_fedavg, fedproto")
+    if shares == "model":
+        return x0s[0]
+    if not all(layout.head for layout in layouts):
+        raise InputError(f"model must end with a linear layer named head for {name}; use one of fedsim's own models")
+    heads = sorted({layout.head for layout in layouts if layout.head})
+    must = f"have heads of one shape (outputs, features) for {name}, whose clients share it"
+    require(shares == "body" or len(heads) == 1, "model", must, heads)
+    body, head = layouts[0].split(x0s[0])
+    return body if shares == "body" else head
+
+
+def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor:
+    """What a client starts from, as the algorithm's ``keeps`` says."""
+    keeps = getattr(algorithm, "keeps", "model")
+    if keeps == "model":
+        return x0
+    body, head = layout.split(x0)
+    return body if keeps == "body" else head
 
 
 def _require_samples(data: Dataset, population: Population) -> None:

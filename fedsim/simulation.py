@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.aggregate import Mean
+from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.console import Progress
 from fedsim.data.base import Dataset, Source
@@ -23,7 +23,6 @@ from fedsim.engine.config import Engine
 from fedsim.engine.orchestrator import Orchestrator, Record
 from fedsim.errors import Diverged, require
 from fedsim.evaluate import Evaluate
-from fedsim.layout import Layout
 from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition
@@ -31,6 +30,8 @@ from fedsim.prepare import prepare
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status, summarise
 from fedsim.schedule import All, Schedule
+from fedsim.store import Store
+from fedsim.tree import tree_map
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,28 @@ class Result:
         status: ``finished``, ``diverged`` or ``interrupted``.
         metrics: one record per round, round 0 being the initial model: every scalar by its TensorBoard tag.
         summary: last and best of each ``eval/*``, totals of ``comm/*``, ``digest``; as in summary.json.
-        model: the final global model.
+        model: the final global model; None for an algorithm that has none.
         server: the algorithm's final server state.
         trajectory: [rounds + 1, d] models after each round when asked for, else None.
         run_dir: the run's folder, or None.
         message: why the run stopped early, or "".
+        stores: the clients' states, of each architecture; ``client`` reads them.
     """
 
     status: Status
     metrics: list[Record]
     summary: dict[str, Any]
-    model: nn.Module
+    model: nn.Module | None
     server: Any
     trajectory: np.ndarray | None = None
     run_dir: Path | None = None
     message: str = ""
+    stores: tuple[Store, ...] = ()
+
+    def client(self, number: int) -> Any:
+        """The final state of one client, a tree of tensors."""
+        rows = self.stores[number % len(self.stores)].read([number])
+        return tree_map(lambda array: torch.from_numpy(array[0]), rows)
 
 
 def simulate(
@@ -63,11 +71,11 @@ def simulate(
     *,
     data: Source | Dataset,
     partition: Partition,
-    model: Factory | nn.Module,
+    model: Factory | nn.Module | Sequence[Factory | nn.Module],
     rounds: int,
     schedule: Schedule = All(),  # noqa: B008 - a frozen dataclass
     local: Local = Local(),  # noqa: B008
-    aggregate: Mean = Mean(),  # noqa: B008
+    aggregate: Aggregate = Mean(),  # noqa: B008
     engine: Engine = Engine(backend="serial"),  # noqa: B008
     evaluate: Evaluate = Evaluate(),  # noqa: B008
     seed: int = 0,
@@ -82,7 +90,8 @@ def simulate(
         algorithm: for example ``FedAvg(lr=0.1)``.
         data: a source such as ``fedsim.data.Digits()``, or a ``Dataset`` already in memory.
         partition: who holds what, for example ``fedsim.partition.Dirichlet(clients=20, alpha=0.5)``.
-        model: a factory such as ``fedsim.models.mlp``, a class of modules, or a module (which is copied).
+        model: a factory such as ``fedsim.models.mlp``, a class of modules, or a module (which is copied); or several of
+            them, of which client i has number i modulo their count.
         rounds: communication rounds, >= 1.
         schedule: who takes part in which round.
         local: a client's work in one round.
@@ -118,8 +127,11 @@ def simulate(
         say("dividing the data")
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
-        prepared = prepare(algorithm, dataset, population, model, local, aggregate, engine, seed)
-        chosen = {"kernel": prepared.kernel, "block": prepared.block, "why": prepared.why, "threads": engine.threads}
+        models = list(model) if isinstance(model, Sequence) else [model]
+        prepared = prepare(algorithm, dataset, population, models, local, aggregate, engine, seed)
+        must = f"be false for {type(algorithm).__name__}, which has no global model"
+        require(not trajectory or prepared.number is not None, "logger.trajectory", must, trajectory)
+        chosen = prepared.described() | {"threads": engine.threads}
         folder = None
         if run_dir is not None:
             parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
@@ -133,7 +145,7 @@ def simulate(
                     data={"name": dataset.name, "digest": dataset.digest},
                     partition={"clients": len(population), "digest": population.digest},
                     engine=chosen,
-                    parameters=len(prepared.x0),
+                    parameters=prepared.parameters[0] if len(models) == 1 else list(prepared.parameters),
                 ),
             )
             stack.enter_context(folder)
@@ -147,7 +159,8 @@ def simulate(
             schedule,
             evaluate,
             prepared.x0,
-            block=prepared.block,
+            prepared.x0s,
+            blocks=prepared.blocks,
             jobs=engine.jobs,
             rounds=rounds,
         )
@@ -160,9 +173,11 @@ def simulate(
         if folder and run.confusion is not None:
             _draw_confusion(folder, run.confusion, run.done)
         summary = history.finish(status, message, run.digest(), time.perf_counter() - begun)
-    final = Layout.of(prepared.setup.model).load(prepared.setup.model.cpu(), run.server.x)
     where = folder.path if folder else None
-    return Result(status, history.records, summary, final, run.server, history.trajectory(), where, message)
+    final = prepared.module(run.server)
+    return Result(
+        status, history.records, summary, final, run.server, history.trajectory(), where, message, tuple(run.stores)
+    )
 
 
 @dataclass

@@ -11,8 +11,16 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-Message: TypeAlias = dict[str, Tensor]
-"""Named fields of ONE client, for example ``{"update": [d]}``."""
+
+class Owned(NamedTuple):
+    """Rows of which a client has some: prototypes of the classes that it holds. Only those rows travel."""
+
+    values: Tensor  # [r, ...] zero where the client has no such row
+    mask: Tensor  # [r] bool
+
+
+Message: TypeAlias = dict[str, Any]
+"""Named fields of ONE client, tensors or ``Owned`` rows, for example ``{"update": [d]}``."""
 
 State: TypeAlias = Any
 """A NamedTuple of tensors declared beside the algorithm that owns it; ``()`` for "no state"."""

@@ -232,7 +232,7 @@ def engine_run(load: Workload, engine: Engine) -> Iterator[Orchestrator]:
     population = Blocks(clients=load.clients).split(data, 0)
     rule = (FedAvg if load.train else NoOp)(lr=LR)
     torch.manual_seed(0)
-    prepared = prepare(rule, data, population, load.model(), Local(batch_size=load.batch), Mean(), engine, 0)
+    prepared = prepare(rule, data, population, [load.model()], Local(batch_size=load.batch), Mean(), engine, 0)
     backend = prepared.start(engine)
     try:
         yield Orchestrator(
@@ -241,7 +241,8 @@ def engine_run(load: Workload, engine: Engine) -> Iterator[Orchestrator]:
             Uniform(cohort=load.cohort),
             Evaluate(every=10**9),
             prepared.x0,
-            block=prepared.block,
+            prepared.x0s,
+            blocks=prepared.blocks,
             jobs=engine.jobs,
             rounds=10**9,
         )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsim import rng
-from fedsim.aggregate import Mean, fold
+from fedsim.aggregate import Mean, fold, weights_of
 from fedsim.engine.config import Engine
 from fedsim.errors import InputError
 from fedsim.layout import Layout
@@ -120,10 +120,10 @@ def test_mean_is_the_weighted_mean(blocks: int, b: int, seed: int) -> None:
     values = random.normal(size=(blocks, b, 3)).astype(np.float32)
     sizes = random.integers(1, 50, size=(blocks, b))
     for rule in (Mean("examples"), Mean("uniform")):
-        weights = [rule.weight(s) for s in sizes]
+        weights = [weights_of(rule, s) for s in sizes]
         sums: dict[str, torch.Tensor] = {}
         for j in range(blocks):
-            rule.add(sums, {"u": torch.from_numpy(values[j])}, weights[j])
+            rule.add(sums, tuple(range(b)), {"u": torch.from_numpy(values[j])}, torch.from_numpy(weights[j]))
         got = rule.finish({"u": sums["u"].numpy()}, sum(w.sum() for w in weights), torch.float64)["u"]
         flat = np.concatenate(weights)
         want = (values.reshape(-1, 3).astype(np.float64) * flat[:, None]).sum(0) / flat.sum()
@@ -132,8 +132,11 @@ def test_mean_is_the_weighted_mean(blocks: int, b: int, seed: int) -> None:
 
 def test_float64_sums_keep_what_float32_would_lose() -> None:
     big = torch.tensor([[1e8], [1.0], [-1e8], [1.0]])
-    sums = Mean("uniform").add({}, {"u": big}, np.ones(4))
+    sums = Mean("uniform").add({}, (0, 1, 2, 3), {"u": big}, torch.ones(4, dtype=torch.float64))
     assert sums["u"].item() == 2.0
+
+
+MERGE = Mean().merge
 
 
 @given(st.integers(0, 4), st.lists(st.integers(0, 16), max_size=5), st.integers(0, 10**6))
@@ -145,11 +148,11 @@ def test_the_tree_of_sums_does_not_depend_on_who_adds(levels: int, cuts: list[in
     def part(j: int) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         return {(j, 1): {"u": values[j].copy()}}
 
-    alone = fold({k: v for j in range(jobs) for k, v in part(j).items()})
+    alone = fold({k: v for j in range(jobs) for k, v in part(j).items()}, MERGE)
     assert list(alone) == [(0, jobs)]
     bounds = [0, *sorted(min(c, jobs) for c in cuts), jobs]
-    shares = [fold({k: v for j in range(a, b) for k, v in part(j).items()}) for a, b in pairwise(bounds)]
-    together = fold({k: v for share in shares for k, v in share.items()})
+    shares = [fold({k: v for j in range(a, b) for k, v in part(j).items()}, MERGE) for a, b in pairwise(bounds)]
+    together = fold({k: v for share in shares for k, v in share.items()}, MERGE)
     assert together[0, jobs]["u"].tobytes() == alone[0, jobs]["u"].tobytes()
     # and it is the tree that it claims to be
     level = list(values)

@@ -116,7 +116,7 @@ class Turns:
 def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
     """The plan sorts clients by work and pads lonely ones; the store must not notice."""
     data, engine, local = ragged(), Engine(backend="serial", **options), Local(batch_size=8)
-    prepared = prepare(Remembers(lr=0.05), data, Natural().split(data, 0), mlp, local, Mean(), engine, 0)
+    prepared = prepare(Remembers(lr=0.05), data, Natural().split(data, 0), [mlp], local, Mean(), engine, 0)
     backend = prepared.start(engine)
     n, turns = len(SIZES), Turns()
     orchestrator = Orchestrator(
@@ -125,7 +125,8 @@ def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
         turns,
         Evaluate(every=99),
         prepared.x0,
-        block=prepared.block,
+        prepared.x0s,
+        blocks=prepared.blocks,
         jobs=engine.jobs,
         rounds=99,
     )
@@ -136,7 +137,7 @@ def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
             count[i] += 1
             last[i] = SIZES[i], -(-SIZES[i] // 8) + 100 * t
     backend.close()
-    diary = orchestrator.store.read(range(n))
+    diary = orchestrator.stores[0].read(range(n))
     np.testing.assert_array_equal(diary.count, count)
     np.testing.assert_array_equal(diary.seen, (count * np.array(SIZES))[:, None].repeat(3, 1))
     np.testing.assert_array_equal(diary.last, last)
@@ -325,7 +326,7 @@ def test_nothing_to_train_or_evaluate_on(change: dict[str, Any], partition: Give
 def test_workers_can_use_the_samples_where_they_lie(dtype: Any) -> None:
     """In the run's dtype and aligned, so that no worker makes a copy of the data set for itself."""
     data, engine = ragged((37,)), Engine(backend="serial", dtype=dtype)
-    prepared = prepare(FedAvg(lr=0.1), data, Natural().split(data, 0), mlp, Local(), Mean(), engine, 0)
+    prepared = prepare(FedAvg(lr=0.1), data, Natural().split(data, 0), [mlp], Local(), Mean(), engine, 0)
     worker: Any = prepared.start(engine)
     x = prepared.setup.train.x
     assert x.dtype == dtype

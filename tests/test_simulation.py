@@ -84,13 +84,13 @@ def test_evaluation_covers_every_sample_once(total: int, kernel: str) -> None:
     data = replace(data, test=images(n=total, side=8, seed=1).train)
     engine = Engine(backend="serial", dtype="float64", batching="auto" if kernel == "stacked" else "loop")
     population = Dirichlet(clients=4, alpha=5.0).split(data, 0)
-    prepared = prepare(FedAvg(lr=0.1), data, population, mlp, Local(), Mean(), engine, 0)
-    assert prepared.kernel == kernel
+    prepared = prepare(FedAvg(lr=0.1), data, population, [mlp], Local(), Mean(), engine, 0)
+    assert prepared.setup.kernels == (kernel,)
     backend = prepared.start(engine)
     found = evaluate(backend, prepared.x0.numpy(), prepared.setup.test, data.task, clients=False)
     backend.close()
     x = ((torch.from_numpy(prepared.setup.test.x).double() / 255) - data.mean[0]) / data.std[0]
-    model = Layout.of(prepared.setup.model).load(prepared.setup.model, prepared.x0)
+    model = Layout.of(prepared.setup.models[0]).load(prepared.setup.models[0], prepared.x0)
     with torch.no_grad():
         outputs = model(x)
     y = torch.from_numpy(prepared.setup.test.y)

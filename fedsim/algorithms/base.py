@@ -7,9 +7,20 @@ clients at once from the same code.
 ``obj.steps`` is an integer scalar: divide vectors by it, or ``.to(x.dtype)`` it first (an integer tensor times a Python
 float is float32, whatever the model's dtype).
 
-A class whose method is right for equal weights of the clients only (control variates averaged over the population) says
-so with ``uniform: ClassVar[bool] = True``; ``aggregate.weights=examples`` is then refused. ``local_sgd.LocalSGD`` holds
-what algorithms with local SGD steps share.
+What a class says of itself, each as a ``ClassVar`` where it differs from the default:
+
+- ``uniform = True``: the method is right for equal weights of the clients only (control variates averaged over the
+  population); ``aggregate.weights=examples`` is then refused.
+- ``stacked = True``: the server wants every client's own message (``aggregate.Stack``), not their mean.
+- ``shares``: what the server starts from and ``init_server`` gets: ``model`` (the default; one architecture for all,
+  and the server's state has a field ``x``), ``common`` (the same, of the architecture number ``common``, while clients
+  have their own), ``body``, ``head`` ([outputs, features + 1], the bias last) or ``nothing``.
+- ``keeps``: what ``init_client`` gets of the client's own initial model: ``model`` (the default), ``body``, ``head``.
+
+A class with a method ``own(obj, client, got, rnd) -> x [d]`` gives each client a model of its own: evaluation asks it
+for every client, with the broadcast that a round would begin with, and tests it on that client's test samples.
+
+``local_sgd.LocalSGD`` holds what algorithms with local SGD steps share.
 """
 
 from __future__ import annotations
@@ -26,7 +37,7 @@ C = TypeVar("C")
 
 
 class ServerAlgorithm(Protocol[S, C]):
-    """A centralized (star) algorithm. Its server state has a field ``x``: the global model [d]."""
+    """A centralized (star) algorithm. Where it shares whole models, its state has a field ``x``: the global one."""
 
     def init_server(self, x0: Tensor) -> S:
         """Server state before round 0, from the initial model [d]."""

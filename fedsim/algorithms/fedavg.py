@@ -1,12 +1,13 @@
 """FedAvg: local SGD, then the server averages the clients' models.
 
 McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks from Decentralized
-Data", AISTATS 2017, arXiv 1602.05629, Algorithm 1 (FederatedAveraging); server momentum: Hsu, Qi, Brown, "Measuring the
-Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019, arXiv 1909.06335 (FedAvgM).
+Data", AISTATS 2017, arXiv 1602.05629, the algorithm box of FederatedAveraging; server momentum: Hsu, Qi, Brown,
+"Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019, arXiv 1909.06335
+(FedAvgM).
 
 Deviations: the clients send updates y - x rather than models (the same average, and what compressors want); weights
-n_i / n are the aggregator's (``aggregate.weights``); the lr may decay by a constant factor per round; weight decay and
-clipping as in FL-Simulator (``local_sgd``).
+n_i / n are the aggregator's (``aggregate.weights``); the lr may decay by a constant factor per round; weight decay,
+clipping and local momentum as in ``local_sgd``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.types import Batch, Message, Round
+from fedsim.types import Message, Round
 
 
 class ServerState(NamedTuple):
@@ -31,7 +32,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedAvg(LocalSGD):
+class FedAvg(MomentumSGD):
     """Federated averaging.
 
     Attributes:
@@ -61,12 +62,8 @@ class FedAvg(LocalSGD):
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr g from x; sends the update y - x [d]."""
-        x, lr = got["x"], self.rate(rnd)
-
-        def step(y: Tensor, batch: Batch) -> Tensor:
-            return self.descend(obj, y, batch, lr)
-
-        return {"update": obj.run(step, x) - x}, client
+        x = got["x"]
+        return {"update": self.solve(obj, x, self.rate(rnd)) - x}, client
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
         """v <- beta v + mean update; x <- x + server_lr v."""

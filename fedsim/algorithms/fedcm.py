@@ -1,7 +1,8 @@
 """FedCM: every local step mixes the gradient with the direction in which the server moved last.
 
-Xu, Wang, Wang, Yao, "FedCM: Federated Learning with Client-level Momentum", 2021, arXiv 2106.10874, Algorithm FedCM;
-the update rules are those of FL-Simulator (github woodenchild95/FL-Simulator, client/fedcm.py and server/FedCM.py).
+Xu, Wang, Wang, Yao, "FedCM: Federated Learning with Client-level Momentum", 2021, arXiv 2106.10874, the algorithm box
+of FedCM; the update rules are those of FL-Simulator (github woodenchild95/FL-Simulator, client/fedcm.py and
+server/FedCM.py).
 
 Deviations: clients also send their number of steps K_i (one number), and the server's direction is the mean update
 over (mean K_i) lr, which is the paper's for equal K_i; FL-Simulator takes client 0's K. alpha = 1 is FedAvg.

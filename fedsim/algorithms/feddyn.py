@@ -1,7 +1,7 @@
 """FedDyn: every client's loss is regularised dynamically, so that local and global stationary points agree.
 
 Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, "Federated Learning Based on Dynamic Regularization", ICLR
-2021, arXiv 2111.04263, Algorithm 1.
+2021, arXiv 2111.04263, the algorithm box of FedDyn.
 
 Deviations: the local subproblem is solved by K steps of SGD, as in the authors' code (github alpemreacar/FedDyn), whose
 scaling of alpha by n_i / mean n is left out; the weights must be uniform, because h is the plain mean over all N

@@ -1,7 +1,7 @@
 """FedGAMMA: SCAFFOLD whose local gradients are SAM's, so that clients climb and descend towards a common flat region.
 
 Dai, Yang, Sun, Shen, Tian, Wang, Zhang, "FedGAMMA: Federated Learning With Global Sharpness-Aware Minimization", IEEE
-TNNLS 2023, its Algorithm FedGAMMA; the update rules are those of the authors' colleagues' code (github
+TNNLS 2023, the algorithm box of FedGAMMA; the update rules are those of the authors' colleagues' code (github
 woodenchild95/FL-Simulator, server/FedGamma.py and client/fedgamma.py).
 
 Deviations: K is the client's own number of steps (FL-Simulator takes client 0's, which may be fractional); the uplink

@@ -1,7 +1,8 @@
 """FedInit: FedAvg whose clients start a little beyond the server's model, away from where they ended last.
 
 Sun, Shen, Tao, "Understanding How Consistency Works in Federated Learning via Stage-wise Relaxed Initialization",
-NeurIPS 2023, arXiv 2306.05706, Algorithm 1; FL-Simulator has it as its option use_RI.
+NeurIPS 2023, arXiv 2306.05706, the algorithm box of FedInit; FL-Simulator has it as its option use_RI, for every method
+(``relaxed``).
 
 Deviations: a client that never took part is taken to have ended at the initial model, as in FL-Simulator; the server
 averages the last local models, as in the paper (FL-Simulator's FedAvg adds the mean of y - start). beta = 0 is FedAvg.

@@ -1,8 +1,8 @@
 """FedNova: normalised averaging, so that clients with more local steps do not weigh more.
 
 Wang, Liu, Liang, Joshi, Poor, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization",
-NeurIPS 2020, arXiv 2007.07481, Algorithm FedNova; the counters are those of the authors' code (github JYWa/FedNova,
-distoptim/FedNova.py).
+NeurIPS 2020, arXiv 2007.07481, the algorithm box of FedNova; the counters are those of the authors' code (github
+JYWa/FedNova, distoptim/FedNova.py).
 
 Deviations: with both momentum and mu the authors' counters add 1 for a step twice; here one recursion counts what the
 local steps really add up to, c <- m c + 1, a <- (1 - lr mu) a + c, which is theirs when either is zero. No server

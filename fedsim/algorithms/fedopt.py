@@ -1,11 +1,11 @@
 """FedAdam, FedYogi and FedAdagrad: FedAvg's clients, an adaptive optimizer on the server.
 
 Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, "Adaptive Federated Optimization", ICLR 2021, arXiv
-2003.00295, Algorithm 2: one box, whose three variants differ in one line.
+2003.00295, the algorithm box of FedAdagrad, FedYogi and FedAdam: one box, whose three variants differ in one line.
 
 Deviations: the accumulator starts at ``v0`` = 0, as in FL-Simulator (github woodenchild95/FL-Simulator,
 server/FedAdam.py), whose values are the defaults (the paper tunes server_lr and tau for each task); no bias correction,
-as in both; weights are the aggregator's.
+as in both; weights are the aggregator's; the clients may use local momentum (``local_sgd``).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.types import Batch, Message, Round
+from fedsim.types import Message, Round
 
 
 class ServerState(NamedTuple):
@@ -31,7 +31,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _FedOpt(LocalSGD):
+class _FedOpt(MomentumSGD):
     """What the three share: everything but the accumulator v.
 
     Attributes:
@@ -67,12 +67,8 @@ class _FedOpt(LocalSGD):
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr g from x; sends the update y - x [d]."""
-        x, lr = got["x"], self.rate(rnd)
-
-        def step(y: Tensor, batch: Batch) -> Tensor:
-            return self.descend(obj, y, batch, lr)
-
-        return {"update": obj.run(step, x) - x}, client
+        x = got["x"]
+        return {"update": self.solve(obj, x, self.rate(rnd)) - x}, client
 
     def _step(self, server: ServerState, update: Tensor, v: Tensor) -> ServerState:
         """m <- beta1 m + (1 - beta1) D; x <- x + server_lr m / (sqrt(v) + tau), D the mean update [d]."""

@@ -1,11 +1,12 @@
 """FedProx: FedAvg with a proximal term that keeps local models near the server's.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv
-1812.06127, Algorithm 2.
+1812.06127, the algorithm box of FedProx.
 
 Deviations: the local subproblem is solved by K steps of SGD, as in the paper's experiments, rather than to a given
 gamma-inexactness; cohorts and weights are the schedule's and the aggregator's (the paper draws clients with
-probability n_i / n and averages uniformly); a server learning rate. mu = 0 is FedAvg.
+probability n_i / n and averages uniformly); a server learning rate; local momentum (``local_sgd``). mu = 0 is
+FedAvg.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Batch, Message, Round
@@ -28,7 +29,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedProx(LocalSGD):
+class FedProx(MomentumSGD):
     """Federated averaging with a proximal term mu/2 ||y - x||^2 on the clients.
 
     Attributes:
@@ -58,12 +59,12 @@ class FedProx(LocalSGD):
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr (g + mu (y - x)) from x; sends the update y - x [d]."""
-        x, lr = got["x"], self.rate(rnd)
+        x: Tensor = got["x"]
 
-        def step(y: Tensor, batch: Batch) -> Tensor:
-            return self.step(y, obj.grad(y, batch) + self.mu * (y - x), lr)
+        def direction(y: Tensor, batch: Batch) -> Tensor:
+            return obj.grad(y, batch) + self.mu * (y - x)
 
-        return {"update": obj.run(step, x) - x}, client
+        return {"update": self.solve(obj, x, self.rate(rnd), direction) - x}, client
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
         """x <- x + server_lr * mean update."""

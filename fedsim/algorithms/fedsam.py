@@ -1,7 +1,7 @@
 """FedSAM: FedAvg with sharpness-aware minimisation as the local solver.
 
 Qu, Li, Duan, Liu, Tang, Lu, "Generalized Federated Learning via Sharpness Aware Minimization", ICML 2022, arXiv
-2206.02618, Algorithm FedSAM; the same method with adaptive variants: Caldarola, Caputo, Ciccone, "Improving
+2206.02618, the algorithm box of FedSAM; the same method with adaptive variants: Caldarola, Caputo, Ciccone, "Improving
 Generalization in Federated Learning by Seeking Flat Minima", ECCV 2022, arXiv 2203.11834.
 
 Deviations: the norm of the ascent step is guarded by 1e-7, as in FL-Simulator. rho = 0 is FedAvg.

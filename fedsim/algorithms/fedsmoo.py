@@ -1,8 +1,8 @@
 """FedSMOO: FedDyn with a SAM step whose ascent is corrected towards a common direction.
 
 Sun, Shen, Chen, Ding, Tao, "Dynamic Regularized Sharpness Aware Minimization in Federated Learning: Approaching Global
-Consistency and Smooth Landscape", ICML 2023, arXiv 2305.11584, Algorithm 1; followed as in the authors' code (github
-woodenchild95/FL-Simulator, optimizer/DRegSAM.py and server/FedSMOO.py).
+Consistency and Smooth Landscape", ICML 2023, arXiv 2305.11584, the algorithm box of FedSMOO; followed as in the
+authors' code (github woodenchild95/FL-Simulator, optimizer/DRegSAM.py and server/FedSMOO.py).
 
 Deviations: s is rho times the direction of mean mu_i, the simplification that the authors' code makes and says so; the
 weights must be uniform, because h is the plain mean over all N clients. rho = 0 is FedDyn.

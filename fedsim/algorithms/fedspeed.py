@@ -1,15 +1,15 @@
 """FedSpeed: a prox-correction removes the bias of the local proximal term, an extra ascent step flattens the minima.
 
 Sun, Shen, Huang, Ding, Tao, "FedSpeed: Larger Local Interval, Less Communication Round, and Higher Generalization
-Accuracy", ICLR 2023, arXiv 2302.10429, Algorithm 1; the authors' code: github woodenchild95/FL-Simulator,
-server/FedSpeed.py and client/fedspeed.py.
+Accuracy", ICLR 2023, arXiv 2302.10429, the algorithm box of FedSpeed; the authors' code: github
+woodenchild95/FL-Simulator, server/FedSpeed.py and client/fedspeed.py.
 
 Deviations: the server's correction is by default the mean over all N clients, as in the authors' code
 (``server=all``): with partial participation on quadratics it settles at the optimum for rho = 0, the mean over the
-cohort of Algorithm 1 (``server=active``) does not settle. For ``all`` clients upload y - x, from which the server knows
+cohort of the box (``server=active``) does not settle. For ``all`` clients upload y - x, from which the server knows
 the mean of all corrections; for ``active`` y - lambda g_hat - x, the paper's upload less x. The ascent step has the
 fixed length rho by default, as in the experiments (``normalize``; the norm is guarded by 1e-12 where the authors' code
-adds 1e-7); Algorithm 1 has rho g. The weights must be uniform. rho = 0 is FedDyn with alpha = 1 / lambda.
+adds 1e-7); the box has rho g. The weights must be uniform. rho = 0 is FedDyn with alpha = 1 / lambda.
 """
 
 from __future__ import annotations

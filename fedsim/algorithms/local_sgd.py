@@ -1,9 +1,10 @@
-"""The local SGD step that the algorithms share: learning rate per round, gradient clipping, weight decay, SAM's ascent.
+"""The local SGD that the algorithms share: learning rate per round, clipping, weight decay, momentum, SAM's ascent.
 
 The order is FL-Simulator's (github woodenchild95/FL-Simulator, client/client.py, the code of the FedSpeed and FedSMOO
-papers): the gradient with all the terms of the method, its total norm clipped, then weight decay, which is not clipped.
+papers): the gradient with all the terms of the method, its total norm clipped, then weight decay, which is not clipped;
+momentum comes last, as in torch.optim.SGD.
 Sharpness-aware minimisation: Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
-Generalization", ICLR 2021, arXiv 2010.01412, Algorithm 1.
+Generalization", ICLR 2021, arXiv 2010.01412, the algorithm box of SAM.
 
 Deviation: FL-Simulator writes the term +x/lambda of FedProx, FedDyn, FedSpeed and FedSMOO as weight decay and so clips
 -x/lambda without it; here a method's terms are clipped as one vector.
@@ -11,8 +12,11 @@ Deviation: FL-Simulator writes the term +x/lambda of FedProx, FedDyn, FedSpeed a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedsim.errors import require
@@ -46,19 +50,69 @@ class LocalSGD:
         """eta of this round, lr * lr_decay^t."""
         return self.lr * self.lr_decay**rnd.index
 
-    def step(self, y: Tensor, direction: Tensor, lr: float) -> Tensor:
-        """y [d] after a step against ``direction`` [d], the gradient with all the terms of the method."""
+    def bounded(self, y: Tensor, direction: Tensor) -> Tensor:
+        """``direction`` [d], the gradient with all the method's terms, clipped, then with weight decay at y [d]."""
         if self.clip is not None:  # as torch.nn.utils.clip_grad_norm_
             direction = direction * (self.clip / (direction.norm() + 1e-6)).clamp(max=1.0)
         if self.weight_decay:
             direction = direction + self.weight_decay * y
-        return y - lr * direction
+        return direction
+
+    def step(self, y: Tensor, direction: Tensor, lr: float) -> Tensor:
+        """y [d] after a step against ``direction`` [d], clipped and with weight decay."""
+        return y - lr * self.bounded(y, direction)
 
     def descend(self, obj: Objective, y: Tensor, batch: Batch, lr: float) -> Tensor:
         """``step`` along the plain gradient, fused where it is nothing more."""
         if self.clip is None and not self.weight_decay:
             return obj.descend(y, batch, lr)
         return self.step(y, obj.grad(y, batch), lr)
+
+
+class _Moving(NamedTuple):
+    """What momentum carries from local step to local step."""
+
+    y: Tensor  # [p] where the client is
+    v: Tensor  # [p] momentum buffer
+
+
+@dataclass(frozen=True)
+class MomentumSGD(LocalSGD):
+    """Local SGD with heavy-ball momentum, for the methods whose local solver may be any; the loop itself is ``solve``.
+
+    Attributes:
+        momentum: m of v <- m v + direction, y <- y - lr v, in [0, 1); the buffer is zero at the start of every round.
+    """
+
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "momentum", "be in [0, 1)", self.momentum)
+
+    def solve(
+        self, obj: Objective, start: Tensor, lr: float, direction: Callable[[Tensor, Batch], Tensor] | None = None
+    ) -> Tensor:
+        """Where the client's K local steps lead, [p].
+
+        Args:
+            obj: the client's risk and minibatches.
+            start: [p] the first iterate: a whole model, or the part of one that ``direction`` understands.
+            lr: learning rate of this round.
+            direction: (y [p], minibatch) -> [p], what the step goes against before clipping and weight decay; None:
+                the plain gradient.
+        """
+        if not self.momentum:
+            if direction is None:
+                return obj.run(lambda y, batch: self.descend(obj, y, batch, lr), start)
+            return obj.run(lambda y, batch: self.step(y, direction(y, batch), lr), start)
+        along = direction or obj.grad
+
+        def step(now: _Moving, batch: Batch) -> _Moving:
+            v = self.momentum * now.v + self.bounded(now.y, along(now.y, batch))
+            return _Moving(now.y - lr * v, v)
+
+        return obj.run(step, _Moving(start, torch.zeros_like(start))).y
 
 
 def ascent(g: Tensor, rho: float, eps: float = 1e-7) -> Tensor:

@@ -135,6 +135,10 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     return Work(clients, steps, sizes, counts, order, None if draws is None else draws.to(feed.device))
 
 
+SWEEP = 256
+"""Examples at once in a pass over all of a client's examples."""
+
+
 class Minibatches:
     """One client's minibatches, k = 0 .. steps-1, as the engine hands them to an ``Objective``.
 
@@ -170,9 +174,37 @@ class Minibatches:
         return None if k < self.fewest else self.lane["steps"] > k
 
 
+class Everything:
+    """All examples of one client, once, in stored order and without augmentation, ``SWEEP`` at a time.
+
+    Built like ``Minibatches``; every batch of a block carries a mask.
+    """
+
+    def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
+        self.feed, self.lane, self.alone = feed, lane, alone
+        most = int(work.sizes.max())
+        self.width = min(SWEEP, most)
+        self.length = -(-most // self.width)
+
+    def __call__(self, k: int) -> Batch:
+        """The k-th ``SWEEP`` examples."""
+        at = k * self.width + torch.arange(self.width, device=self.feed.device)
+        if self.alone:
+            at = at[: int(self.lane["sizes"]) - k * self.width]
+        rows = self.lane["start"] + torch.minimum(at, self.lane["sizes"] - 1)
+        x, y = opaque(self.feed.take, self.feed.take_many, rows, None)
+        return Batch(x, y, None if self.alone else (at < self.lane["sizes"]).to(self.feed.dtype))
+
+    def active(self, k: int) -> None:
+        """Every client works at every batch, some on padding alone."""
+        return None
+
+
 def lanes(feed: Feed, work: Work) -> dict[str, Tensor]:
     """The tensors of a block with the leading client dimension [b], one lane per client."""
     out = {
+        "client": torch.tensor(work.clients, device=feed.device),
+        "start": torch.from_numpy(feed.start[list(work.clients)]).to(feed.device),
         "steps": torch.from_numpy(work.steps).to(feed.device),
         "sizes": torch.from_numpy(work.sizes).to(feed.device),
         "counts": torch.from_numpy(work.counts).to(feed.device),

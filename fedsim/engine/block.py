@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import ServerAlgorithm
-from fedsim.data.batches import Feed, Minibatches, Work, as_tensor, lanes, work_of
+from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
 from fedsim.engine.oracle import ModelOracle
 from fedsim.local import Local
 from fedsim.objective import Objective
 from fedsim.tree import leaves, tree_map
-from fedsim.types import Message, Round, State
+from fedsim.types import Message, Owned, Round, State
+
+Client = Callable[[Objective, State], Any]
+"""What one client computes, from its objective and its row of the store: a tree of tensors."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,14 @@ class Job:
 
     number: int  # of the job in its round
     round: Round
+    architecture: int  # which of the run's models these clients have
     blocks: tuple[tuple[int, ...], ...]
     rows: State  # tree of [clients of all blocks, ...] numpy arrays, in block order
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """In block order."""
+        return tuple(i for block in self.blocks for i in block)
 
 
 class Outcome(NamedTuple):
@@ -36,68 +45,96 @@ class Outcome(NamedTuple):
 
     def finite(self) -> Tensor:
         """[b] whether the client's loss and every number of its message are finite."""
-        sums = [t.reshape(len(self.losses), -1).double().sum(1) for t in self.messages.values()]
+        sums = [t.reshape(len(self.losses), -1).double().sum(1) for t in leaves(self.messages)]
         return torch.isfinite(torch.stack([self.losses.double(), *sums])).all(0)
 
 
 class Blocks:
-    """Runs ``algorithm.local`` for blocks of clients.
+    """Runs an algorithm's methods for blocks of clients that have one architecture.
 
     Args:
         algorithm: written for one client.
-        oracle: gradients of the model; its kernel says whether blocks are computed at once or one by one.
+        oracles: gradients of every architecture.
+        architecture: of these clients; its kernel says whether blocks are computed at once or one by one.
         feed: the training samples.
         local: how much a client works.
         seed: of the run.
     """
 
-    def __init__(self, algorithm: ServerAlgorithm[Any, Any], oracle: ModelOracle, feed: Feed, local: Local, seed: int):
-        self.algorithm, self.oracle, self.feed, self.local, self.seed = algorithm, oracle, feed, local, seed
+    def __init__(
+        self,
+        algorithm: Any,
+        oracles: Sequence[ModelOracle],
+        architecture: int,
+        feed: Feed,
+        local: Local,
+        seed: int,
+    ):
+        self.algorithm, self.oracles, self.oracle = algorithm, oracles, oracles[architecture]
+        self.feed, self.local, self.seed = feed, local, seed
 
-    @torch.no_grad()
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
-        """Compute these clients; ``rows`` is a tree of [b, ...] tensors."""
-        shared = [*leaves(got), self.feed.x, self.feed.y]
-        versions = [t._version for t in shared]
-        if self.oracle.kernel == "loop":
-            each = [self._alone(i, tree_map(lambda t, p=p: t[p], rows), got, rnd) for p, i in enumerate(clients)]
-            stacked = tree_map(lambda *t: torch.stack(t), *each)
-        elif len(clients) == 1:  # kernels of one take another path and give other bits: pad to two
-            twice = self._together(clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), got, rnd)
-            stacked = tree_map(lambda t: t[:1], twice)
-        else:
-            stacked = self._together(clients, rows, got, rnd)
-        if [t._version for t in shared] != versions:  # the next client would see it
-            raise TypeError("local must not write into the broadcast or the data, which all clients share")
+        """``algorithm.local`` of these clients; ``rows`` is a tree of [b, ...] tensors."""
+
+        def local(obj: Objective, row: State) -> Any:
+            message, state = self.algorithm.local(obj, row, got, rnd)
+            return message, state, obj.loss
+
+        stacked = self._each(local, clients, rows, got, rnd)
         _check(stacked[0], stacked[1], rows)
         return Outcome(*stacked)
 
-    def _client(self, lane: dict[str, Tensor], work: Work, row: State, got: Message, rnd: Round, alone: bool) -> Any:
+    def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
+        """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
+        models = self._each(lambda obj, row: self.algorithm.own(obj, row, got, rnd), clients, rows, got, rnd)
+        shape = (len(clients), self.oracle.layout.d)
+        if not isinstance(models, Tensor) or models.shape != shape:
+            found = list(models.shape[1:]) if isinstance(models, Tensor) else type(models).__name__
+            raise TypeError(f"own must return the client's model [{shape[1]}], got {found}")
+        return models
+
+    @torch.no_grad()
+    def _each(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
+        """``work`` of each client, stacked."""
+        shared = [*leaves(got), self.feed.x, self.feed.y]
+        versions = [t._version for t in shared]
+        if self.oracle.kernel == "loop":
+            each = [self._alone(work, i, tree_map(lambda t, p=p: t[p], rows), rnd) for p, i in enumerate(clients)]
+            stacked = tree_map(lambda *t: torch.stack(t), *each)
+        elif len(clients) == 1:  # kernels of one take another path and give other bits: pad to two
+            twice = self._together(work, clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), rnd)
+            stacked = tree_map(lambda t: t[:1], twice)
+        else:
+            stacked = self._together(work, clients, rows, rnd)
+        if [t._version for t in shared] != versions:  # the next client would see it
+            raise TypeError("local must not write into the broadcast or the data, which all clients share")
+        return stacked
+
+    def _objective(self, lane: dict[str, Tensor], work: Work, *, alone: bool) -> Objective:
         batches = Minibatches(self.feed, work, lane, alone=alone)
-        obj = Objective(self.oracle, batches, lane["steps"], lane["sizes"])
-        message, state = self.algorithm.local(obj, row, got, rnd)
-        return message, state, obj.loss
+        everything = Everything(self.feed, work, lane, alone=alone)
+        return Objective(self.oracle, batches, lane["steps"], lane["sizes"], everything, self.oracles)
 
-    def _alone(self, client: int, row: State, got: Message, rnd: Round) -> Any:
-        work = work_of((client,), rnd.index, self.feed, self.local, self.seed)
-        lane = {name: t[0] for name, t in lanes(self.feed, work).items()}
-        return self._client(lane, work, row, got, rnd, alone=True)
+    def _alone(self, work: Client, client: int, row: State, rnd: Round) -> Any:
+        drawn = work_of((client,), rnd.index, self.feed, self.local, self.seed)
+        lane = {name: t[0] for name, t in lanes(self.feed, drawn).items()}
+        return work(self._objective(lane, drawn, alone=True), row)
 
-    def _together(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
-        work = work_of(clients, rnd.index, self.feed, self.local, self.seed)
-        batched = lanes(self.feed, work)
+    def _together(self, work: Client, clients: tuple[int, ...], rows: State, rnd: Round) -> Any:
+        drawn = work_of(clients, rnd.index, self.feed, self.local, self.seed)
+        batched = lanes(self.feed, drawn)
         states = leaves(rows)
 
         def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:
             values = iter(row)
-            return self._client(lane, work, tree_map(lambda _: next(values), rows), got, rnd, alone=False)
+            return work(self._objective(lane, drawn, alone=False), tree_map(lambda _: next(values), rows))
 
         return torch.func.vmap(one)(batched, states)
 
 
 def _check(message: Any, new: State, old: State) -> None:
     """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
-    if not isinstance(message, dict) or not all(isinstance(t, Tensor) for t in message.values()):
+    if not isinstance(message, dict) or not all(isinstance(t, (Tensor, Owned)) for t in message.values()):
         raise TypeError("local must return a message of tensors by name, and the client's new state")
     before, after = (tree_map(lambda t: f"{str(t.dtype)[6:]}{list(t.shape[1:])}", state) for state in (old, new))
     if before != after:

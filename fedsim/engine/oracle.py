@@ -9,6 +9,7 @@ plain backward of the summed losses, which are independent across clients. Model
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from fedsim.engine.kernel import Kernel
 from fedsim.engine.opaque import opaque
 from fedsim.engine.stacked import StackedModel, stack
 from fedsim.layout import Layout
-from fedsim.losses import Loss
+from fedsim.losses import Loss, Term
 from fedsim.types import Batch
 
 LANES = 4
@@ -30,6 +31,17 @@ def _mean(per_example: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return per_example.mean(-1)
     return (per_example * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def _answer(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Outputs of a module, and what its head received if it has one."""
+    seen: list[Tensor] = []
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Module):
+        return model(inputs), None
+    with head.register_forward_pre_hook(lambda _, received: seen.append(received[0])):
+        outputs = model(inputs)
+    return outputs, seen[-1] if seen else None
 
 
 class ModelOracle:
@@ -46,15 +58,16 @@ class ModelOracle:
         self.layout = Layout.of(model)
         self.parameters = list(model.parameters())
         self.stacked: StackedModel | None = stack(model, self.layout) if kernel == "stacked" else None
+        self.head = self.layout.head
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:
         """Mean loss at x [d], a scalar."""
         value: Tensor = opaque(self._value, self._values, x, *batch)
         return value
 
-    def grad(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Gradient [d] of the mean loss at x [d], and that loss."""
-        g, loss = opaque(self._alone, self._together, x, *batch)
+    def grad(self, x: Tensor, batch: Batch, term: Term | None = None, *extras: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient [d] of the mean loss (with ``term``, of their sum) at x [d], and that loss."""
+        g, loss = opaque(self._alone, self._together, x, *batch, None, term, *extras)
         return g, loss
 
     def descend(self, x: Tensor, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
@@ -66,6 +79,11 @@ class ModelOracle:
         """Gradient of each example's loss at x [d], [m, d]; zero rows for padding."""
         g: Tensor = opaque(self._each, self._each_of_many, x, batch.x, batch.y)
         return g if batch.mask is None else g * batch.mask[:, None]
+
+    def outputs(self, x: Tensor, batch: Batch) -> Tensor:
+        """Outputs of the model at x [d], [m, k]."""
+        outputs: Tensor = opaque(lambda x, i: self.at(x)(i), self._outputs, x, batch.x)
+        return outputs
 
     def features(self, x: Tensor, batch: Batch) -> Tensor:
         """Input of ``model.head`` at x [d], [m, f]."""
@@ -98,18 +116,43 @@ class ModelOracle:
         outputs: Tensor = each(parameters, inputs)
         return outputs
 
+    def _outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        return self._run(self.layout.views(x), inputs)
+
+    def _loss(
+        self, outputs: Tensor, features: Tensor | None, y: Tensor, mask: Tensor | None, term: Term | None, extras: Any
+    ) -> Tensor:
+        """[..., m] -> [...]: mean over the unmasked examples of the loss, with ``term`` of their sum."""
+        each = self.loss(outputs, y)
+        return _mean(each if term is None else each + term(outputs, features, y, *extras), mask)
+
     def _alone(
-        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float | None = None
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        lr: float | None = None,
+        term: Term | None = None,
+        *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One client: gradient [d] (or with ``lr`` the new x) and loss, by plain autograd on the module itself."""
         model = self.at(x)
         with torch.enable_grad():
-            loss = _mean(self.loss(model(inputs), y), mask)
+            outputs, features = (model(inputs), None) if term is None else _answer(model, inputs)
+            loss = self._loss(outputs, features, y, mask, term, extras)
             grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
         return self._flat(x, grads, lr), loss.detach()
 
     def _together(
-        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, lr: float | None = None
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        lr: float | None = None,
+        term: Term | None = None,
+        *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and losses [b].
 
@@ -117,7 +160,8 @@ class ModelOracle:
         """
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
-            loss = _mean(self.loss(self._run(leaves, inputs), y), mask)
+            outputs, features = (self._run(leaves, inputs), None) if term is None else self._answers(leaves, inputs)
+            loss = self._loss(outputs, features, y, mask, term, extras)
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         return self._flat(x, grads, lr), loss.detach()
 
@@ -149,14 +193,22 @@ class ModelOracle:
         g, _ = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
         return g.view(b, m, -1)
 
+    def _answers(self, parameters: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Outputs and features of b clients."""
+        if self.stacked is not None:
+            return self.stacked.answers(parameters, inputs)
+        has_head = self.head is not None
+        return self._run(parameters, inputs), self._features(parameters, inputs) if has_head else None
+
     def _body(self, x: Tensor, inputs: Tensor) -> Tensor:
         features: Tensor = self.at(x).get_submodule("body")(inputs)
         return features
 
     def _bodies(self, x: Tensor, inputs: Tensor) -> Tensor:
         parameters = self.layout.views(x)
-        if self.stacked is not None:
-            return self.stacked.features(parameters, inputs)
+        return self.stacked.features(parameters, inputs) if self.stacked else self._features(parameters, inputs)
+
+    def _features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         body = self.model.get_submodule("body")
         mine = {n.removeprefix("body."): v for n, v in parameters.items() if n.startswith("body.")}
         features: Tensor = torch.func.vmap(lambda p, i: functional_call(body, p, (i,)))(mine, inputs)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import fold
+from fedsim.aggregate import whole
 from fedsim.channel import wire
 from fedsim.engine.block import Job, to_numpy
 from fedsim.engine.plan import plan
-from fedsim.engine.worker import Backend, Done, Setup
+from fedsim.engine.worker import Backend, Done, Scores, Setup
 from fedsim.errors import Diverged
-from fedsim.evaluate import Evaluate, evaluate
+from fedsim.evaluate import Evaluate, evaluate, summarise
 from fedsim.schedule import Schedule
 from fedsim.store import Store
 from fedsim.tree import leaves, tensors, tree_map
@@ -33,8 +34,9 @@ class Orchestrator:
         backend: who computes.
         schedule: who takes part when.
         evaluation: when and what to evaluate.
-        x0: [d] initial model.
-        block: most clients computed at once.
+        x0: what the server starts from.
+        x0s: what clients of each architecture start from.
+        blocks: most clients of each architecture computed at once.
         jobs: pieces a cohort is cut into, or ``auto``.
         rounds: how many there will be.
     """
@@ -46,26 +48,31 @@ class Orchestrator:
         schedule: Schedule,
         evaluation: Evaluate,
         x0: Tensor,
+        x0s: Sequence[Tensor],
         *,
-        block: int,
+        blocks: Sequence[int],
         jobs: int | Literal["auto"],
         rounds: int,
     ):
         self.setup, self.backend, self.schedule, self.evaluation = setup, backend, schedule, evaluation
-        self.block, self.jobs, self.rounds = block, jobs, rounds
+        self.blocks, self.jobs, self.rounds = blocks, jobs, rounds
         self.server: Any = setup.algorithm.init_server(x0)
-        self.store = Store(setup.algorithm.init_client(x0))
+        self.stores = [Store(setup.algorithm.init_client(own)) for own in x0s]
+        self.own = hasattr(setup.algorithm, "own")  # clients predict with models of their own
         self.done = 0
         self.confusion: np.ndarray | None = None  # of the last evaluation
         self.sizes = setup.train.sizes()
         self.totals = {"comm/uplink_total_bytes": 0, "comm/downlink_total_bytes": 0}
 
     def evaluate(self) -> Record:
-        """Metrics of the current global model."""
+        """Metrics of the current global model, or of the clients' own models."""
         start = time.perf_counter()
-        found = evaluate(
-            self.backend, to_numpy(self.server.x), self.setup.test, self.setup.task, clients=self.evaluation.clients
-        )
+        test, task = self.setup.test, self.setup.task
+        if self.own:
+            found = summarise(self._scores(), test, task, clients=True)
+        else:
+            x = to_numpy(self.server.x)
+            found = evaluate(self.backend, x, test, task, clients=self.evaluation.clients)
         self.confusion = found.confusion
         return found.metrics | {"time/evaluate_s": time.perf_counter() - start}
 
@@ -84,17 +91,19 @@ class Orchestrator:
         rnd = Round(index, clients, len(self.sizes))
         broadcast = algorithm.broadcast(self.server, rnd)
         answers = self._train(rnd, to_numpy(broadcast))
-        parts = fold({(j, a.span): a.sums for j, a in enumerate(answers) if a.span})
-        weight = sum(a.weight for a in answers)
-        received = self.setup.aggregate.finish(parts[0, len(answers)], weight, self.setup.dtype)
+        rule = self.setup.aggregate
+        sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
+        received = rule.finish(sums, sum(a.weight for a in answers), self.setup.dtype)
         server = algorithm.server(self.server, received, rnd)
         if not all(torch.isfinite(leaf.double().sum()) for leaf in tensors(server, "server")):
-            self.store.drop()
+            for store in self.stores:
+                store.drop()
             raise Diverged(f"the server's state is not finite after round {index + 1}")
         self.server, self.done = server, index + 1
-        self.store.commit()
+        for store in self.stores:
+            store.commit()
         uplink = sum(a.uplink_bytes for a in answers)
-        downlink = len(clients) * wire.size(broadcast)
+        downlink = len(clients) * (wire.size(broadcast) if broadcast else 0)
         self.totals["comm/uplink_total_bytes"] += uplink
         self.totals["comm/downlink_total_bytes"] += downlink
         record: Record = {
@@ -108,21 +117,55 @@ class Orchestrator:
         return record | (self.evaluate() if self.evaluation.due(self.done, self.rounds) else {})
 
     def _train(self, rnd: Round, broadcast: Any) -> list[Done]:
-        steps = [self.setup.local.count(int(self.sizes[i])) for i in rnd.clients]
-        block = 1 if self.setup.kernel == "loop" else self.block
-        cut = plan(rnd.clients, steps, block, self.jobs)
-        order = [tuple(i for piece in job for i in piece) for job in cut.jobs]
-        jobs = [Job(j, rnd, job, self.store.read(order[j])) for j, job in enumerate(cut.jobs)]
-        answers: list[Done] = self.backend.map("train", jobs, cut.costs, broadcast)
+        steps = [self.setup.local.count(int(n)) for n in self.sizes[list(rnd.clients)]]
+        jobs, costs = self._cut(rnd, rnd.clients, steps)
+        answers: list[Done] = self.backend.map("train", jobs, costs, broadcast)
         if bad := sorted(i for answer in answers for i in answer.diverged):
             raise Diverged(f"non-finite loss or message in round {rnd.index + 1} from clients {bad}")
-        for ids, answer in zip(order, answers, strict=True):
-            self.store.write(ids, answer.rows)
+        for job, answer in zip(jobs, answers, strict=True):
+            self.stores[job.architecture].write(job.clients, answer.rows)
         return answers
 
+    def _cut(self, rnd: Round, clients: Sequence[int], costs: Sequence[int]) -> tuple[list[Job], list[int]]:
+        """Jobs for these clients, each of one architecture, and what each costs."""
+        jobs: list[Job] = []
+        totals: list[int] = []
+        for k, store in enumerate(self.stores):
+            mine = [p for p, i in enumerate(clients) if i % len(self.stores) == k]
+            if not mine:
+                continue
+            block = 1 if self.setup.kernels[k] == "loop" else self.blocks[k]
+            cut = plan([clients[p] for p in mine], [costs[p] for p in mine], block, self.jobs)
+            for blocks in cut.jobs:
+                ids = tuple(i for piece in blocks for i in piece)
+                jobs.append(Job(len(jobs), rnd, k, blocks, store.read(ids)))
+            totals += cut.costs
+        return jobs, totals
+
+    def _scores(self) -> Scores:
+        """Every client with test samples, each at its own model; the samples in client order."""
+        sizes = self.setup.test.sizes()
+        tested = np.flatnonzero(sizes).tolist()
+        rnd = Round(self.done, tuple(tested), len(sizes))
+        jobs, costs = self._cut(rnd, tested, sizes[tested].tolist())
+        broadcast = to_numpy(self.setup.algorithm.broadcast(self.server, rnd))
+        answers: list[Scores] = self.backend.map("evaluate_own", jobs, costs, broadcast)
+        start = self.setup.test.start
+        at = np.concatenate([np.arange(start[i], start[i + 1]) for job in jobs for i in job.clients])
+        order = np.argsort(at)
+        found = [np.concatenate(arrays) for arrays in zip(*answers, strict=True)]
+        return Scores(*(array[order] if len(array) else array for array in found))
+
     def digest(self) -> str:
-        """sha256 over the server's state, field by field, as little-endian bytes."""
+        """sha256 over the server's state, field by field, as little-endian bytes.
+
+        Where clients predict with models of their own, their states follow in client order.
+        """
         hashed = hashlib.sha256()
-        for leaf in leaves(tree_map(lambda t: t.detach().cpu().numpy(), self.server)):
+        states = [tree_map(lambda t: t.detach().cpu().numpy(), self.server)]
+        if self.own:
+            clients = range(len(self.sizes))
+            states += (self.stores[i % len(self.stores)].read([i]) for i in clients)
+        for leaf in (leaf for state in states for leaf in leaves(state)):
             hashed.update(np.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("<"), copy=False).tobytes())
         return hashed.hexdigest()

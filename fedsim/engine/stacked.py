@@ -63,7 +63,13 @@ class StackedModel:
         Returns:
             [b, m, ..., outputs].
         """
-        return self._run(params, inputs, self.result)
+        return self._run(params, inputs, self.result)[0]
+
+    def answers(self, params: Params, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Outputs of every client, and their features where the model has a head; arguments as for a call."""
+        wanted = [self.result, *([] if self.head_input is None else [self.head_input])]
+        outputs, *features = self._run(params, inputs, *wanted)
+        return outputs, features[0] if features else None
 
     def features(self, params: Params, inputs: Tensor) -> Tensor:
         """[b, m, ..., f]: what enters ``model.head``; arguments as for a call.
@@ -73,16 +79,17 @@ class StackedModel:
         """
         if self.head_input is None:
             raise InputError("model must have a submodule named head, called once, to give features; name it so")
-        return self._run(params, inputs, self.head_input)
+        return self._run(params, inputs, self.head_input)[0]
 
-    def _run(self, params: Params, inputs: Tensor, wanted: str) -> Tensor:
+    def _run(self, params: Params, inputs: Tensor, *wanted: str) -> list[Tensor]:
+        """The wanted values, which must be among those that are kept."""
         values: dict[str, Any] = {self.source: Act(inputs, inputs.shape[0])}
 
         def value(node: fx.Node) -> Any:
             return values[node.name]
 
         for step in self.steps:
-            if wanted in values:
+            if all(name in values for name in wanted):
                 break
             args, kwargs = fx.map_arg(step.args, value), fx.map_arg(step.kwargs, value)
             try:
@@ -91,7 +98,7 @@ class StackedModel:
                 raise Unstackable(f"{step.label}: {error}") from None
             for name in step.last:
                 del values[name]
-        return ops.plain(values[wanted])
+        return [ops.plain(values[name]) for name in wanted]
 
 
 def stack(model: nn.Module, layout: Layout) -> StackedModel:

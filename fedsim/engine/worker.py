@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.aggregate import Mean, Parts, Sums, fold
+from fedsim.aggregate import Aggregate, Parts, Sums, fold, weights_of
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.channel import wire
 from fedsim.data.base import Task
@@ -24,8 +25,11 @@ from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import ClientError
 from fedsim.local import Local
 from fedsim.losses import guess, loss_of, score_of
-from fedsim.tree import tree_map
-from fedsim.types import Message, State
+from fedsim.tree import leaves, tree_map
+from fedsim.types import Message, Owned, State
+
+CHUNK = 512
+"""Samples evaluated at once; fixed, so that no bit depends on the number of workers."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,13 @@ class Setup:
     """Everything a worker needs once; what changes per round travels with the jobs."""
 
     algorithm: ServerAlgorithm[Any, Any]
-    model: nn.Module
+    models: tuple[nn.Module, ...]  # the architectures: client i has number i mod their count
     task: Task
     train: Samples
     test: Samples
     local: Local
-    aggregate: Mean
-    kernel: Kernel
+    aggregate: Aggregate
+    kernels: tuple[Kernel, ...]  # of each architecture
     dtype: torch.dtype
     device: str
     threads: int
@@ -49,7 +53,7 @@ class Setup:
 class Done(NamedTuple):
     """The answer to a training job; the arrays per client are in block order."""
 
-    sums: Sums  # {field: float64 weighted sum over the clients of ``span`` jobs}
+    sums: Sums  # of the clients of ``span`` jobs, as ``aggregate`` makes them
     span: int  # this job and those that follow it; 0: the sums are with an earlier job
     weight: float  # sum of the weights
     rows: State  # tree of [c, ...] arrays: new client states
@@ -94,14 +98,20 @@ class Worker:
         torch.set_num_threads(setup.threads)
         self.setup = setup
         self.device = torch.device(setup.device)
-        model = setup.model.to(self.device, setup.dtype)
         rows = int(setup.train.sizes().max()) if setup.task == "least_squares" else 1
-        self.oracle = ModelOracle(model, loss_of(setup.task, rows), setup.kernel)
+        self.loss = loss_of(setup.task, rows)
+        self.oracles = [
+            ModelOracle(model.to(self.device, setup.dtype), self.loss, kernel)
+            for model, kernel in zip(setup.models, setup.kernels, strict=True)
+        ]
         self.score = score_of(setup.task)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
-        self.blocks = Blocks(setup.algorithm, self.oracle, self.train_feed, setup.local, setup.seed)
+        self.blocks = [
+            Blocks(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.seed)
+            for k in range(len(self.oracles))
+        ]
 
     def train(self, jobs: Sequence[Job], broadcast: Any) -> list[Done]:
         """Local work of the clients of some jobs of a round."""
@@ -109,43 +119,49 @@ class Worker:
         parts: Parts = {}
         answers = []
         for job in jobs:
-            sums, answer = self._train(job, got)
+            answer = self._train(job, got)
             answers.append(answer)
-            parts = fold({**parts, (job.number, 1): sums})
-        whole = {first: (count, to_numpy(sums)) for (first, count), sums in parts.items()}
-        held = [whole.get(job.number, (0, {})) for job in jobs]
-        return [a._replace(sums=sums, span=span) for a, (span, sums) in zip(answers, held, strict=True)]
+            parts = fold({**parts, (job.number, 1): answer.sums}, self.setup.aggregate.merge)
+        held = {first: (sums, count) for (first, count), sums in parts.items()}
+        return [
+            answer._replace(sums=sums, span=span)
+            for answer, (sums, span) in ((a, held.get(j.number, ({}, 0))) for a, j in zip(answers, jobs, strict=True))
+        ]
 
-    def _train(self, job: Job, got: Message) -> tuple[dict[str, Tensor], Done]:
-        """One job: its sums, and an answer that does not hold them yet."""
-        rows = to_device(job.rows, self.device)
-        sums: dict[str, Tensor] = {}
-        weight, uplink, at = 0.0, 0, 0
+    def _train(self, job: Job, got: Message) -> Done:
+        """One job on its own."""
+        sums: Sums = {}
+        weight, uplink = 0.0, 0
         states, losses = [], []
         suspect: list[int] = []
-        for clients in job.blocks:
-            here = slice(at, at + len(clients))
-            mine = tree_map(lambda t, here=here: t[here], rows)
-            at = here.stop
+        for clients, mine in self._blocks(job):
             try:
-                out = self.blocks.run(clients, mine, got, job.round)
+                out = self.blocks[job.architecture].run(clients, mine, got, job.round)
             except Exception as error:
                 name = type(self.setup.algorithm).__name__
                 raise ClientError(
                     f"{name} failed in round {job.round.index + 1} for clients {clients}: "
                     f"{type(error).__name__}: {error}. To debug, add engine=serial engine.batching=loop"
                 ) from error
-            weights = self.setup.aggregate.weight(np.array([self._size(i) for i in clients]))
-            self.setup.aggregate.add(sums, out.messages, weights)
+            weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
+            sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
-            uplink += len(clients) * wire.size(out.messages, stacked=True)
+            uplink += _uplink_bytes(out.messages, len(clients))
             states.append(out.states)
             losses.append(out.losses)
-            total = sum(float(t.sum()) for t in sums.values()) + float(out.losses.sum())
+            total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
             if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
                 suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
         stacked = to_numpy(tree_map(lambda *t: torch.cat(t), *states))
-        return sums, Done({}, 0, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), uplink)
+        return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), uplink)
+
+    def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
+        """The blocks of a job and their clients' rows."""
+        rows, at = to_device(job.rows, self.device), 0
+        for clients in job.blocks:
+            here = slice(at, at + len(clients))
+            yield clients, tree_map(lambda t, here=here: t[here], rows)
+            at = here.stop
 
     def _size(self, client: int) -> int:
         return int(self.train_feed.start[client + 1] - self.train_feed.start[client])
@@ -154,21 +170,56 @@ class Worker:
     def evaluate(self, jobs: Sequence[Rows], x: Any) -> list[Scores]:
         """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
         model: Tensor = to_device(x, self.device)
-        try:
-            return [self._evaluate(job, model) for job in jobs]
-        except Exception as error:
-            raise ClientError(
-                f"evaluation failed: {type(error).__name__}: {error}. To debug, add engine=serial"
-            ) from error
+        with _evaluating():
+            return [self._scores(self.oracles[0], model, job) for job in jobs]
 
-    def _evaluate(self, job: Rows, x: Tensor) -> Scores:
+    @torch.no_grad()
+    def evaluate_own(self, jobs: Sequence[Job], broadcast: Any) -> list[Scores]:
+        """Loss and accuracy of each client's own test samples at its own model, the clients in block order."""
+        got = to_device(broadcast, self.device)
+        with _evaluating():
+            return [_joined([s for block in self._blocks(job) for s in self._own(job, *block, got)]) for job in jobs]
+
+    def _own(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
+        models = self.blocks[job.architecture].models(clients, mine, got, job.round)
+        for i, x in zip(clients, models, strict=True):
+            first, last = (int(self.test_feed.start[j]) for j in (i, i + 1))
+            for a in range(first, last, CHUNK):
+                yield self._scores(self.oracles[job.architecture], x, Rows(a, min(a + CHUNK, last)))
+
+    def _scores(self, oracle: ModelOracle, x: Tensor, job: Rows) -> Scores:
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
-        outputs = self.oracle.predict(x, inputs)
+        outputs = oracle.predict(x, inputs)
         scores = torch.empty(0) if self.score is None else self.score(outputs, y)
-        guesses = guess(outputs) if self.setup.task == "classification" else torch.empty(0)
-        losses, scores, guesses = to_numpy((self.oracle.loss(outputs, y), scores, guesses))
+        guesses = guess(outputs) if self.setup.task == "classification" else torch.empty(0, dtype=torch.int64)
+        losses, scores, guesses = to_numpy((self.loss(outputs, y), scores, guesses))
         return Scores(losses, scores, guesses)
+
+
+def _uplink_bytes(messages: Message, b: int) -> int:
+    """Encoded size of b clients' messages [b, ...]; of ``Owned`` rows only those that a client has travel."""
+    if not messages:
+        return 0
+    plain = {name: value for name, value in messages.items() if not isinstance(value, Owned)}
+    total = b * wire.size(plain, stacked=True)
+    for name, value in messages.items():
+        if isinstance(value, Owned):
+            bitmap = -(-value.mask.shape[1] // 8)
+            total += sum(wire.size({name: value.values[0, :k]}) - 1 + bitmap for k in value.mask.sum(1).tolist())
+    return total
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    return Scores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@contextmanager
+def _evaluating() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ClientError(f"evaluation failed: {type(error).__name__}: {error}. To debug, add engine=serial") from error
 
 
 class Backend(Protocol):
@@ -178,7 +229,7 @@ class Backend(Protocol):
         """Answers of ``Worker.<method>(jobs, shared)`` in job order, whoever computed them.
 
         Args:
-            method: ``train`` or ``evaluate``.
+            method: ``train``, ``evaluate`` or ``evaluate_own``.
             jobs: picklable; workers get runs of consecutive jobs.
             costs: of each job, in any unit, to balance the workers.
             shared: what every job needs, as numpy arrays.

@@ -29,13 +29,21 @@ def start(problem: Problem) -> Vector:
 
 
 def sgd(
-    y: Vector, k: int, lr: float, direction: Callable[[Vector], Vector], wd: float = 0.0, clip: float | None = None
+    y: Vector,
+    k: int,
+    lr: float,
+    direction: Callable[[Vector], Vector],
+    wd: float = 0.0,
+    clip: float | None = None,
+    momentum: float = 0.0,
 ) -> Vector:
+    v = np.zeros_like(y)
     for _ in range(k):
         g = direction(y)
         if clip is not None:
             g = g * min(1.0, clip / (np.linalg.norm(g) + 1e-6))
-        y = y - lr * (g + wd * y)
+        v = momentum * v + g + wd * y
+        y = y - lr * v
     return y
 
 
@@ -161,6 +169,35 @@ def fedcm(problem: Problem, cohorts: Cohorts, k, p, *, lr, alpha, decay=1.0, rho
     return out
 
 
+def relaxed(problem: Problem, cohorts: Cohorts, k, p, *, lr, beta, base, decay=1.0, server_lr=1.0, alpha=0.0):
+    """FL-Simulator's relaxed start of FedAvg, SCAFFOLD and FedDyn: whatever the client does with x, it does from there.
+
+    SCAFFOLD's correction is v_i = c - c_i, FedDyn's alpha (y - start + h_i); one of the two is zero.
+    """
+    x, zero = start(problem), np.zeros((problem.n, problem.d))
+    last = np.tile(x, (problem.n, 1))
+    c, ci, h = np.zeros(problem.d), zero.copy(), zero.copy()
+    out = [x]
+    for t, cohort in enumerate(cohorts):
+        eta, moved, old = lr * decay**t, [], c
+        for i in cohort:
+            begin = (1 + beta) * x - beta * last[i]
+
+            def direction(y: Vector, i=i, begin=begin, v=old - ci[i]) -> Vector:
+                return problem.grad(i, y) + v + alpha * (y - begin + h[i])
+
+            last[i] = sgd(begin, k[i], eta, direction)
+            moved.append(last[i] - begin)
+            if base == "scaffold":
+                new = ci[i] - old - moved[-1] / (k[i] * eta)
+                c, ci[i] = c + (new - ci[i]) / problem.n, new
+        for i, way in zip(cohort, moved, strict=True):
+            h[i] += way if base == "feddyn" else 0
+        x = x + server_lr * mean(moved, [p[i] for i in cohort]) + h.mean(axis=0)
+        out.append(x)
+    return out
+
+
 def fednova(problem: Problem, cohorts: Cohorts, k, p, *, lr, decay=1.0, momentum=0.0, mu=0.0):
     """a_i is measured: the decrease of a client whose gradients were all 1 and whose proximal term acts on it."""
     x = start(problem)
@@ -183,12 +220,14 @@ def fednova(problem: Problem, cohorts: Cohorts, k, p, *, lr, decay=1.0, momentum
     return out
 
 
-def fedopt(problem: Problem, cohorts: Cohorts, k, p, *, lr, server_lr, beta1, beta2, tau, v0, variant, decay=1.0):
+def fedopt(
+    problem: Problem, cohorts: Cohorts, k, p, *, lr, server_lr, beta1, beta2, tau, v0, variant, decay=1.0, **options
+):
     x = start(problem)
     m, v = np.zeros(problem.d), np.full(problem.d, v0)
     out = [x]
     for t, cohort in enumerate(cohorts):
-        ends = [sgd(x, k[i], lr * decay**t, lambda y, i=i: problem.grad(i, y)) for i in cohort]
+        ends = [sgd(x, k[i], lr * decay**t, lambda y, i=i: problem.grad(i, y), **options) for i in cohort]
         delta = mean([end - x for end in ends], [p[i] for i in cohort])
         m = beta1 * m + (1 - beta1) * delta
         if variant == "adam":

@@ -22,8 +22,10 @@ from fedsim.algorithms.fedsam import FedSAM
 from fedsim.algorithms.fedsmoo import FedSMOO
 from fedsim.algorithms.fedspeed import FedSpeed
 from fedsim.algorithms.mofedsam import MoFedSAM
+from fedsim.algorithms.relaxed import Relaxed
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.data import Dataset, Split
+from fedsim.errors import ClientError, InputError
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
 from fedsim.rng import numpy_stream
@@ -44,11 +46,37 @@ METHODS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         loops.fedprox,
         {"wd": 0.05, "clip": 1.5, "server_lr": 0.8},
     ),
+    "fedavg_momentum": (
+        FedAvg(**SGD, momentum=0.6, weight_decay=0.05, clip=1.5),
+        loops.fedprox,
+        {"momentum": 0.6, "wd": 0.05, "clip": 1.5},
+    ),
+    "fedprox_momentum": (FedProx(**SGD, mu=0.4, momentum=0.6), loops.fedprox, {"mu": 0.4, "momentum": 0.6}),
+    "fedadam_momentum": (
+        FedAdam(**SGD, **OPT, beta2=0.9, momentum=0.6),
+        loops.fedopt,
+        {**OPT, "beta2": 0.9, "variant": "adam", "momentum": 0.6},
+    ),
     "fedprox": (FedProx(**SGD, mu=0.4, server_lr=0.7), loops.fedprox, {"mu": 0.4, "server_lr": 0.7}),
     "fedprox_wd_clip": (
         FedProx(**SGD, mu=0.4, weight_decay=0.05, clip=1.5),
         loops.fedprox,
         {"mu": 0.4, "wd": 0.05, "clip": 1.5},
+    ),
+    "relaxed_fedavg": (
+        Relaxed(FedAvg(**SGD, server_lr=0.7), beta=0.3),
+        loops.relaxed,
+        {"base": "fedavg", "beta": 0.3, "server_lr": 0.7},
+    ),
+    "relaxed_scaffold": (
+        Relaxed(Scaffold(**SGD, server_lr=0.6), beta=0.3),
+        loops.relaxed,
+        {"base": "scaffold", "beta": 0.3, "server_lr": 0.6},
+    ),
+    "relaxed_feddyn": (
+        Relaxed(FedDyn(**SGD, alpha=0.5), beta=0.3),
+        loops.relaxed,
+        {"base": "feddyn", "beta": 0.3, "alpha": 0.5},
     ),
     "fedsam": (FedSAM(**SGD, rho=0.3, server_lr=0.9), loops.fedprox, {"rho": 0.3, "server_lr": 0.9}),
     "fedinit": (FedInit(**SGD, beta=0.3), loops.fedinit, {"beta": 0.3}),
@@ -166,6 +194,7 @@ IDENTITIES = {
     "fedsam_rho0_is_fedavg": (FedSAM(**SGD, rho=0.0), FedAvg(**SGD)),
     "fedcm_alpha1_is_fedavg": (FedCM(**SGD, alpha=1.0), FedAvg(**SGD)),
     "fedinit_beta0_is_fedavg": (FedInit(**SGD, beta=0.0), FedAvg(**SGD)),
+    "relaxed_beta0_is_the_method": (Relaxed(FedSMOO(**SGD), beta=0.0), FedSMOO(**SGD)),
     "fednova_equal_steps_is_fedavg": (FedNova(**SGD), FedAvg(**SGD)),
     "mofedsam_rho0_is_fedcm": (MoFedSAM(**SGD, rho=0.0, alpha=0.3), FedCM(**SGD, alpha=0.3)),
     "fedgamma_rho0_is_scaffold": (FedGAMMA(**SGD, rho=0.0), Scaffold(**SGD)),
@@ -239,6 +268,25 @@ def test_fedspeed_settles_with_half_of_the_clients_only_if_all_correct(tmp_path:
         errors[server] = np.abs(x[-50:] - minimiser(problem)).max()
     assert errors["all"] < TIGHT
     assert errors["active"] > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Relaxed(FedAvg(lr=0.1), beta=-1.0), "beta must be >= 0, got -1.0"),
+        (lambda: Relaxed(Natural()), "base must be an algorithm, and not a relaxed one, got Natural"),  # type: ignore[arg-type]
+        (lambda: Relaxed(Relaxed(FedAvg(lr=0.1))), "base must be an algorithm, and not a relaxed one"),
+        (lambda: Relaxed(FedSpeed(lr=0.1, correction="active")), "base.server must be all"),
+    ],
+)
+def test_relaxed_refuses_what_it_cannot_relax(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_relaxed_names_a_method_whose_clients_send_no_update(quadratics: Quadratics) -> None:
+    with pytest.raises(ClientError, match="base must send `update`, got FedNova, which sends direction, tau"):
+        run(quadratics, Relaxed(FedNova(lr=0.1)), All(), 1, Local(steps=1))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""FedGH: clients of any architecture share one header, which the server trains on their class representations.
+
+Yi, Wang, Liu, Shi, Yu, "FedGH: Heterogeneous Federated Learning with Generalized Global Header", ACM MM 2023,
+arXiv 2303.13137, the algorithm box; set-up of the authors' code: github LipingYi/FedGH.
+
+Deviations: the server's header is really trained and persistent, as in the paper (in the authors' code the optimizer of
+the header step holds a client's parameters, so that the broadcast header stays random); a client's representation of a
+class is the plain mean over its own examples, not augmented (theirs: mean of minibatch means of augmented images);
+clients take the global header in round 0 too. By default they predict with the header that they trained last
+(``predict=local``), as the authors' code measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.algorithms.prototypes import class_means
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    head: Tensor  # [C, f + 1] global header theta, the bias last
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between its rounds."""
+
+    x: Tensor  # [d] model after its last round; only its extractor phi goes into the next
+
+
+@dataclass(frozen=True)
+class FedGH(MomentumSGD):
+    """Generalized global header.
+
+    Attributes:
+        header_lr: learning rate of the server's steps on the header, > 0; the paper's is the clients' lr.
+        predict: the header that clients predict with: ``local``, the one that they trained last, or ``global``.
+    """
+
+    shares: ClassVar[str] = "head"
+    stacked: ClassVar[bool] = True
+    header_lr: float = 0.01
+    predict: Literal["local", "global"] = "local"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.header_lr > 0, "header_lr", "be > 0", self.header_lr)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The initial header [C, f + 1]."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> ClientState:
+        """The initial model of the client's architecture."""
+        return ClientState(x0)
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The header [C, f + 1]."""
+        return {"head": server.head}
+
+    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+        """Trains extractor and header; sends the mean representation [C, f] of the classes that it owns."""
+        body, _ = obj.split(client.x)
+        x = self.solve(obj, obj.join(body, got["head"]), self.rate(rnd))
+        classes, width = got["head"].shape[0], got["head"].shape[1] - 1
+        means = class_means(obj.sweep, lambda batch: obj.features(x, batch), classes, width, x)
+        return {"representations": means}, ClientState(x)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """One SGD step on the cross-entropy of theta(representation) for each (client, class), in that order."""
+        theta, lr = server.head, self.header_lr * self.lr_decay**rnd.index
+        values, mask = received["representations"]  # [c, C, f], [c, C]
+        for client, label in mask.nonzero().tolist():
+            r = torch.cat([values[client, label], theta.new_ones(1)])
+            error = torch.softmax(theta @ r, 0)
+            error[label] -= 1
+            theta = theta - lr * error[:, None] * r
+        return ServerState(theta)
+
+    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
+        """The model [d] that the client predicts with."""
+        return client.x if self.predict == "local" else obj.join(obj.split(client.x)[0], got["head"])

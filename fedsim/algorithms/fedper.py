@@ -1,0 +1,62 @@
+"""FedPer: the base is averaged, every client keeps a head of its own; both are trained together.
+
+Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with Personalization Layers", 2019, arXiv 1912.00818.
+
+Deviation: the personalization layers are the last linear layer (``model.head``); clients send the base's update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.objective import Objective
+from fedsim.types import Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    body: Tensor  # [d - C (f + 1)] global base
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between its rounds."""
+
+    head: Tensor  # [C, f + 1] own head, the bias last
+
+
+@dataclass(frozen=True)
+class FedPer(MomentumSGD):
+    """Averaged base, personal heads."""
+
+    shares: ClassVar[str] = "body"
+    keeps: ClassVar[str] = "head"
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The initial base."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> ClientState:
+        """The initial head."""
+        return ClientState(x0)
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The base [d - C (f + 1)]."""
+        return {"body": server.body}
+
+    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+        """K steps of the whole model from the global base and the own head; sends the base's update."""
+        body, head = obj.split(self.solve(obj, obj.join(got["body"], client.head), self.rate(rnd)))
+        return {"body": body - got["body"]}, ClientState(head)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """base <- mean of the clients' bases."""
+        return ServerState(server.body + received["body"])
+
+    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
+        """The global base with the client's head, [d]."""
+        return obj.join(got["body"], client.head)

@@ -1,0 +1,100 @@
+"""FedProto: clients of any architecture agree on a prototype of each class in feature space.
+
+Tan, Long, Liu, Zhou, Lu, Jiang, Zhang, "FedProto: Federated Prototype Learning across Heterogeneous Clients", AAAI
+2022, arXiv 2105.00243, the algorithm box; the authors' code: github yuetan031/FedProto.
+
+Deviations: a client's prototypes are the plain means of its features after training (theirs: gathered while training in
+the last local epoch); the server's mean over the owners of a class is unweighted, as in the code, unless
+``aggregate.weights=examples``. A class that nobody in the cohort owns keeps its prototype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.algorithms.prototypes import at_class, class_means, of_class
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Message, Owned, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    prototypes: Tensor  # [C, f] zero where there is none yet
+    known: Tensor  # [C] bool: the class has a prototype
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between its rounds."""
+
+    x: Tensor  # [d] own model
+
+
+def distance(outputs: Tensor, features: Tensor, y: Tensor, prototypes: Tensor, known: Tensor, *, ld: float) -> Tensor:
+    """ld times the mean squared distance [..., m] of features [..., m, f] to their classes' prototypes [..., C, f]."""
+    gap = (features - at_class(prototypes, y)).square().mean(-1)
+    return ld * gap * of_class(known.to(gap.dtype), y)
+
+
+@dataclass(frozen=True)
+class FedProto(MomentumSGD):
+    """Prototypes instead of parameters.
+
+    Attributes:
+        ld: weight of the distance to the prototypes, >= 0.
+        predict: what a client predicts with: its own ``head``, or the nearest ``prototype`` (before any, the head).
+    """
+
+    shares: ClassVar[str] = "head"
+    ld: float = 1.0
+    predict: Literal["head", "prototype"] = "head"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.ld >= 0, "ld", "be >= 0", self.ld)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """No prototypes; the head [C, f + 1] gives their shape."""
+        return ServerState(torch.zeros_like(x0[:, :-1]), torch.zeros_like(x0[:, 0], dtype=torch.bool))
+
+    def init_client(self, x0: Tensor) -> ClientState:
+        """The initial model of the client's architecture."""
+        return ClientState(x0)
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The prototypes [C, f] that exist."""
+        return {"prototypes": Owned(*server)}
+
+    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+        """K steps on cross-entropy + ld * distance to the prototypes; sends its own prototypes [C, f]."""
+        prototypes, known = got["prototypes"]
+        drawn = obj.plus(partial(distance, ld=self.ld), lambda batch: (prototypes, known))
+        x = self.solve(drawn, client.x, self.rate(rnd))
+        means = class_means(obj.sweep, lambda batch: obj.features(x, batch), len(known), prototypes.shape[1], x)
+        return {"prototypes": means}, ClientState(x)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """Prototype of a class <- mean over the clients that own it."""
+        values, had = received["prototypes"]
+        return ServerState(torch.where(had[:, None], values, server.prototypes), had | server.known)
+
+    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
+        """The client's model [d]; the nearest prototype is the largest of 2 p.r - ||p||^2, which is linear in r."""
+        if self.predict == "head":
+            return client.x
+        prototypes, known = got["prototypes"]
+        body, head = obj.split(client.x)
+        bias = torch.where(known, -prototypes.square().sum(1), FAR)
+        nearest = torch.cat([2 * prototypes, bias[:, None]], 1)
+        return obj.join(body, torch.where(known.any(), nearest, head))
+
+
+FAR = -1e6
+"""The bias of a class without a prototype: farther than any."""

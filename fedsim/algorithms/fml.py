@@ -1,0 +1,104 @@
+"""FML: a client's own model and a shared one teach each other; only the shared one travels.
+
+Shen, Zhang, Jia, Zhang, Huang, Zhou, Kuang, Wu, Wu, "Federated Mutual Learning", 2020, arXiv 2006.16765, the algorithm
+box (the shared model is the paper's meme model).
+
+Deviation: clients send the shared model's update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.errors import require
+from fedsim.losses import cross_entropy
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] shared model
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between its rounds."""
+
+    x: Tensor  # [d] own model
+
+
+class _Pair(NamedTuple):
+    own: Tensor
+    shared: Tensor
+
+
+def mutual(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, *, weight: float) -> Tensor:
+    """What turns cross-entropy into weight * cross-entropy + (1 - weight) * KL(teacher || outputs), [..., m]."""
+    log_p, log_q = torch.log_softmax(teacher, -1), torch.log_softmax(outputs, -1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (1 - weight) * (kl - cross_entropy(outputs, y))
+
+
+@dataclass(frozen=True)
+class FML(MomentumSGD):
+    """Mutual learning with a shared model.
+
+    Attributes:
+        common: number of the shared model's architecture among the run's models.
+        alpha: weight of the data in the own model's loss, in [0, 1]; the rest is the shared model's opinion.
+        beta: the same for the shared model.
+    """
+
+    shares: ClassVar[str] = "common"
+    common: int = 0
+    alpha: float = 0.5
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "beta"):
+            require(0 <= getattr(self, name) <= 1, name, "be in [0, 1]", getattr(self, name))
+        require(self.momentum == 0, "momentum", "be 0: the two models have no common step", self.momentum)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The initial shared model."""
+        return ServerState(x0)
+
+    def init_client(self, x0: Tensor) -> ClientState:
+        """The initial model of the client's architecture."""
+        return ClientState(x0)
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The shared model [d]."""
+        return {"x": server.x}
+
+    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+        """K steps of both models, each taught by the other's outputs before the step; sends the shared one's update."""
+        lr, shared = self.rate(rnd), obj.of(self.common)
+
+        def step(now: _Pair, batch: Batch) -> _Pair:
+            mine, theirs = obj.outputs(now.own, batch), shared.outputs(now.shared, batch)
+            own = obj.plus(partial(mutual, weight=self.alpha), lambda batch: (theirs,))
+            common = shared.plus(partial(mutual, weight=self.beta), lambda batch: (mine,))
+            return _Pair(
+                self.step(now.own, own.grad(now.own, batch), lr),
+                self.step(now.shared, common.grad(now.shared, batch), lr),
+            )
+
+        after = obj.run(step, _Pair(client.x, got["x"]))
+        return {"update": after.shared - got["x"]}, ClientState(after.own)
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """Shared model <- mean of the clients' copies."""
+        return ServerState(server.x + received["update"])
+
+    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
+        """The client's model [d]."""
+        return client.x
