@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregate import whole
-from fedsim.channel import wire
+from fedsim.channel import message
 from fedsim.engine.block import Job, to_numpy
 from fedsim.engine.plan import plan
 from fedsim.engine.worker import Backend, Done, Scores, Setup
@@ -103,7 +103,7 @@ class Orchestrator:
         for store in self.stores:
             store.commit()
         uplink = sum(a.uplink_bytes for a in answers)
-        downlink = len(clients) * (wire.size(broadcast) if broadcast else 0)
+        downlink = len(clients) * message.size(broadcast)
         self.totals["comm/uplink_total_bytes"] += uplink
         self.totals["comm/downlink_total_bytes"] += downlink
         record: Record = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Parts, Sums, fold, weights_of
 from fedsim.algorithms.base import ServerAlgorithm
-from fedsim.channel import wire
+from fedsim.channel import message
 from fedsim.data.base import Task
 from fedsim.data.batches import Feed, Samples
 from fedsim.engine.block import Blocks, Job, to_device, to_numpy
@@ -26,7 +26,7 @@ from fedsim.errors import ClientError
 from fedsim.local import Local
 from fedsim.losses import guess, loss_of, score_of
 from fedsim.tree import leaves, tree_map
-from fedsim.types import Message, Owned, State
+from fedsim.types import Message, State
 
 CHUNK = 512
 """Samples evaluated at once; fixed, so that no bit depends on the number of workers."""
@@ -146,7 +146,7 @@ class Worker:
             weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
-            uplink += _uplink_bytes(out.messages, len(clients))
+            uplink += message.sizes(out.messages, len(clients))
             states.append(out.states)
             losses.append(out.losses)
             total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
@@ -195,19 +195,6 @@ class Worker:
         guesses = guess(outputs) if self.setup.task == "classification" else torch.empty(0, dtype=torch.int64)
         losses, scores, guesses = to_numpy((self.loss(outputs, y), scores, guesses))
         return Scores(losses, scores, guesses)
-
-
-def _uplink_bytes(messages: Message, b: int) -> int:
-    """Encoded size of b clients' messages [b, ...]; of ``Owned`` rows only those that a client has travel."""
-    if not messages:
-        return 0
-    plain = {name: value for name, value in messages.items() if not isinstance(value, Owned)}
-    total = b * wire.size(plain, stacked=True)
-    for name, value in messages.items():
-        if isinstance(value, Owned):
-            bitmap = -(-value.mask.shape[1] // 8)
-            total += sum(wire.size({name: value.values[0, :k]}) - 1 + bitmap for k in value.mask.sum(1).tolist())
-    return total
 
 
 def _joined(parts: list[Scores]) -> Scores:

@@ -1,0 +1,58 @@
+"""Messages as the wire holds them, and what they weigh; of ``Owned`` rows only those that a client has travel."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from fedsim.channel import wire
+from fedsim.types import Message, Owned
+
+
+def on_the_wire(message: Message) -> dict[str, wire.Content]:
+    """One message: tensors as they are, ``Owned`` as its rows [k, ...] with their positions among r."""
+    out: dict[str, wire.Content] = {}
+    for name, value in message.items():
+        if isinstance(value, Owned):
+            out[name] = (value.values[value.mask], (wire.Positions(value.mask.nonzero()[:, 0], len(value.mask)),))
+        else:
+            out[name] = value
+    return out
+
+
+def from_the_wire(content: dict[str, wire.Content]) -> Message:
+    """The inverse of ``on_the_wire``."""
+    out: Message = {}
+    for name, value in content.items():
+        if isinstance(value, torch.Tensor):
+            out[name] = value
+            continue
+        rows, (at,) = value
+        assert isinstance(at, wire.Positions)
+        mask = torch.zeros(at.d, dtype=torch.bool, device=rows.device)
+        mask[at.tensor] = True
+        values = rows.new_zeros(at.d, *rows.shape[1:])
+        values[at.tensor] = rows
+        out[name] = Owned(values, mask)
+    return out
+
+
+def size(message: Message) -> int:
+    """Bytes of one message; nothing at all when it has no fields."""
+    return wire.size(on_the_wire(message)) if message else 0
+
+
+def sizes(messages: Message, b: int) -> int:
+    """Bytes of b messages [b, ...] together."""
+    if not messages:
+        return 0
+    plain = {name: value for name, value in messages.items() if not isinstance(value, Owned)}
+    total = b * wire.size(plain, stacked=True)
+    for name, value in messages.items():
+        if isinstance(value, Owned):
+            rows, r = value.values[0], value.mask.shape[1]
+            for k, clients in Counter(value.mask.sum(1).tolist()).items():
+                at = wire.Positions(value.mask.new_zeros(k, dtype=torch.int64), r)
+                total += clients * (wire.size({name: (rows[:k], (at,))}) - wire.size({}))
+    return total
