@@ -114,6 +114,8 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "schedule": object_like(Schedule),
         "aggregate": object_like(Aggregate),
         "engine": object_like(Engine, Engine),
+        "channel": build_channel,
+        "downlink": build_channel,
         "model": build_model,
         "local": section(Local),
         "evaluate": section(Evaluate),
@@ -137,6 +139,31 @@ def build(node: Any, path: str) -> Any:
     """The object a node describes; ``path`` is the node's place in the configuration, for messages."""
     target = _locate(node, path)
     return _construct(target, _checked(target, node, path), path)
+
+
+def build_channel(node: Any, path: str) -> Any:
+    """A channel node: ``encode`` and, by name, the layers in order; each may name the ``fields`` that it acts on."""
+    from fedsim.channel.channel import Channel
+    from fedsim.channel.onion import Layer
+
+    if not isinstance(node, Mapping):
+        raise InputError(f"{path} must be layers by name, got {node!r}; choose them with {path}=[NAME,...]")
+    problems: list[str] = []
+    layers = []
+    encode = False
+    for name, value in node.items():
+        with collect(problems):
+            if name == "encode":
+                encode = convert(value, bool, f"{path}.encode")
+                continue
+            at = f"{path}.{name}"
+            own = value if isinstance(value, Mapping) else {}
+            if "_target_" not in own:
+                raise InputError(f"{at} must be a layer with _target_, got {value!r}; choose layers with {path}=[NAME,...]")
+            fields: Any = convert(own.get("fields"), tuple[str, ...] | None, f"{at}.fields")
+            layers.append(Layer(str(name), build({k: v for k, v in own.items() if k != "fields"}, at), fields))
+    _raise(problems)
+    return Channel(tuple(layers), encode)
 
 
 def build_model(node: Any, path: str) -> ModelFactory | tuple[ModelFactory, ...]:

@@ -146,8 +146,10 @@ def report(
             best = "" if value["best"] is None else f"  (best {number(value['best'])} at round {value['best_round']})"
             table.add_row(name.replace("_", " "), f"{number(value['last'])}{best}")
         elif group == "comm":
-            size = megabytes(value) if name.endswith("_bytes") else f"{value:,}"
-            table.add_row(name.removesuffix("_bytes").replace("_", " "), size)
+            if name.endswith("_bytes"):
+                table.add_row(name.removesuffix("_bytes").replace("_", " "), megabytes(value))
+            else:
+                table.add_row(name.replace("_", " "), f"{value:,.4g} times fewer bytes than without a channel")
         elif group == "privacy":
             table.add_row(name, f"{value:.4g}")
     wall_s, rounds = summary["time/wall_s"], summary["rounds"]

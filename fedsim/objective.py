@@ -150,7 +150,12 @@ class Objective:
         Args:
             term: see ``fedsim.losses.Term``; further arguments come from ``extras``.
             extras: the tensors of a minibatch that the term needs, which the gradient takes as constants.
+
+        Raises:
+            TypeError: the objective has a term already, which a second one would replace.
         """
+        if self._term is not None:
+            raise TypeError("this objective has a term already")
         other = self._with(self._oracle)
         other._term, other._extras, other._losses = term, extras, self._losses
         return other

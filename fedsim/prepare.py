@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Stack
 from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.channel.channel import Channel, noises
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.engine.config import Engine
 from fedsim.engine.kernel import Kernel, kernel_rule
+from fedsim.engine.orchestrator import Memory
+from fedsim.engine.rehearsal import broadcasts, messages
 from fedsim.engine.serial import Serial
 from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import InputError, require
@@ -24,6 +27,7 @@ from fedsim.local import Local
 from fedsim.models import Factory, build
 from fedsim.partition import Population
 from fedsim.tree import leaves, tensors
+from fedsim.types import State
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Prepared:
 
     Attributes:
         setup: what every worker is given.
-        x0s: what clients of each architecture start from: the model, or the part of it that they keep.
+        rows: what the store starts from for clients of each architecture: their state, their link's memory.
+        memory: what the channels' far ends start from.
         x0: what the server starts from: the model, or the part of it that the algorithm shares.
         parameters: d of every architecture.
         blocks: most clients of each architecture computed at once, ``auto`` resolved.
@@ -40,7 +45,8 @@ class Prepared:
     """
 
     setup: Setup
-    x0s: tuple[Tensor, ...]
+    rows: tuple[State, ...]
+    memory: Memory
     x0: Tensor
     parameters: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -52,7 +58,7 @@ class Prepared:
             return Serial(self.setup)
         from fedsim.engine.ray_pool import RayPool
 
-        rows = [sum(t.nbytes for t in leaves(self.setup.algorithm.init_client(x0))) for x0 in self.x0s]
+        rows = [sum(t.nbytes for t in leaves(row)) for row in self.rows]
         return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
 
     @property
@@ -83,6 +89,9 @@ def prepare(
     aggregate: Aggregate,
     engine: Engine,
     seed: int,
+    channel: Channel = Channel(),  # noqa: B008 - a frozen dataclass
+    downlink: Channel = Channel(),  # noqa: B008
+    rounds: int = 1,
 ) -> Prepared:
     """Everything a run needs before any worker exists; raises InputError for what cannot be run.
 
@@ -116,8 +125,9 @@ def prepare(
     x0 = _shared(algorithm, layouts, x0s)
     tensors(algorithm.init_server(x0), "init_server")
     kept = tuple(_kept(algorithm, layout, x) for layout, x in zip(layouts, x0s, strict=True))
-    for own in kept:
-        tensors(algorithm.init_client(own), "init_client")
+    states = tuple(algorithm.init_client(own) for own in kept)
+    for state in states:
+        tensors(state, "init_client")
     kernels, blocks, why = zip(
         *(_kernel(model, layout, data.input_shape, engine) for model, layout in zip(models, layouts, strict=True)),
         strict=True,
@@ -132,13 +142,25 @@ def prepare(
         test,
         local,
         aggregate,
+        channel,
+        downlink,
         kernels,
         dtype,
         engine.device,
         engine.threads,
         seed,
     )
-    return Prepared(setup, kept, x0, tuple(layout.d for layout in layouts), blocks, why)
+    samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
+    links = [channel.init(sample) for sample in samples] or [{}] * len(states)
+    for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
+        channel.send(sample, link, noises(seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64)), tuple(layout.sizes))
+    far = channel.init_server(samples[0]) if samples else {}
+    if far and stacked:
+        layer = next(name for states in far.values() for name in states)
+        raise InputError(f"channel.{layer} makes the server remember a mean, but {type(algorithm).__name__} has none")
+    down = downlink.init(broadcasts(algorithm, x0, len(population), rounds)) if downlink else {}
+    rows = tuple(zip(states, links, strict=True))
+    return Prepared(setup, rows, Memory(far, down), x0, tuple(layout.d for layout in layouts), blocks, why)
 
 
 def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor:

@@ -126,11 +126,12 @@ def config_folder() -> Path:
 
 
 def with_own_classes(argv: Sequence[str]) -> list[str]:
-    """Let ``GROUP._target_=a.B`` replace the group's whole node: the keys of the former class do not apply.
+    """Let ``GROUP._target_=a.B`` replace the group's whole node, whose former keys do not apply; and name downlink's group.
 
     ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
     command line that also chooses ``algorithm=NAME`` keeps the keys of that choice.
     """
+    argv = [f"channel@{text}" if text.startswith("downlink=") else text for text in argv]  # one group of layers
     keys = [text.lstrip("+").partition("=")[0] for text in argv]
     replaced = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")} - set(keys)
     out: list[str] = []
@@ -257,9 +258,10 @@ def _diagnosed(composer: Hydra, config_name: str, parsed: list[Override], error:
     for o in parsed:
         group, value = o.key_or_group, o.value()
         options = composer.config_loader.get_group_options(group)
-        if options and isinstance(value, str) and value not in options:
-            guess = did_you_mean(value, options, f"{group}=")
-            lines.append(f"unknown option {group}={value}; {guess}options of {group}: {', '.join(options)}")
+        wrong = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and v not in options]
+        if options and wrong:
+            guess = did_you_mean(wrong[0], options, "" if isinstance(value, list) else f"{group}=")
+            lines.append(f"unknown option {group}={wrong[0]}; {guess}options of {group}: {', '.join(options)}")
         elif o.is_add() and f"Multiple values for {group}." in str(error):
             lines.append(f"{group} has a choice already, got {o.input_line}; write {group}={value}")
         elif options or o.is_hydra_override():

@@ -166,7 +166,8 @@ def summarise(
         ``status``; ``rounds`` completed; for every ``eval/*`` tag ``{"last", "best", "best_round"}``: best is the
         smallest value if a word of the tag is in ``LOWER_IS_BETTER``, else the largest, at the earliest round that
         reached it, round 0 included; non-finite values are never best (None if there is no other). For every
-        ``comm/*`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last ``privacy/*``;
+        ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last ``comm/*_ratio``
+        and ``privacy/*``;
         ``time/wall_s``; ``digest``.
     """
     tags = list(dict.fromkeys(tag for record in records for tag in record))
@@ -178,9 +179,9 @@ def summarise(
             finite = [(at, value) for at, value in series if math.isfinite(value)]
             at, value = max(finite, key=lambda point: sign * point[1], default=(None, None))
             summary[tag] = {"last": series[-1][1], "best": value, "best_round": at}
-        elif tag.startswith("comm/") and "_total_" not in tag:
+        elif tag.startswith("comm/") and tag.endswith("_bytes") and "_total_" not in tag:
             summary[tag] = sum(value for _, value in series)
-        elif tag.startswith("privacy/"):
+        elif tag.startswith("privacy/") or tag.endswith("_ratio"):
             summary[tag] = series[-1][1]
     return summary | {"time/wall_s": wall_s, "digest": digest}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.channel.channel import Channel
 from fedsim.console import Progress
 from fedsim.data.base import Dataset, Source
 from fedsim.engine.config import Engine
@@ -63,7 +64,7 @@ class Result:
     def client(self, number: int) -> Any:
         """The final state of one client, a tree of tensors."""
         rows = self.stores[number % len(self.stores)].read([number])
-        return tree_map(lambda array: torch.from_numpy(array[0]), rows)
+        return tree_map(lambda array: torch.from_numpy(array)[0], rows[0])
 
 
 def simulate(
@@ -76,6 +77,8 @@ def simulate(
     schedule: Schedule = All(),  # noqa: B008 - a frozen dataclass
     local: Local = Local(),  # noqa: B008
     aggregate: Aggregate = Mean(),  # noqa: B008
+    channel: Channel = Channel(),  # noqa: B008
+    downlink: Channel = Channel(),  # noqa: B008
     engine: Engine = Engine(backend="serial"),  # noqa: B008
     evaluate: Evaluate = Evaluate(),  # noqa: B008
     seed: int = 0,
@@ -96,6 +99,8 @@ def simulate(
         schedule: who takes part in which round.
         local: a client's work in one round.
         aggregate: the server's rule.
+        channel: what happens to the clients' messages on their way to the server.
+        downlink: the same for the server's broadcast.
         engine: how the run is executed.
         evaluate: when and what to evaluate.
         seed: of everything random in the run.
@@ -128,7 +133,9 @@ def simulate(
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
         models = list(model) if isinstance(model, Sequence) else [model]
-        prepared = prepare(algorithm, dataset, population, models, local, aggregate, engine, seed)
+        prepared = prepare(
+            algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds
+        )
         must = f"be false for {type(algorithm).__name__}, which has no global model"
         require(not trajectory or prepared.number is not None, "logger.trajectory", must, trajectory)
         chosen = prepared.described() | {"threads": engine.threads}
@@ -136,7 +143,7 @@ def simulate(
         if run_dir is not None:
             parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
             parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
-            parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed}
+            parts |= {"channel": channel, "downlink": downlink, "evaluate": evaluate, "rounds": rounds, "seed": seed}
             folder = RunFolder.create(
                 run_dir,
                 config if config is not None else {name: _described(part) for name, part in parts.items()},
@@ -159,7 +166,8 @@ def simulate(
             schedule,
             evaluate,
             prepared.x0,
-            prepared.x0s,
+            prepared.rows,
+            prepared.memory,
             blocks=prepared.blocks,
             jobs=engine.jobs,
             rounds=rounds,

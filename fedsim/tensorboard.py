@@ -49,9 +49,11 @@ def charts(tags: set[str]) -> dict[str, dict[str, list[Any]]]:
     scores = sorted(tag for tag in tags if tag.startswith("eval/") and tag != "eval/loss")
     sent = sorted(tag for tag in tags if tag.startswith("comm/") and tag.endswith("_bytes"))
     learning = {tag.removeprefix("eval/"): [tag] for tag in scores} | {"loss": losses}
+    ratios = sorted(tag for tag in tags if tag.startswith("comm/") and tag.endswith("_ratio"))
     communication = {
         "bytes in each round": [tag for tag in sent if "_total_" not in tag],
         "bytes since the start": [tag for tag in sent if "_total_" in tag],
+        "times fewer bytes than without a channel": ratios,
     }
     return {
         page: {

@@ -151,11 +151,6 @@ def test_every_data_set_composes_with_the_defaults(data: str) -> None:
     build_run(composed(f"data={data}"))
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_composes(experiment: str) -> None:
-    build_run(composed(f"experiment={experiment}"))
-
-
 def test_the_main_job_is_digits_on_two_ray_actors() -> None:
     cfg = composed()
     assert (cfg["data"]["_target_"], cfg["partition"]["clients"]) == ("fedsim.data.Digits", 20)
@@ -169,11 +164,11 @@ def test_command_line_wins_over_experiment_over_data() -> None:
     assert composed("data=quadratic", "local.batch_size=3")["local"]["batch_size"] == 3
     cfg = composed("experiment=mnist_100c_dir03")
     assert (cfg["data"]["_target_"], cfg["model"]["_target_"]) == ("fedsim.data.MNIST", "fedsim.models.cnn")
-    assert (cfg["rounds"], cfg["partition"]["clients"], cfg["partition"]["alpha"]) == (60, 100, 0.3)
-    assert (cfg["schedule"]["cohort"], cfg["algorithm"]["lr"], cfg["local"]["epochs"]) == (10, 0.05, 1)
-    cfg = composed("experiment=mnist_100c_dir03", "data=fashion_mnist", "model=linear", "rounds=3", "algorithm=sgd")
+    assert (cfg["rounds"], cfg["partition"]["clients"], cfg["partition"]["alpha"]) == (10, 100, 0.3)
+    assert (cfg["schedule"]["rate"], cfg["algorithm"]["clip"], cfg["local"]["epochs"]) == (0.1, 10, 5)
+    cfg = composed("experiment=mnist_100c_dir03", "data=fashion_mnist", "model=linear", "rounds=3", "algorithm=fedsam")
     assert (cfg["data"]["_target_"], cfg["model"]["_target_"]) == ("fedsim.data.FashionMNIST", "fedsim.models.linear")
-    assert (cfg["rounds"], cfg["algorithm"]["_target_"]) == (3, "fedsim.algorithms.sgd.SGD")
+    assert (cfg["rounds"], cfg["algorithm"]["_target_"]) == (3, "fedsim.algorithms.fedsam.FedSAM")
 
 
 def test_runs_of_the_same_second_have_their_own_folders() -> None:

@@ -125,7 +125,8 @@ def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
         turns,
         Evaluate(every=99),
         prepared.x0,
-        prepared.x0s,
+        prepared.rows,
+        prepared.memory,
         blocks=prepared.blocks,
         jobs=engine.jobs,
         rounds=99,
@@ -137,7 +138,7 @@ def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
             count[i] += 1
             last[i] = SIZES[i], -(-SIZES[i] // 8) + 100 * t
     backend.close()
-    diary = orchestrator.stores[0].read(range(n))
+    diary = orchestrator.stores[0].read(range(n))[0]
     np.testing.assert_array_equal(diary.count, count)
     np.testing.assert_array_equal(diary.seen, (count * np.array(SIZES))[:, None].repeat(3, 1))
     np.testing.assert_array_equal(diary.last, last)

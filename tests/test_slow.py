@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+EXPERIMENTS = Path(__file__).parent.parent / "configs/experiment"
 pytestmark = pytest.mark.slow
 
 
@@ -26,12 +27,27 @@ def experiment(folder: Path, needs: str, *arguments: str) -> list[dict[str, Any]
     return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
-def test_mnist_100_clients_reaches_95_percent(tmp_path: Path) -> None:
+def test_mnist_100_clients_reaches_90_percent(tmp_path: Path) -> None:
     records = experiment(tmp_path, "mnist", "experiment=mnist_100c_dir03")
-    assert records[-1]["round"] == 60
-    assert records[-1]["eval/accuracy"] >= 0.95
+    assert records[-1]["round"] == 10
+    assert records[-1]["eval/accuracy"] >= 0.90
 
 
 def test_cifar10_with_resnet18_learns(tmp_path: Path) -> None:
-    records = experiment(tmp_path, "cifar-10", "experiment=cifar10_100c_dir03", "rounds=4", "evaluate.every=4")
+    """lr 0.1 with clipping at 10; without clipping it ends at a constant guess."""
+    short = ("local.epochs=1", "rounds=4", "evaluate.every=4")
+    records = experiment(tmp_path, "cifar-10", "experiment=cifar10_100c_dir03", *short)
     assert records[-1]["train/loss"] < 2.3 < records[1]["train/loss"]  # 2.3 is the loss of a guess among ten classes
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in EXPERIMENTS.glob("digits_*.yaml")))
+def test_digits_presets_run_to_the_end(name: str, tmp_path: Path) -> None:
+    records = experiment(tmp_path, ".", f"experiment={name}", "rounds=2", "engine=serial")
+    assert [record["round"] for record in records] == [0, 1, 2]
+    assert records[-1]["train/loss"] < records[1]["train/loss"]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in EXPERIMENTS.glob("mnist_*.yaml")))
+def test_mnist_presets_start(name: str, tmp_path: Path) -> None:
+    records = experiment(tmp_path, "mnist", f"experiment={name}", "rounds=1", "engine=serial")
+    assert [record["round"] for record in records] == [0, 1]

@@ -77,7 +77,7 @@ class FD(MomentumSGD):
         """K steps on cross-entropy + distillation from the other clients' mean; sends its own mean outputs [C, C]."""
         classes, x = len(got["owners"]), client.x
         sent = class_means(obj.sweep, lambda batch: obj.outputs(client.x, batch), classes, classes, x)
-        mine = (sent.mask & (client.rounds == rnd.index)).to(x.dtype) * min(rnd.index, 1)  # [C] its own part of the sums
+        mine = (sent.mask & (client.rounds == rnd.index)).to(x.dtype) * min(rnd.index, 1)  # [C] its part of the sums
         others = got["owners"] - mine
         teacher = (got["sums"] - sent.values * mine[:, None]) / others.clamp(min=1)[:, None]
         known = (others > 0).to(x.dtype)

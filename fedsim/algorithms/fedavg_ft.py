@@ -1,6 +1,7 @@
 """FedAvg with fine-tuning: the global model, adapted by each client to its own data before it predicts.
 
-Cheng, Chadha, Duchi, "Fine-tuning is Fine in Federated Learning", 2021, arXiv 2108.07313; the global model is FedAvg's.
+Cheng, Chadha, Duchi, "Fine-tuning is Fine in Federated Learning", 2021, arXiv 2108.07313; the global model is that of
+FedAvg's algorithm box (see ``fedavg``).
 
 Deviation: a client fine-tunes for the local work of one round (``local``), with the lr of the round, each time it is
 evaluated; nothing of that is kept.

@@ -1,6 +1,7 @@
 """FedPer: the base is averaged, every client keeps a head of its own; both are trained together.
 
-Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with Personalization Layers", 2019, arXiv 1912.00818.
+Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with Personalization Layers", 2019, arXiv 1912.00818,
+the algorithm box, of client and server.
 
 Deviation: the personalization layers are the last linear layer (``model.head``); clients send the base's update.
 """

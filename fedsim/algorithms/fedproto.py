@@ -96,5 +96,5 @@ class FedProto(MomentumSGD):
         return obj.join(body, torch.where(known.any(), nearest, head))
 
 
-FAR = -1e6
-"""The bias of a class without a prototype: farther than any."""
+FAR = -1e30
+"""The bias of a class without a prototype: farther than any, whatever the length of the features."""

@@ -1,10 +1,10 @@
 """FedRep: a client first fits its own head to the shared representation, then improves the representation.
 
 Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for Personalized Federated Learning", ICML
-2021, arXiv 2102.07078.
+2021, arXiv 2102.07078, the algorithm box.
 
 Deviations: the head's steps go over the round's minibatches ``head_passes`` times, the base's steps once (the paper
-counts epochs for each); clients send the base's update.
+counts epochs for each); momentum starts anew with every pass; clients send the base's update.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LG-FedAvg: every client has its own feature extractor, the header is averaged.
 
 Liang, Liu, Ziyin, Allen, Auerbach, Brent, Salakhutdinov, Morency, "Think Locally, Act Globally: Federated Learning with
-Local and Global Representations", NeurIPS 2019 workshop, arXiv 2001.01523; the rule of the header as in HtFLlib
-(github TsingZ0/HtFLlib, serverlg): weights n_i.
+Local and Global Representations", NeurIPS 2019 workshop, arXiv 2001.01523, the algorithm box; the rule of the
+header as in HtFLlib (github TsingZ0/HtFLlib, serverlg): weights n_i.
 
 Deviation: the global part is the last linear layer alone, so that the extractors may differ from client to client. By
 default clients predict with the header that they trained last (``predict=local``), as in the comparison of FedGH.

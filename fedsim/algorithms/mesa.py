@@ -1,7 +1,7 @@
 """MESA: any method, its local loss with a pull towards the outputs of a moving average of the global model.
 
-Du, Zhou, Feng, Tan, Zhou, "Sharpness-Aware Training for Free", NeurIPS 2022, arXiv 2205.14083 (MESA; the authors' code:
-github AngusDujw/SAF): cross-entropy + lam tau^2 KL(softmax(z_old / tau) || softmax(z / tau)).
+Du, Zhou, Feng, Tan, Zhou, "Sharpness-Aware Training for Free", NeurIPS 2022, arXiv 2205.14083 (the algorithm box, MESA;
+the authors' code: github AngusDujw/SAF): cross-entropy + lam tau^2 KL(softmax(z_old / tau) || softmax(z / tau)).
 
 Deviations: the teacher averages the server's models, once a round, and is sent to the clients beside what the method
 sends (d more floats down); it starts after ``start`` rounds (theirs: 5 epochs) and counts for all later ones.
@@ -64,8 +64,10 @@ class Mesa:
         require(self.tau > 0, "tau", "be > 0", self.tau)
         require(0 <= self.decay < 1, "decay", "be in [0, 1)", self.decay)
         require(self.start >= 0, "start", "be >= 0", self.start)
-        shares = getattr(self.base, "shares", "model")
-        require(shares == "model", "base", "be a method whose server averages whole models", type(self.base).__name__)
+        whole = getattr(self.base, "shares", "model") == "model" and not getattr(self.base, "stacked", False)
+        ok = whole and not hasattr(self.base, "own") and not isinstance(self.base, Mesa)
+        must = "be a method whose server averages whole models, which clients predict with, and not MESA"
+        require(ok, "base", must, type(self.base).__name__)
 
     @property
     def uniform(self) -> bool:

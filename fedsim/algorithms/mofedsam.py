@@ -1,8 +1,8 @@
 """MoFedSAM: FedSAM with the server's momentum in every local step (FedCM with sharpness-aware gradients).
 
 Qu, Li, Duan, Liu, Tang, Lu, "Generalized Federated Learning via Sharpness Aware Minimization", ICML 2022, arXiv
-2206.02618, Algorithm MoFedSAM; the update rules are those of FL-Simulator (github woodenchild95/FL-Simulator,
-client/mofedsam.py and server/MoFedSAM.py).
+2206.02618, the algorithm box of MoFedSAM; the update rules are those of FL-Simulator (github
+woodenchild95/FL-Simulator, client/mofedsam.py and server/MoFedSAM.py).
 
 Deviations: as in ``fedcm``. rho = 0 is FedCM, rho = 0 and alpha = 1 FedAvg.
 """

@@ -1,7 +1,7 @@
 """SCAFFOLD: control variates correct the drift of local SGD.
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML
-2020, arXiv 1910.06378, Algorithm 1.
+2020, arXiv 1910.06378, the algorithm box of SCAFFOLD.
 
 Deviations: c_i+ of option 2 is divided by the current lr where the lr decays over the rounds; for option 1 the
 gradient at x is the mean of those of the round's K minibatches (all of the client's data with full batches), which

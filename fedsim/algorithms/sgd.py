@@ -1,7 +1,7 @@
 """Distributed SGD: clients send gradients at the server's model, the server steps on their mean.
 
 The classical synchronous parallel method, for example Chen, Pan, Monga, Bengio, Jozefowicz, "Revisiting Distributed
-Synchronous SGD", 2016, arXiv 1604.00981, Algorithms 1 and 2. The host of compressed methods: what goes through the
+Synchronous SGD", 2016, arXiv 1604.00981, its algorithm boxes. The host of compressed methods: what goes through the
 channel is a gradient.
 
 Deviation: with K local steps the client sends the mean of its K minibatch gradients, all taken at the same x (one
@@ -11,7 +11,7 @@ large minibatch); weights are the aggregator's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +34,13 @@ class SGD:
     Attributes:
         lr: learning rate gamma, > 0.
         lr_decay: factor on lr per round, in (0, 1].
+        step: who multiplies by the learning rate: the ``server``, what arrives; or the ``client``, what it sends, which
+            a channel with memory remembers with the learning rate of its round.
     """
 
     lr: float
     lr_decay: float = 1.0
+    step: Literal["server", "client"] = "server"
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", "be > 0", self.lr)
@@ -56,14 +59,20 @@ class SGD:
         return {"x": server.x}
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
-        """Sends the mean over the K minibatches of the gradient at x [d]."""
+        """Sends the mean over the K minibatches of the gradient at x [d], times the learning rate for step=client."""
         x = got["x"]
 
         def add(total: Tensor, batch: Batch) -> Tensor:
             return total + obj.grad(x, batch)
 
-        return {"gradient": obj.run(add, torch.zeros_like(x)) / obj.steps}, client
+        g = obj.run(add, torch.zeros_like(x)) / obj.steps
+        return {"gradient": g * self.rate(rnd) if self.step == "client" else g}, client
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
         """x <- x - lr * mean gradient."""
-        return ServerState(server.x - self.lr * self.lr_decay**rnd.index * received["gradient"])
+        g = received["gradient"]
+        return ServerState(server.x - (g if self.step == "client" else self.rate(rnd) * g))
+
+    def rate(self, rnd: Round) -> float:
+        """gamma of this round, lr * lr_decay^t."""
+        return self.lr * self.lr_decay**rnd.index

@@ -53,9 +53,27 @@ class Send(Protocol):
         """
         ...
 
+    def plain(self, v: Tensor) -> tuple[Tensor, Bytes]:
+        """Send v past all further layers, as it is; (v as the far end holds it, bytes on the wire)."""
+        ...
+
+    def delta(self, d: int) -> float | None:
+        """Contraction of the rest of the channel for vectors [d], in (0, 1]: 1 when nothing is lost, None: no bound."""
+        ...
+
+    def omega(self, d: int) -> float | None:
+        """Variance of the rest of the channel where it is unbiased, >= 0: 0 when nothing is lost; None: biased."""
+        ...
+
 
 class Middleware(Protocol[S]):
-    """One layer for one vector of a message."""
+    """One layer for one vector of a message.
+
+    A layer with memory may have a second half at the receiver, for methods whose server remembers the mean of its
+    clients' estimates: ``init_server(v) -> memory`` and ``receive(memory, mean, share, rest) -> (vector, memory)``.
+    There ``mean`` [d] is the cohort's weighted mean of what ``__call__`` returned, ``share`` the cohort's part of the
+    weight of all clients, in (0, 1], and ``rest`` the rest of the channel.
+    """
 
     def init(self, v: Tensor) -> S:
         """Memory of a link before its first message; v is zeros [d]. ``()`` for a layer without memory."""

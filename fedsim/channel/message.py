@@ -48,7 +48,12 @@ def sizes(messages: Message, b: int) -> int:
     if not messages:
         return 0
     plain = {name: value for name, value in messages.items() if not isinstance(value, Owned)}
-    total = b * wire.size(plain, stacked=True)
+    return b * wire.size(plain, stacked=True) + owned(messages)
+
+
+def owned(messages: Message) -> int:
+    """Bytes of the ``Owned`` rows of b messages [b, ...] together."""
+    total = 0
     for name, value in messages.items():
         if isinstance(value, Owned):
             rows, r = value.values[0], value.mask.shape[1]

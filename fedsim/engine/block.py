@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.channel.channel import Channel, noises
 from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
 from fedsim.engine.oracle import ModelOracle
 from fedsim.local import Local
@@ -16,8 +17,8 @@ from fedsim.objective import Objective
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Message, Owned, Round, State
 
-Client = Callable[[Objective, State], Any]
-"""What one client computes, from its objective and its row of the store: a tree of tensors."""
+Client = Callable[[Objective, State, Tensor], Any]
+"""What one client computes, from its objective, its row of the store and its number: a tree of tensors."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Outcome(NamedTuple):
     messages: Message  # [b, ...]
     states: State  # tree of [b, ...] tensors
     losses: Tensor  # [b] mean training loss over the local steps
+    sent: Tensor  # [b] int64 bytes that the channel counted; 0 without one
 
     def finite(self) -> Tensor:
         """[b] whether the client's loss and every number of its message are finite."""
@@ -58,6 +60,7 @@ class Blocks:
         architecture: of these clients; its kernel says whether blocks are computed at once or one by one.
         feed: the training samples.
         local: how much a client works.
+        uplink: the channel of the clients' messages.
         seed: of the run.
     """
 
@@ -68,25 +71,36 @@ class Blocks:
         architecture: int,
         feed: Feed,
         local: Local,
+        uplink: Channel,
         seed: int,
     ):
         self.algorithm, self.oracles, self.oracle = algorithm, oracles, oracles[architecture]
-        self.feed, self.local, self.seed = feed, local, seed
+        self.feed, self.local, self.uplink, self.seed = feed, local, uplink, seed
+        self.settle = getattr(algorithm, "settle", None)
 
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
-        """``algorithm.local`` of these clients; ``rows`` is a tree of [b, ...] tensors."""
+        """``algorithm.local`` of these clients, then the channel; ``rows`` is a tree of [b, ...] tensors."""
 
-        def local(obj: Objective, row: State) -> Any:
-            message, state = self.algorithm.local(obj, row, got, rnd)
-            return message, state, obj.loss
+        def local(obj: Objective, row: State, client: Tensor) -> Any:
+            state, links = row
+            message, state = self.algorithm.local(obj, state, got, rnd)
+            arrived, sent = message, torch.zeros_like(client)
+            if self.uplink:
+                noise = noises(self.seed, "uplink", rnd.index, client)
+                sizes = tuple(self.oracle.layout.sizes)
+                arrived, links, size = self.uplink.send(_checked(message), links, noise, sizes)
+                sent = sent + size
+            if self.settle is not None:
+                state = self.settle(state, message, arrived, rnd)
+            return arrived, (state, links), obj.loss, sent
 
-        stacked = self._each(local, clients, rows, got, rnd)
-        _check(stacked[0], stacked[1], rows)
-        return Outcome(*stacked)
+        out = Outcome(*self._each(local, clients, rows, got, rnd))
+        _check(out.messages, out.states, rows)
+        return out._replace(messages=self.uplink.decoded(out.messages))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
         """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
-        models = self._each(lambda obj, row: self.algorithm.own(obj, row, got, rnd), clients, rows, got, rnd)
+        models = self._each(lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd)
         shape = (len(clients), self.oracle.layout.d)
         if not isinstance(models, Tensor) or models.shape != shape:
             found = list(models.shape[1:]) if isinstance(models, Tensor) else type(models).__name__
@@ -118,7 +132,7 @@ class Blocks:
     def _alone(self, work: Client, client: int, row: State, rnd: Round) -> Any:
         drawn = work_of((client,), rnd.index, self.feed, self.local, self.seed)
         lane = {name: t[0] for name, t in lanes(self.feed, drawn).items()}
-        return work(self._objective(lane, drawn, alone=True), row)
+        return work(self._objective(lane, drawn, alone=True), row, lane["client"])
 
     def _together(self, work: Client, clients: tuple[int, ...], rows: State, rnd: Round) -> Any:
         drawn = work_of(clients, rnd.index, self.feed, self.local, self.seed)
@@ -127,18 +141,24 @@ class Blocks:
 
         def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:
             values = iter(row)
-            return work(self._objective(lane, drawn, alone=False), tree_map(lambda _: next(values), rows))
+            mine = tree_map(lambda _: next(values), rows)
+            return work(self._objective(lane, drawn, alone=False), mine, lane["client"])
 
         return torch.func.vmap(one)(batched, states)
 
 
 def _check(message: Any, new: State, old: State) -> None:
     """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
-    if not isinstance(message, dict) or not all(isinstance(t, (Tensor, Owned)) for t in message.values()):
-        raise TypeError("local must return a message of tensors by name, and the client's new state")
+    _checked(message)
     before, after = (tree_map(lambda t: f"{str(t.dtype)[6:]}{list(t.shape[1:])}", state) for state in (old, new))
     if before != after:
         raise TypeError(f"local must return a client state like the one it got, {before}, got {after}")
+
+
+def _checked(message: Any) -> Message:
+    if not isinstance(message, dict) or not all(isinstance(t, (Tensor, Owned)) for t in message.values()):
+        raise TypeError("local must return a message of tensors by name, and the client's new state")
+    return message
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

@@ -5,25 +5,34 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import whole
+from fedsim.aggregate import weights_of, whole
 from fedsim.channel import message
+from fedsim.channel.channel import noises
 from fedsim.engine.block import Job, to_numpy
 from fedsim.engine.plan import plan
 from fedsim.engine.worker import Backend, Done, Scores, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, summarise
+from fedsim.layout import Layout
 from fedsim.schedule import Schedule
 from fedsim.store import Store
 from fedsim.tree import leaves, tensors, tree_map
-from fedsim.types import Round
+from fedsim.types import Message, Round, State
 
 Record = dict[str, float]
+
+
+class Memory(NamedTuple):
+    """What the channels remember beside the clients' own links."""
+
+    uplink: State  # {field: {layer: state}} of the server's end
+    downlink: State  # of the one link that all clients listen to
 
 
 class Orchestrator:
@@ -35,7 +44,8 @@ class Orchestrator:
         schedule: who takes part when.
         evaluation: when and what to evaluate.
         x0: what the server starts from.
-        x0s: what clients of each architecture start from.
+        rows: what the store starts from, for clients of each architecture: their state and their link's memory.
+        memory: what the channels' far ends start from.
         blocks: most clients of each architecture computed at once.
         jobs: pieces a cohort is cut into, or ``auto``.
         rounds: how many there will be.
@@ -48,7 +58,8 @@ class Orchestrator:
         schedule: Schedule,
         evaluation: Evaluate,
         x0: Tensor,
-        x0s: Sequence[Tensor],
+        rows: Sequence[State],
+        memory: Memory,
         *,
         blocks: Sequence[int],
         jobs: int | Literal["auto"],
@@ -57,12 +68,16 @@ class Orchestrator:
         self.setup, self.backend, self.schedule, self.evaluation = setup, backend, schedule, evaluation
         self.blocks, self.jobs, self.rounds = blocks, jobs, rounds
         self.server: Any = setup.algorithm.init_server(x0)
-        self.stores = [Store(setup.algorithm.init_client(own)) for own in x0s]
+        self.stores = [Store(row) for row in rows]
+        self.memory = memory
         self.own = hasattr(setup.algorithm, "own")  # clients predict with models of their own
         self.done = 0
         self.confusion: np.ndarray | None = None  # of the last evaluation
         self.sizes = setup.train.sizes()
+        self.parameters = tuple(Layout.of(setup.models[0]).sizes)
+        self.weight = float(weights_of(setup.aggregate, self.sizes).sum())
         self.totals = {"comm/uplink_total_bytes": 0, "comm/downlink_total_bytes": 0}
+        self.plain = {"comm/uplink": 0, "comm/downlink": 0}  # what the totals would be without channels
 
     def evaluate(self) -> Record:
         """Metrics of the current global model, or of the clients' own models."""
@@ -90,31 +105,56 @@ class Orchestrator:
         clients = self.schedule.clients(index, len(self.sizes), self.setup.seed)
         rnd = Round(index, clients, len(self.sizes))
         broadcast = algorithm.broadcast(self.server, rnd)
-        answers = self._train(rnd, to_numpy(broadcast))
+        arrived, link, each = self._send(broadcast, index)
+        answers = self._train(rnd, to_numpy(arrived))
         rule = self.setup.aggregate
         sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
-        received = rule.finish(sums, sum(a.weight for a in answers), self.setup.dtype)
+        weight = sum(a.weight for a in answers)
+        received = rule.finish(sums, weight, self.setup.dtype)
+        received, far = self.setup.uplink.receive(received, self.memory.uplink, weight / self.weight)
         server = algorithm.server(self.server, received, rnd)
         if not all(torch.isfinite(leaf.double().sum()) for leaf in tensors(server, "server")):
             for store in self.stores:
                 store.drop()
             raise Diverged(f"the server's state is not finite after round {index + 1}")
-        self.server, self.done = server, index + 1
+        self.server, self.memory, self.done = server, Memory(far, link), index + 1
         for store in self.stores:
             store.commit()
         uplink = sum(a.uplink_bytes for a in answers)
-        downlink = len(clients) * message.size(broadcast)
+        downlink = len(clients) * each
         self.totals["comm/uplink_total_bytes"] += uplink
         self.totals["comm/downlink_total_bytes"] += downlink
+        self.plain["comm/uplink"] += sum(a.plain_bytes for a in answers)
+        self.plain["comm/downlink"] += len(clients) * message.size(broadcast)
         record: Record = {
             "round": self.done,
             "train/loss": float(np.concatenate([a.losses for a in answers]).astype(np.float64).mean()),
             "comm/uplink_bytes": uplink,
             "comm/downlink_bytes": downlink,
             **self.totals,
+            **self._ratios(),
             "time/round_s": time.perf_counter() - start,
         }
         return record | (self.evaluate() if self.evaluation.due(self.done, self.rounds) else {})
+
+    def _send(self, broadcast: Message, index: int) -> tuple[Message, State, int]:
+        """What every client of the cohort gets of a broadcast, the downlink's new memory, and the bytes for each."""
+        channel = self.setup.downlink
+        if not channel:
+            return broadcast, self.memory.downlink, message.size(broadcast)
+        noise = noises(self.setup.seed, "downlink", index, torch.zeros((), dtype=torch.int64))
+        arrived, link, sent = channel.send(broadcast, self.memory.downlink, noise, self.parameters)
+        lone = tree_map(lambda t: t[None], arrived)
+        return tree_map(lambda t: t[0], channel.decoded(lone)), link, int(sent) + message.owned(lone)
+
+    def _ratios(self) -> Record:
+        """How many times fewer bytes than without a channel, since the start, for the links that have one."""
+        links = {"comm/uplink": self.setup.uplink, "comm/downlink": self.setup.downlink}
+        return {
+            f"{tag}_ratio": self.plain[tag] / self.totals[f"{tag}_total_bytes"]
+            for tag, channel in links.items()
+            if channel and self.totals[f"{tag}_total_bytes"]
+        }
 
     def _train(self, rnd: Round, broadcast: Any) -> list[Done]:
         steps = [self.setup.local.count(int(n)) for n in self.sizes[list(rnd.clients)]]
@@ -165,7 +205,7 @@ class Orchestrator:
         states = [tree_map(lambda t: t.detach().cpu().numpy(), self.server)]
         if self.own:
             clients = range(len(self.sizes))
-            states += (self.stores[i % len(self.stores)].read([i]) for i in clients)
+            states += (self.stores[i % len(self.stores)].read([i])[0] for i in clients)
         for leaf in (leaf for state in states for leaf in leaves(state)):
             hashed.update(np.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("<"), copy=False).tobytes())
         return hashed.hexdigest()

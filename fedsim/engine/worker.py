@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedsim.aggregate import Aggregate, Parts, Sums, fold, weights_of
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.channel import message
+from fedsim.channel.channel import Channel
 from fedsim.data.base import Task
 from fedsim.data.batches import Feed, Samples
 from fedsim.engine.block import Blocks, Job, to_device, to_numpy
@@ -43,6 +44,8 @@ class Setup:
     test: Samples
     local: Local
     aggregate: Aggregate
+    uplink: Channel
+    downlink: Channel
     kernels: tuple[Kernel, ...]  # of each architecture
     dtype: torch.dtype
     device: str
@@ -60,6 +63,7 @@ class Done(NamedTuple):
     losses: np.ndarray  # [c] mean training loss over the local steps
     diverged: tuple[int, ...]  # clients whose loss or message is not finite
     uplink_bytes: int  # encoded size of the job's messages
+    plain_bytes: int  # what it would be without a channel
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Worker:
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
         self.blocks = [
-            Blocks(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.seed)
+            Blocks(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.uplink, setup.seed)
             for k in range(len(self.oracles))
         ]
 
@@ -131,7 +135,7 @@ class Worker:
     def _train(self, job: Job, got: Message) -> Done:
         """One job on its own."""
         sums: Sums = {}
-        weight, uplink = 0.0, 0
+        weight, sent, plain = 0.0, 0, 0
         states, losses = [], []
         suspect: list[int] = []
         for clients, mine in self._blocks(job):
@@ -146,14 +150,16 @@ class Worker:
             weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
-            uplink += message.sizes(out.messages, len(clients))
+            size = message.sizes(out.messages, len(clients))
+            plain += size
+            sent += int(out.sent.sum()) + message.owned(out.messages) if self.setup.uplink else size
             states.append(out.states)
             losses.append(out.losses)
             total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
             if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
                 suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
         stacked = to_numpy(tree_map(lambda *t: torch.cat(t), *states))
-        return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), uplink)
+        return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), sent, plain)
 
     def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
         """The blocks of a job and their clients' rows."""

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from fedsim import Engine, Local, Mean, Result, simulate
+from fedsim.aggregate import Stack
 from fedsim.config import build, build_run
 from fedsim.data import Dataset
 from fedsim.engine.oracle import ModelOracle
@@ -26,13 +27,17 @@ from fedsim.models import build as build_model
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet
 from fedsim.schedule import Uniform
-from fedsim.tree import leaves
+from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Round
 from tests.conftest import small_cnn
 from tests.test_cli import composed
 
 ROOT = Path(__file__).parent.parent.parent
-VARIANTS = {"fedavgm": {"server_momentum"}}  # presets of another file's class, and the keys that make them
+PERSONAL = ("fedavg_ft", "fedgh", "fedper", "fedproto", "fedrep", "fd", "lg_fedavg", "standalone")
+VARIANTS = (  # keys whose shipped value is not the dataclass's default
+    {"fedavgm": {"server_momentum"}, "fml": {"weight_decay", "clip"}}
+    | dict.fromkeys(PERSONAL, {"weight_decay", "clip", "momentum"})  # FedGH's set-up, to compare them alike
+)
 ALGORITHMS = sorted(p.stem for p in (ROOT / "configs/algorithm").glob("*.yaml"))
 
 
@@ -49,6 +54,17 @@ def algorithm(name: str) -> Any:
     return build(shipped(name)[0], "algorithm")
 
 
+def aggregate(name: str) -> Mean | Stack:
+    """The server's rule that the algorithm's file asks for, as the method itself says that it must be."""
+    rule = Stack if getattr(algorithm(name), "stacked", False) else Mean
+    return rule(weights=shipped(name)[1])  # type: ignore[arg-type]
+
+
+def everything(result: Result) -> list[Any]:
+    """The final states of the server and of all seven clients; methods without a server have the latter only."""
+    return leaves((result.server, *(result.client(i) for i in range(7))))
+
+
 def run(name: str, data: Dataset, **engine: Any) -> Result:
     """Three rounds of clients with very different sizes, two epochs, ragged minibatches."""
     return simulate(
@@ -59,7 +75,7 @@ def run(name: str, data: Dataset, **engine: Any) -> Result:
         rounds=3,
         schedule=Uniform(cohort=5),
         local=Local(epochs=2, batch_size=8),
-        aggregate=Mean(weights=shipped(name)[1]),
+        aggregate=aggregate(name),
         engine=Engine(**{"backend": "serial", "jobs": 4, **engine}),
         seed=1,
     )
@@ -84,7 +100,7 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str, squares: Dataset) 
         partition=Dirichlet(clients=7, alpha=0.5, min_samples=2),
         model=small_cnn,
         rounds=1,
-        aggregate=Mean(weights=shipped(name)[1]),
+        aggregate=aggregate(name),
         seed=2,
     )
     assert other.summary["digest"] != first.summary["digest"]
@@ -95,7 +111,8 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str, squares: Dataset) 
 def test_batching_changes_rounding_only(name: str, kernel: str, squares: Dataset) -> None:
     together = run(name, squares, dtype="float64", kernel=kernel, block=3)
     alone = run(name, squares, dtype="float64", batching="loop")
-    for a, b in zip(leaves(together.server), leaves(alone.server), strict=True):
+    assert everything(alone)
+    for a, b in zip(everything(together), everything(alone), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # float64 through a few dozen steps of a CNN
     for a, b in zip(together.metrics, alone.metrics, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-9) if "train/loss" in a else True
@@ -107,7 +124,7 @@ def test_batching_changes_rounding_only(name: str, kernel: str, squares: Dataset
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_jobs_change_rounding_only(name: str, squares: Dataset) -> None:
     one, many = run(name, squares, dtype="float64", jobs=1), run(name, squares, dtype="float64", jobs=2, block=2)
-    for a, b in zip(leaves(one.server), leaves(many.server), strict=True):
+    for a, b in zip(everything(one), everything(many), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -126,27 +143,43 @@ class OneBatch:
         return None
 
 
+def part(what: str, layout: Layout, x0: torch.Tensor) -> torch.Tensor:
+    """What a method that shares or keeps this much of a model starts from."""
+    if what == "nothing":
+        return x0.new_empty(0)
+    if what in ("body", "head"):
+        return layout.split(x0)[("body", "head").index(what)]
+    return x0
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_methods_are_pure(name: str, squares: Dataset) -> None:
     """No input is mutated, the dataclass is frozen, and calling twice gives the same bits."""
     rule = algorithm(name)
     model = build_model(small_cnn, squares.input_shape, squares.outputs, {}, 0)
-    x0 = Layout.of(model).flatten(model)
+    layout = Layout.of(model)
+    x0 = layout.flatten(model)
     oracle = ModelOracle(model, loss_of("classification"), "loop")
     rnd = Round(2, (0, 3), 5)
     batch = Batch(torch.rand(4, *squares.input_shape), torch.tensor([0, 1, 2, 3]))
 
     def once() -> tuple[Any, ...]:
-        server, client = rule.init_server(x0), rule.init_client(x0)
+        server = rule.init_server(part(getattr(rule, "shares", "model"), layout, x0))
+        client = rule.init_client(part(getattr(rule, "keeps", "model"), layout, x0))
         before = [t.clone() for t in leaves((server, client, x0))]
         got = rule.broadcast(server, rnd)
-        obj = Objective(oracle, OneBatch(batch), torch.tensor(2), torch.tensor(4))
+        data = OneBatch(batch)
+        obj = Objective(oracle, data, torch.tensor(2), torch.tensor(4), everything=data, oracles=[oracle])
         message, after = rule.local(obj, client, got, rnd)
-        stepped = rule.server(server, message, rnd)
+        one = aggregate(name)
+        sums = one.add({}, (3,), tree_map(lambda t: t[None], message), torch.ones(1, dtype=torch.float64))
+        stepped = rule.server(server, one.finish(tree_map(lambda t: t.numpy(), sums), 1.0, x0.dtype), rnd)
+        own = rule.own(obj, after, rule.broadcast(stepped, rnd), rnd) if hasattr(rule, "own") else x0
+        assert own.shape == x0.shape
         for t, kept in zip(leaves((server, client, x0)), before, strict=True):
             assert torch.equal(t, kept), "an input was written in place"
         assert [type(s) for s in (after, stepped)] == [type(client), type(server)]
-        return message, after, stepped
+        return message, after, stepped, own
 
     with torch.no_grad():
         for a, b in zip(leaves(once()), leaves(once()), strict=True):
@@ -161,10 +194,13 @@ def test_docstrings_cite_the_paper_and_explain_every_field(name: str) -> None:
     rule = type(algorithm(name))
     module = importlib.import_module(rule.__module__)
     head = ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
-    assert re.search(r"arXiv\s\d{4}\.\d{4,5}|ICML|NeurIPS|ICLR|AISTATS|JMLR|TNNLS", head), (
-        "no citation in the module docstring"
-    )
-    assert "Algorithm" in head
+    if name == "standalone":  # SGD on one's own data: there is nothing to cite
+        assert "No paper" in head
+    else:
+        cites = re.search(r"arXiv\s\d{4}\.\d{4,5}|ICML|NeurIPS|ICLR|AISTATS|JMLR|TNNLS", head)
+        assert cites, "no citation in the module docstring"
+        box = re.search(r"\balgorithm\s+box|\bAlgorithm\b", head)
+        assert box, "does not say which algorithm of the paper it is"
     docs = "\n".join(base.__doc__ or "" for base in rule.__mro__)
     for field in fields(rule):
         assert re.search(rf"^\s+{field.name}: ", docs, re.M), f"{field.name} is not documented"
@@ -184,14 +220,27 @@ def test_yaml_holds_the_dataclass_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_command_line_gets_the_weights_that_the_method_needs(name: str) -> None:
-    assert build_run(composed(f"algorithm={name}"))["aggregate"].weights == shipped(name)[1]
-    chosen = build_run(composed(f"algorithm={name}", "aggregate.weights=uniform", "algorithm.lr=0.5"))
-    assert (chosen["aggregate"].weights, chosen["algorithm"].lr) == ("uniform", 0.5)
+    assert build_run(composed(f"algorithm={name}"))["aggregate"] == aggregate(name)
+    base = "base." if "base" in shipped(name)[0] else ""  # a method around another holds its lr
+    chosen = build_run(composed(f"algorithm={name}", "aggregate.weights=uniform", f"algorithm.{base}lr=0.5"))
+    solver = chosen["algorithm"].base if base else chosen["algorithm"]
+    assert (chosen["aggregate"].weights, solver.lr) == ("uniform", 0.5)
+
+
+def test_a_method_around_another_needs_what_the_other_needs() -> None:
+    base = "algorithm.base._target_=fedsim.algorithms.fedspeed.FedSpeed"
+    run = build_run(composed("algorithm=relaxed", base, "+algorithm.base.rho=0.2", "algorithm.base.lr=0.3"))
+    rule = run["algorithm"]
+    assert (rule.base.rho, rule.base.lr, rule.uniform, rule.beta) == (0.2, 0.3, True, 0.1)
+    assert not algorithm("relaxed").uniform
 
 
 def test_uniform_weights_are_demanded_where_the_method_needs_them(squares: Dataset) -> None:
     needing = [name for name in ALGORITHMS if getattr(algorithm(name), "uniform", False)]
-    assert needing == [name for name in ALGORITHMS if shipped(name)[1] == "uniform"] != []
+    asking = {name for name in ALGORITHMS if shipped(name)[1] == "uniform"}
+    assert needing
+    assert asking - set(needing) == {"fedgh", "fd", "fedproto"}  # their papers' code: every owner of a class alike
+    assert set(needing) <= asking
     with pytest.raises(InputError, match=r"aggregate.weights must be uniform for Scaffold, .* add aggregate.weights="):
         simulate(
             algorithm("scaffold"), data=squares, partition=Dirichlet(clients=7, alpha=1.0), model=small_cnn, rounds=1

@@ -1,0 +1,27 @@
+"""Code that needs one client's real values (their order, a matrix factorisation), under vmap too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.opaque import opaque
+
+
+def one_by_one(alone: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """``alone(*arguments)``; inside vmap that of each client in turn, with the bits of the loop.
+
+    Args:
+        alone: takes one client's tensors, may look at their values, returns a tensor of a shape known beforehand.
+        arguments: tensors, and whatever else ``alone`` needs.
+    """
+
+    def together(*stacked: Any) -> Tensor:
+        b = next(len(a) for a in stacked if isinstance(a, Tensor))
+        return torch.stack([alone(*(a[i] if isinstance(a, Tensor) else a for a in stacked)) for i in range(b)])
+
+    out: Tensor = opaque(alone, together, *arguments)
+    return out

@@ -1,0 +1,188 @@
+"""How one vector goes through the layers: each gets the rest of the channel as ``send``; the wire comes last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.channel import wire
+from fedsim.channel.base import Bytes, Middleware, Noise
+from fedsim.channel.quality import Compressor, contraction
+from fedsim.channel.wire import Side
+from fedsim.engine.opaque import opaque
+from fedsim.types import State
+
+Noises = Callable[[str], Noise]
+"""Address within a link (layer, field, which of an outer layer's calls) -> random numbers."""
+
+EMPTY = wire.size({})
+"""Bytes of a message without fields."""
+
+
+@dataclass(frozen=True)
+class Layerwise:
+    """What lies further in acts on each parameter of the model on its own, not on the whole vector.
+
+    Vectors that are not as long as the model stay whole.
+    """
+
+
+class Layer(NamedTuple):
+    """A layer under its name."""
+
+    name: str  # also of its memory
+    middleware: Middleware[Any] | Layerwise
+    fields: tuple[str, ...] | None = None  # the fields of a message that it acts on; None: every vector
+
+
+@dataclass(frozen=True)
+class Onion:
+    """The layers around one field of a link's messages.
+
+    Attributes:
+        name: of the field.
+        layers: outermost first.
+        parameters: entries of each parameter of the model, for ``Layerwise``.
+        encode: really encode and decode.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    parameters: tuple[int, ...] = ()
+    encode: bool = False
+
+    def send(self, v: Tensor, memory: State, noises: Noises) -> tuple[Tensor, State, Bytes]:
+        """Send v [d]; ``memory`` is {layer: state}."""
+        new = dict(memory)
+        got, _, sent = Rest(self, 0, (), noises, memory, new)(v)
+        return got, new, sent
+
+    def receive(self, mean: Tensor, memory: State, share: float) -> tuple[Tensor, State]:
+        """The receiving halves of the layers that have one, innermost first."""
+        new = dict(memory)
+        for i in reversed(range(len(self.layers))):
+            name, half, _ = self.layers[i]
+            if name in memory:
+                mean, new[name] = half.receive(memory[name], mean, share, Rest(self, i + 1))  # type: ignore[union-attr]
+        return mean, new
+
+    def init(self, v: Tensor, method: str) -> State:
+        """{layer: memory} of the layers that have any; ``method`` is ``init`` or ``init_server``."""
+        makers = {layer.name: getattr(layer.middleware, method, None) for layer in self.layers}
+        made = {name: make(v) for name, make in makers.items() if make is not None}
+        return {name: state for name, state in made.items() if not (isinstance(state, tuple) and not state)}
+
+
+def _unused(address: str) -> Noise:
+    raise AssertionError(address)
+
+
+class Rest:
+    """The channel from layer ``at`` on, see ``fedsim.channel.base.Send``.
+
+    ``path`` says by which call of each layer further out, and by which piece of the vector, it is reached: two calls
+    draw different random numbers.
+    """
+
+    def __init__(
+        self,
+        onion: Onion,
+        at: int,
+        path: tuple[int, ...] = (),
+        noises: Noises = _unused,
+        memory: State = None,
+        new: State = None,
+        sides: tuple[Side, ...] = (),
+    ):
+        self.onion, self.at, self.path, self.noises = onion, at, path, noises
+        self.memory, self.new, self.sides = memory, new, sides
+        self.calls = 0
+
+    def __call__(self, v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], Bytes]:
+        """Send v and, beside it, these sides and those of the layers further out."""
+        path = (*self.path, self.calls)
+        self.calls += 1
+        beside = (*sides, *self.sides)
+        if self.at == len(self.onion.layers):
+            arrived, back, size = transmit(self._named(path), v, beside, encode=self.onion.encode)
+            self.sides = back[len(sides) :]
+            return arrived, back[: len(sides)], size
+        name, middleware, _ = self.onion.layers[self.at]
+        if isinstance(middleware, Layerwise):
+            whole, total = self._pieces(v, path)
+            return whole, (), total
+        inner = Rest(self.onion, self.at + 1, path, self.noises, self.memory, self.new, beside)
+        noise = self.noises(f"{name}.{self._named(path)}")
+        got, state, sent = middleware(v, self.memory.get(name, ()), noise, inner)
+        if name in self.memory:
+            self.new[name] = state
+        self.sides = inner.sides[len(sides) :]
+        return got, inner.sides[: len(sides)], sent
+
+    def plain(self, v: Tensor) -> tuple[Tensor, Bytes]:
+        """Send v past all further layers, as it is."""
+        got, _, sent = transmit(self._named(self.path), v, (), encode=self.onion.encode)
+        return got, sent
+
+    def delta(self, d: int) -> float | None:
+        """Contraction of the next compressor, the worst over the pieces of the vector; 1 when there is none."""
+        codec, sizes = self._compressor(d)
+        found = [1.0 if codec is None else contraction(codec, size) for size in sizes]
+        return None if None in found else min(f for f in found if f is not None)
+
+    def omega(self, d: int) -> float | None:
+        """Variance of the next compressor where it is unbiased, likewise; 0 when there is none."""
+        codec, sizes = self._compressor(d)
+        found = [0.0 if codec is None else codec.omega(size) for size in sizes]
+        return None if None in found else max(f for f in found if f is not None)
+
+    def _compressor(self, d: int) -> tuple[Compressor | None, list[int]]:
+        sizes = [d]
+        for layer in self.onion.layers[self.at :]:
+            if isinstance(layer.middleware, Layerwise):
+                sizes = self._cut(d)
+            elif isinstance(layer.middleware, Compressor):
+                return layer.middleware, sizes
+        return None, sizes
+
+    def _cut(self, d: int) -> list[int]:
+        return list(self.onion.parameters) if sum(self.onion.parameters) == d else [d]
+
+    def _pieces(self, v: Tensor, path: tuple[int, ...]) -> tuple[Tensor, Bytes]:
+        """Each parameter through the further layers."""
+        pieces = torch.split(v, self._cut(v.shape[0]))
+        sent = [
+            Rest(self.onion, self.at + 1, (*path, p), self.noises, self.memory, self.new)(piece)
+            for p, piece in enumerate(pieces)
+        ]
+        return torch.cat([got for got, _, _ in sent]), sum((size for _, _, size in sent), 0)
+
+    def _named(self, path: tuple[int, ...]) -> str:
+        return ".".join([self.onion.name, *map(str, path)]) if any(path) else self.onion.name
+
+
+def transmit(name: str, v: Tensor, sides: tuple[Side, ...], *, encode: bool) -> tuple[Tensor, tuple[Side, ...], int]:
+    """Over the wire: what arrives, and its bytes; with ``encode`` as real bytes and back."""
+    size = wire.size({name: (v, sides)}) - EMPTY
+    if not encode:
+        return v, sides, size
+
+    def alone(*tensors: Tensor) -> tuple[Tensor, ...]:
+        beside = tuple(replace(side, tensor=t) for side, t in zip(sides, tensors[1:], strict=True))
+        data = wire.encode({name: (tensors[0], beside)})
+        if len(data) - EMPTY != size:
+            raise AssertionError(f"field {name} was counted as {size} bytes and encoded to {len(data) - EMPTY}")
+        content = wire.decode(data)[name]
+        dense, back = (content, ()) if isinstance(content, Tensor) else content
+        return tuple(t.to(v.device) for t in (dense, *(side.tensor for side in back)))
+
+    def together(*stacked: Tensor) -> tuple[Tensor, ...]:
+        each = [alone(*one) for one in zip(*stacked, strict=True)]
+        return tuple(torch.stack(column) for column in zip(*each, strict=True))
+
+    dense, *tensors = opaque(alone, together, v, *(side.tensor for side in sides))
+    return dense, tuple(replace(side, tensor=t) for side, t in zip(sides, tensors, strict=True)), size

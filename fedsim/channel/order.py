@@ -1,0 +1,45 @@
+"""Which layer may stand outside which; every rule says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedsim.channel.quality import Compressor
+from fedsim.errors import InputError
+
+if TYPE_CHECKING:
+    from fedsim.channel.onion import Layer
+
+REASONS = {
+    ("codec", "feedback"): "{1} remembers what the layers inside it lose, and {0} outside it loses something first",
+    ("feedback", "feedback"): "two memories of one link would each correct what the other corrects",
+    ("layerwise", "feedback"): "{1} remembers whole vectors, and {0} outside it hands on pieces of them",
+    ("layerwise", "layerwise"): "the vector is cut already",
+    ("codec", "layerwise"): "{0} hands on what is no longer the model's parameters",
+}
+"""(kind outside, kind inside) -> why not."""
+
+
+def kind(layer: Layer) -> str:
+    """``codec`` (loses information), ``feedback`` (remembers), ``layerwise`` or ``other``."""
+    if isinstance(layer.middleware, Compressor):
+        return "codec"
+    made = getattr(layer.middleware, "init", None)
+    if made is None:
+        return "layerwise"
+    return "other" if made(torch.zeros(1)) == () else "feedback"
+
+
+def check_order(layers: Sequence[Layer]) -> None:
+    """Raise InputError when a layer stands outside one that it must not."""
+    for outer, inner in combinations(layers, 2):
+        why = REASONS.get((kind(outer), kind(inner)))
+        if why is not None:
+            raise InputError(
+                f"channel must not have {outer.name} before {inner.name}: {why.format(outer.name, inner.name)}; "
+                f"put {inner.name} before {outer.name}, or leave one out"
+            )

@@ -1,0 +1,20 @@
+"""How many entries a sparsifier keeps."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from fedsim.errors import require
+
+
+def check_kept(k: int | None, ratio: float | None) -> None:
+    """Raise ``InputError`` unless at least one is given and both are in range."""
+    require(k is not None or ratio is not None, "k", "be given, or ratio", k)
+    require(k is None or k >= 1, "k", "be >= 1", k)
+    require(ratio is None or 0 < ratio <= 1, "ratio", "be in (0, 1]", ratio)
+
+
+def kept(k: int | None, ratio: float | None, d: int) -> int:
+    """min(k, d), or without k ceil(ratio * d), where 0.07 means 7/100 and not the nearest binary fraction."""
+    return min(k, d) if k is not None else math.ceil(Fraction(str(ratio)) * d)

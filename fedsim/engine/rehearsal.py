@@ -1,0 +1,68 @@
+"""What messages will look like, found out before anything is spawned: one client, one minibatch of two zero samples.
+
+Links need memory in the shape of the first message. A method may change the fields of its messages with the round
+(a warm-up): the first and the last round are rehearsed, and a link has room for the fields of both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.data.batches import Feed
+from fedsim.engine.oracle import ModelOracle
+from fedsim.engine.worker import Setup
+from fedsim.errors import InputError
+from fedsim.losses import loss_of
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round, State
+
+
+class _Two:
+    """One minibatch of two samples."""
+
+    length = 1
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+
+    def __call__(self, k: int) -> Batch:
+        return self.batch
+
+    def active(self, k: int) -> None:
+        return None
+
+
+def broadcasts(algorithm: Any, x0: Tensor, population: int, rounds: int) -> Message:
+    """The fields of the server's broadcasts."""
+    server = algorithm.init_server(x0)
+    return {k: v for t in (rounds - 1, 0) for k, v in algorithm.broadcast(server, Round(t, (0,), population)).items()}
+
+
+@torch.no_grad()
+def messages(setup: Setup, architecture: int, state: State, x0: Tensor, rounds: int) -> Message:
+    """The fields of the messages of clients of one architecture.
+
+    Raises:
+        InputError: the algorithm fails.
+    """
+    oracles = [ModelOracle(model, loss_of(setup.task), "loop") for model in setup.models]
+    feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
+    rows = torch.zeros(2, dtype=torch.int64)
+    batches = _Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
+    found: Message = {}
+    for t in (rounds - 1, 0):
+        rnd = Round(t, (architecture,), len(setup.train.sizes()))
+        try:
+            server = setup.algorithm.init_server(x0)
+            obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), batches, oracles)
+            message, _ = setup.algorithm.local(obj, state, setup.algorithm.broadcast(server, rnd), rnd)
+        except Exception as error:  # user code: any type
+            name = type(setup.algorithm).__name__
+            raise InputError(
+                f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
+            ) from error
+        found |= message
+    return found

@@ -1,0 +1,120 @@
+"""The presets of configs/experiment: that they build, say where their numbers come from and hold those numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedsim.config import build_run
+from fedsim.errors import InputError
+from fedsim.partition import Classes, Dirichlet, DirichletPerClient, Iid, Quantity
+from fedsim.schedule import All, Bernoulli, Uniform
+from tests.test_cli import composed
+
+FOLDER = Path(__file__).parent.parent / "configs/experiment"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+FULL = [name for name in NAMES if name.startswith("cifar")]
+SMALL = [name for name in NAMES if not name.startswith("cifar")]
+FL_SIMULATOR = [name for name in NAMES if name.split("_")[1] in ("100c", "200c") and not name.endswith("fedgh")]
+NIID_BENCH = [name for name in NAMES if name.split("_")[1] == "10c" and not name.endswith("fedgh")]
+FEDGH = [name for name in NAMES if name.endswith("fedgh")]
+
+
+def test_every_preset_is_of_a_known_setting() -> None:
+    assert sorted(FL_SIMULATOR + NIID_BENCH + FEDGH) == NAMES
+    assert (len(FL_SIMULATOR), len(NIID_BENCH), len(FEDGH)) == (15, 10, 9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds(name: str) -> None:
+    build_run(composed(f"experiment={name}"))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_says_where_its_numbers_come_from(name: str) -> None:
+    head = [line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any(source in " ".join(head) for source in ("FL-Simulator", "NIID-Bench", "LipingYi/FedGH"))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_presets_name_their_sibling(name: str) -> None:
+    sibling = f"cifar10_{name.partition('_')[2]}"
+    assert sibling in FULL
+    assert sibling in (FOLDER / f"{name}.yaml").read_text()
+    small, full = (build_run(composed(f"experiment={which}")) for which in (name, sibling))
+    for part in ("schedule", "partition", "algorithm"):
+        assert small[part] == full[part]
+
+
+@pytest.mark.parametrize("name", FL_SIMULATOR)
+def test_fl_simulators_numbers(name: str) -> None:
+    parts = build_run(composed(f"experiment={name}"))
+    clients = 200 if "200c" in name else 100
+    rule = parts["algorithm"]
+    assert (rule.lr, rule.lr_decay, rule.weight_decay, rule.clip) == (0.1, 0.998, 1e-3, 10)
+    assert (rule.momentum, rule.server_lr, rule.server_momentum) == (0, 1, 0)
+    assert parts["schedule"] == Bernoulli(rate=10 / clients)
+    assert (parts["local"].epochs, parts["local"].batch_size) == (5, 5000 // clients)
+    kind = name.split("_")[2]
+    want = {
+        "iid": Iid(clients),
+        "classes3": Classes(clients, 3, (1.0, 1.0)),
+        "classes5": Classes(clients, 5, (1.0, 1.0)),
+    }
+    if kind.startswith("dir"):
+        assert parts["partition"] == DirichletPerClient(clients, int(kind[3:]) / 10)
+    else:
+        assert parts["partition"] == want[kind]
+    if name in FULL:
+        assert parts["rounds"] == 1000
+        assert (parts["data"].augment, parts["data"].crop) == (True, 0.5)
+
+
+@pytest.mark.parametrize("method", ["scaffold", "feddyn", "fedadam", "fedcm", "mofedsam", "fedspeed", "fedsmoo"])
+@pytest.mark.parametrize("name", FL_SIMULATOR)
+def test_fl_simulators_methods_take_the_presets(method: str, name: str) -> None:
+    assert build_run(composed(f"experiment={name}", f"algorithm={method}"))["algorithm"].clip == 10
+
+
+@pytest.mark.parametrize("name", NIID_BENCH)
+def test_niid_benchs_numbers(name: str) -> None:
+    parts = build_run(composed(f"experiment={name}"))
+    rule = parts["algorithm"]
+    assert (rule.lr, rule.momentum, rule.weight_decay, rule.clip) == (0.01, 0.9, 1e-5, None)
+    assert (parts["local"].epochs, parts["schedule"]) == (10, All())
+    if name in FULL:
+        assert (parts["rounds"], parts["local"].batch_size) == (50, 64)
+    kind = name.split("_")[2]
+    if kind.startswith("classes"):
+        assert parts["partition"] == Classes(10, int(kind[-1]), (1.0, 1.0))
+    elif kind == "dir05":
+        assert parts["partition"] == Dirichlet(10, 0.5, min_samples=10)
+    else:
+        assert parts["partition"] == Quantity(10, 0.957, min_samples=10)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["algorithm=fedprox"], ["algorithm=fednova"], ["algorithm=scaffold", "~algorithm.momentum"]]
+)
+@pytest.mark.parametrize("name", NIID_BENCH)
+def test_niid_benchs_methods_take_the_presets(overrides: list[str], name: str) -> None:
+    assert build_run(composed(f"experiment={name}", *overrides))["algorithm"].lr == 0.01
+
+
+def test_scaffold_has_no_local_momentum() -> None:
+    with pytest.raises(InputError, match=r"unknown key algorithm\.momentum"):
+        build_run(composed("experiment=cifar10_10c_dir05", "algorithm=scaffold"))
+
+
+@pytest.mark.parametrize("name", FEDGH)
+def test_fedghs_numbers(name: str) -> None:
+    parts = build_run(composed(f"experiment={name}"))
+    clients = int(name.split("_")[1][:-1])
+    assert parts["schedule"] == (All() if clients == 10 else Uniform(cohort=10))
+    assert parts["partition"] == Classes(clients, 10 if name.startswith("cifar100_") else 2, (0.4, 0.6))
+    rule = parts["algorithm"]
+    assert (rule.lr, rule.momentum, rule.weight_decay, rule.clip) == (0.01, 0.9, 1e-3, 50)
+    if name in FULL:
+        batch, epochs = (64, 10) if name.startswith("cifar100_") else (512, 30)
+        assert (parts["rounds"], parts["local"].batch_size, parts["local"].epochs) == (500, batch, epochs)
