@@ -159,7 +159,8 @@ def build_channel(node: Any, path: str) -> Any:
             at = f"{path}.{name}"
             own = value if isinstance(value, Mapping) else {}
             if "_target_" not in own:
-                raise InputError(f"{at} must be a layer with _target_, got {value!r}; choose layers with {path}=[NAME,...]")
+                must = f"{at} must be a layer with _target_, got {value!r}"
+                raise InputError(f"{must}; choose layers with {path}=[NAME,...]")
             fields: Any = convert(own.get("fields"), tuple[str, ...] | None, f"{at}.fields")
             layers.append(Layer(str(name), build({k: v for k, v in own.items() if k != "fields"}, at), fields))
     _raise(problems)

@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fedsim.engine.opaque import depth
 from fedsim.layout import Layout
 from fedsim.losses import Term
+from fedsim.opaque import depth
 from fedsim.tree import tree_map
 from fedsim.types import Batch
 
@@ -139,6 +139,10 @@ class Objective:
     def join(self, body: Tensor, head: Tensor) -> Tensor:
         """The inverse of ``split``."""
         return self._oracle.layout.join(body, head)
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """The model's parameters in x [d], by name."""
+        return self._oracle.layout.views(x)
 
     def of(self, architecture: int) -> Objective:
         """The same client and minibatches seen by another of the run's models (its losses are not in train/loss)."""

@@ -47,7 +47,7 @@ class Prepared:
     setup: Setup
     rows: tuple[State, ...]
     memory: Memory
-    x0: Tensor
+    x0: Tensor | dict[str, Tensor]
     parameters: tuple[int, ...]
     blocks: tuple[int, ...]
     why: tuple[str, ...]
@@ -65,7 +65,8 @@ class Prepared:
     def number(self) -> int | None:
         """Which architecture the server's model has, or None when the server has no whole model."""
         algorithm = self.setup.algorithm
-        return {"model": 0, "common": getattr(algorithm, "common", None)}.get(getattr(algorithm, "shares", "model"))
+        numbers = {"model": 0, "parameters": 0, "common": getattr(algorithm, "common", None)}
+        return numbers.get(getattr(algorithm, "shares", "model"))
 
     def module(self, server: Any) -> nn.Module | None:
         """The global model with the server's final parameters."""
@@ -153,7 +154,8 @@ def prepare(
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
     for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
-        channel.send(sample, link, noises(seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64)), tuple(layout.sizes))
+        noise = noises(seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+        channel.send(sample, link, noise, tuple(layout.sizes))
     far = channel.init_server(samples[0]) if samples else {}
     if far and stacked:
         layer = next(name for states in far.values() for name in states)
@@ -163,7 +165,7 @@ def prepare(
     return Prepared(setup, rows, Memory(far, down), x0, tuple(layout.d for layout in layouts), blocks, why)
 
 
-def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor:
+def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
     """What the server starts from, as the algorithm's ``shares`` says."""
     name, shares = type(algorithm).__name__, getattr(algorithm, "shares", "model")
     if shares == "nothing":
@@ -173,13 +175,15 @@ def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> T
         must = f"be the number of one of the run's {len(x0s)} models, 0..{len(x0s) - 1}"
         require(0 <= number < len(x0s), "algorithm.common", must, number)
         return x0s[number]
-    if shares in ("model", "body"):
+    if shares in ("model", "parameters", "body"):
         must = (
-            f"be one architecture for {name}, whose server averages {'whole models' if shares == 'model' else 'bodies'}"
+            f"be one architecture for {name}, whose server averages {'bodies' if shares == 'body' else 'whole models'}"
         )
         require(len(x0s) == 1, "model", must, len(x0s), "choose another model, or algorithm=fedgh, lg_fedavg, fedproto")
     if shares == "model":
         return x0s[0]
+    if shares == "parameters":
+        return layouts[0].views(x0s[0])
     if not all(layout.head for layout in layouts):
         raise InputError(f"model must end with a linear layer named head for {name}; use one of fedsim's own models")
     heads = sorted({layout.head for layout in layouts if layout.head})
@@ -189,11 +193,13 @@ def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> T
     return body if shares == "body" else head
 
 
-def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor:
+def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tensor]:
     """What a client starts from, as the algorithm's ``keeps`` says."""
     keeps = getattr(algorithm, "keeps", "model")
     if keeps == "model":
         return x0
+    if keeps == "parameters":
+        return layout.views(x0)
     body, head = layout.split(x0)
     return body if keeps == "body" else head
 

@@ -126,7 +126,7 @@ def config_folder() -> Path:
 
 
 def with_own_classes(argv: Sequence[str]) -> list[str]:
-    """Let ``GROUP._target_=a.B`` replace the group's whole node, whose former keys do not apply; and name downlink's group.
+    """Let ``GROUP._target_=a.B`` replace the group's whole node, whose former keys do not apply.
 
     ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
     command line that also chooses ``algorithm=NAME`` keeps the keys of that choice.

@@ -166,8 +166,8 @@ def summarise(
         ``status``; ``rounds`` completed; for every ``eval/*`` tag ``{"last", "best", "best_round"}``: best is the
         smallest value if a word of the tag is in ``LOWER_IS_BETTER``, else the largest, at the earliest round that
         reached it, round 0 included; non-finite values are never best (None if there is no other). For every
-        ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last ``comm/*_ratio``
-        and ``privacy/*``;
+        ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last
+        ``comm/*_ratio`` and ``privacy/*``;
         ``time/wall_s``; ``digest``.
     """
     tags = list(dict.fromkeys(tag for record in records for tag in record))

@@ -132,6 +132,9 @@ def simulate(
         say("dividing the data")
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
+        must = f"let all {len(population)} clients take part in every round for {type(algorithm).__name__}"
+        everyone = schedule.expected(len(population)) >= len(population)
+        require(everyone or not getattr(algorithm, "everyone", False), "schedule", must, schedule, "add schedule=all")
         models = list(model) if isinstance(model, Sequence) else [model]
         prepared = prepare(
             algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds

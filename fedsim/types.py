@@ -19,8 +19,14 @@ class Owned(NamedTuple):
     mask: Tensor  # [r] bool
 
 
+class Known(NamedTuple):
+    """What every receiver can compute from earlier messages, handed over for free: a model that all update alike."""
+
+    value: Tensor
+
+
 Message: TypeAlias = dict[str, Any]
-"""Named fields of ONE client, tensors or ``Owned`` rows, for example ``{"update": [d]}``."""
+"""Named fields of ONE client, tensors, ``Owned`` rows or what is ``Known``, for example ``{"update": [d]}``."""
 
 State: TypeAlias = Any
 """A NamedTuple of tensors declared beside the algorithm that owns it; ``()`` for "no state"."""

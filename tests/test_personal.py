@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ def test_the_servers_header_is_trained_kept_and_broadcast_to_every_architecture(
     before = build(ARCHITECTURES[0], (5,), CLASSES, {}, 0)
     initial = Layout.of(before).split(Layout.of(before).flatten(before))[1]
     heads = [initial, *(run(RULE, rounds=rounds).server.head for rounds in (1, 2, 3))]
-    for old, new in zip(heads, heads[1:], strict=False):
+    for old, new in pairwise(heads):
         assert (new - old).abs().max() > 1e-3, "the header was not trained"
     for rounds in (1, 2, 3):
         result = run(RULE, rounds=rounds)
@@ -304,9 +305,7 @@ def test_mean_of_rows_is_over_their_owners_whoever_summed_what(drawn: Any) -> No
     messages, weights, jobs, ends = drawn
     rule = Mean()
     parts = parts_of(rule, messages, weights, jobs)
-    one, other = (
-        rule.finish(distributed(rule, parts, e), sum(weights), torch.float64) for e in (ends, [len(jobs)])
-    )
+    one, other = (rule.finish(distributed(rule, parts, e), sum(weights), torch.float64) for e in (ends, [len(jobs)]))
     for a, b in zip(leaves(one), leaves(other), strict=True):
         assert torch.equal(a, b), "the distribution of jobs over workers changed a bit"
     w = np.array(weights)

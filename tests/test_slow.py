@@ -27,17 +27,18 @@ def experiment(folder: Path, needs: str, *arguments: str) -> list[dict[str, Any]
     return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
-def test_mnist_100_clients_reaches_90_percent(tmp_path: Path) -> None:
+def test_mnist_100_clients_reaches_95_percent(tmp_path: Path) -> None:
     records = experiment(tmp_path, "mnist", "experiment=mnist_100c_dir03")
     assert records[-1]["round"] == 10
-    assert records[-1]["eval/accuracy"] >= 0.90
+    assert records[-1]["eval/accuracy"] >= 0.95
 
 
-def test_cifar10_with_resnet18_learns(tmp_path: Path) -> None:
-    """lr 0.1 with clipping at 10; without clipping it ends at a constant guess."""
-    short = ("local.epochs=1", "rounds=4", "evaluate.every=4")
+def test_cifar10_with_resnet18_takes_lr_01_when_clipped(tmp_path: Path) -> None:
+    """Its first steps throw the model far off (seed 0: training loss 7.1); clipping at 10 brings it back."""
+    short = ("local.epochs=1", "rounds=3", "evaluate.every=3")
     records = experiment(tmp_path, "cifar-10", "experiment=cifar10_100c_dir03", *short)
-    assert records[-1]["train/loss"] < 2.3 < records[1]["train/loss"]  # 2.3 is the loss of a guess among ten classes
+    assert records[-1]["train/loss"] < records[1]["train/loss"] / 2
+    assert records[-1]["eval/loss"] < records[0]["eval/loss"]
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in EXPERIMENTS.glob("digits_*.yaml")))

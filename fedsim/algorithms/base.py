@@ -12,10 +12,16 @@ What a class says of itself, each as a ``ClassVar`` where it differs from the de
 - ``uniform = True``: the method is right for equal weights of the clients only (control variates averaged over the
   population); ``aggregate.weights=examples`` is then refused.
 - ``stacked = True``: the server wants every client's own message (``aggregate.Stack``), not their mean.
+- ``everyone = True``: every client takes part in every round.
 - ``shares``: what the server starts from and ``init_server`` gets: ``model`` (the default; one architecture for all,
   and the server's state has a field ``x``), ``common`` (the same, of the architecture number ``common``, while clients
-  have their own), ``body``, ``head`` ([outputs, features + 1], the bias last) or ``nothing``.
-- ``keeps``: what ``init_client`` gets of the client's own initial model: ``model`` (the default), ``body``, ``head``.
+  have their own), ``parameters`` (as ``model``, but {name: tensor}), ``body``, ``head`` ([outputs,
+  features + 1], the bias last) or ``nothing``.
+- ``keeps``: what ``init_client`` gets of the client's own initial model: ``model`` (the default), ``parameters``,
+  ``body``, ``head``.
+
+A class with a method ``settle(client, sent, arrived, rnd) -> client`` learns, after ``local``, what the far end decoded
+of its message: error feedback that is part of the method.
 
 A class with a method ``own(obj, client, got, rnd) -> x [d]`` gives each client a model of its own: evaluation asks it
 for every client, with the broadcast that a round would begin with, and tests it on that client's test samples.
@@ -25,9 +31,7 @@ for every client, with the broadcast that a round would begin with, and tests it
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
-
-from torch import Tensor
+from typing import Any, Protocol, TypeVar
 
 from fedsim.objective import Objective
 from fedsim.types import Message, Round
@@ -39,11 +43,11 @@ C = TypeVar("C")
 class ServerAlgorithm(Protocol[S, C]):
     """A centralized (star) algorithm. Where it shares whole models, its state has a field ``x``: the global one."""
 
-    def init_server(self, x0: Tensor) -> S:
-        """Server state before round 0, from the initial model [d]."""
+    def init_server(self, x0: Any) -> S:
+        """Server state before round 0, from the initial model [d] or what ``shares`` says."""
         ...
 
-    def init_client(self, x0: Tensor) -> C:
+    def init_client(self, x0: Any) -> C:
         """A client's state before its first round; ``()`` when clients keep nothing."""
         ...
 

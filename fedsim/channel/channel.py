@@ -19,7 +19,7 @@ from fedsim.channel.noise import Addressed
 from fedsim.channel.onion import EMPTY, Layer, Noises, Onion, transmit
 from fedsim.channel.order import check_order
 from fedsim.tree import tree_map
-from fedsim.types import Message, Owned, State
+from fedsim.types import Known, Message, Owned, State
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Channel:
         """
         got: Message = dict(message)
         new = dict(links)
-        total: Bytes = EMPTY if message else 0
+        total: Bytes = EMPTY if any(not isinstance(value, Known) for value in message.values()) else 0
         for name, value in message.items():
-            if isinstance(value, Owned):  # its bytes depend on the mask: ``owned`` counts them
+            if isinstance(value, (Owned, Known)):  # bytes of rows depend on their mask: ``message.owned`` counts them
                 continue
             onion = self._onion(name, parameters)
             if not _is_vector(value) or not onion.layers:

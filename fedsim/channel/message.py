@@ -1,4 +1,4 @@
-"""Messages as the wire holds them, and what they weigh; of ``Owned`` rows only those that a client has travel."""
+"""Messages as the wire holds them, and what they weigh: of ``Owned`` rows those that there are, of ``Known`` nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections import Counter
 import torch
 
 from fedsim.channel import wire
-from fedsim.types import Message, Owned
+from fedsim.types import Known, Message, Owned
 
 
 def on_the_wire(message: Message) -> dict[str, wire.Content]:
     """One message: tensors as they are, ``Owned`` as its rows [k, ...] with their positions among r."""
     out: dict[str, wire.Content] = {}
     for name, value in message.items():
+        if isinstance(value, Known):
+            continue
         if isinstance(value, Owned):
             out[name] = (value.values[value.mask], (wire.Positions(value.mask.nonzero()[:, 0], len(value.mask)),))
         else:
@@ -40,7 +42,7 @@ def from_the_wire(content: dict[str, wire.Content]) -> Message:
 
 def size(message: Message) -> int:
     """Bytes of one message; nothing at all when it has no fields."""
-    return wire.size(on_the_wire(message)) if message else 0
+    return wire.size(content) if (content := on_the_wire(message)) else 0
 
 
 def sizes(messages: Message, b: int) -> int:

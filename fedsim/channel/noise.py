@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.engine.opaque import opaque
+from fedsim.opaque import opaque
 from fedsim.rng import key, stream
 
 

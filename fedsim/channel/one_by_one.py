@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.engine.opaque import opaque
+from fedsim.opaque import opaque
 
 
 def one_by_one(alone: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -13,7 +13,7 @@ from fedsim.channel import wire
 from fedsim.channel.base import Bytes, Middleware, Noise
 from fedsim.channel.quality import Compressor, contraction
 from fedsim.channel.wire import Side
-from fedsim.engine.opaque import opaque
+from fedsim.opaque import opaque
 from fedsim.types import State
 
 Noises = Callable[[str], Noise]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data.augment import Augment
-from fedsim.engine.opaque import opaque
 from fedsim.local import Local
+from fedsim.opaque import opaque
 from fedsim.types import Batch
 
 

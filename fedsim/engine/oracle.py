@@ -1,6 +1,6 @@
 """The batched-gradient oracle: one client's gradient outside vmap, every client's of a block in one pass inside it.
 
-Each operation is opaque to vmap (``engine.opaque``): outside it is plain autograd on the user's own module; inside it
+Each operation is opaque to vmap (``fedsim.opaque``): outside it is plain autograd on the user's own module; inside it
 sees stacked parameters [b, d] and stacked data [b, m, ...] and runs the *stacked* model (``engine.stacked``) with one
 plain backward of the summed losses, which are independent across clients. Models without stacked kernels go through
 ``vmap(grad(functional_call))``.
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim.engine.kernel import Kernel
-from fedsim.engine.opaque import opaque
 from fedsim.engine.stacked import StackedModel, stack
 from fedsim.layout import Layout
 from fedsim.losses import Loss, Term
+from fedsim.opaque import opaque
 from fedsim.types import Batch
 
 LANES = 4

@@ -57,7 +57,7 @@ class Orchestrator:
         backend: Backend,
         schedule: Schedule,
         evaluation: Evaluate,
-        x0: Tensor,
+        x0: Tensor | dict[str, Tensor],
         rows: Sequence[State],
         memory: Memory,
         *,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedsim.data.batches import Feed
 from fedsim.engine.oracle import ModelOracle
@@ -35,14 +34,14 @@ class _Two:
         return None
 
 
-def broadcasts(algorithm: Any, x0: Tensor, population: int, rounds: int) -> Message:
+def broadcasts(algorithm: Any, x0: Any, population: int, rounds: int) -> Message:
     """The fields of the server's broadcasts."""
     server = algorithm.init_server(x0)
     return {k: v for t in (rounds - 1, 0) for k, v in algorithm.broadcast(server, Round(t, (0,), population)).items()}
 
 
 @torch.no_grad()
-def messages(setup: Setup, architecture: int, state: State, x0: Tensor, rounds: int) -> Message:
+def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int) -> Message:
     """The fields of the messages of clients of one architecture.
 
     Raises:

@@ -68,9 +68,7 @@ def world(widths: tuple[int, ...]) -> tuple[Dataset, Given, list[BodyHead], Prob
         order = random.permutation(len(y))
         place = np.argsort(order)  # example j lies at place[j]
         ends = np.cumsum(sizes)
-        return Split(x[order], y[order]), tuple(
-            np.sort(place[e - n : e]) for e, n in zip(ends, sizes, strict=True)
-        )
+        return Split(x[order], y[order]), tuple(np.sort(place[e - n : e]) for e, n in zip(ends, sizes, strict=True))
 
     (train, own), (test, tested) = split(TRAIN, 0), split(TEST, NOBODYS)
     models = [network(width, seed) for seed, width in enumerate(widths)]

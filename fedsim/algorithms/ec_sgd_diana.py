@@ -1,0 +1,90 @@
+"""EC-SGD-DIANA (D-EC): error feedback on steps from which learned shifts take the heterogeneity out.
+
+Gorbunov, Kovalev, Makarenko, Richtarik, "Linearly Converging Error Compensated SGD", NeurIPS 2020, arXiv 2010.12292,
+the algorithm box of EC-SGD-DIANA; the authors' code: github eduardgorbunov/ef_sigma_k.
+
+A client sends two messages: the step e + gamma (g - h_i + h), through any compressor, and g - h_i, through an unbiased
+one, of whose result both sides know. The compressors come from the channel, by field:
+``channel=[topk,qsgd] channel.topk.fields=[step] channel.qsgd.fields=[shift]``.
+
+Deviations: under partial participation h stays the mean over ALL clients, of which the absent ones' do not change; the
+step of the round may decay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+    h: Tensor  # [d] mean over all clients of their shifts
+
+
+class ClientState(NamedTuple):
+    """What a client keeps between its rounds."""
+
+    e: Tensor  # [d] error: of the steps, what was not sent yet
+    h: Tensor  # [d] shift: what its gradient will be at the optimum
+
+
+@dataclass(frozen=True)
+class ECSGDDiana:
+    """Error-compensated SGD with DIANA's shifts.
+
+    Attributes:
+        lr: learning rate gamma, > 0.
+        alpha: step of the shifts, in (0, 1]; at most 1 / (1 + omega) of the shifts' compressor.
+        lr_decay: factor on lr per round, in (0, 1].
+    """
+
+    uniform: ClassVar[bool] = True
+    lr: float
+    alpha: float = 0.1
+    lr_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "be > 0", self.lr)
+        require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
+        require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model, no shift."""
+        return ServerState(x0, torch.zeros_like(x0))
+
+    def init_client(self, x0: Tensor) -> ClientState:
+        """No error, no shift."""
+        return ClientState(torch.zeros_like(x0), torch.zeros_like(x0))
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model and the mean shift, [d] each."""
+        return {"x": server.x, "h": server.h}
+
+    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+        """g: the mean gradient at x over the K minibatches; sends e + gamma (g - h_i + h) and g - h_i, [d] each."""
+        x, gamma = got["x"], self.lr * self.lr_decay**rnd.index
+
+        def add(total: Tensor, batch: Batch) -> Tensor:
+            return total + obj.grad(x, batch)
+
+        shift = obj.run(add, torch.zeros_like(x)) / obj.steps - client.h
+        return {"step": client.e + gamma * (shift + got["h"]), "shift": shift}, client
+
+    def settle(self, client: ClientState, sent: Message, arrived: Message, rnd: Round) -> ClientState:
+        """e <- what of the step was lost; h_i <- h_i + alpha (what arrived of g - h_i)."""
+        return ClientState(sent["step"] - arrived["step"], client.h + self.alpha * arrived["shift"])
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """x <- x - mean step; h <- mean over all clients of the new shifts."""
+        share = len(rnd.clients) / rnd.population
+        return ServerState(server.x - received["step"], server.h + self.alpha * share * received["shift"])
