@@ -160,7 +160,7 @@ def build_channel(node: Any, path: str) -> Any:
             own = value if isinstance(value, Mapping) else {}
             if "_target_" not in own:
                 must = f"{at} must be a layer with _target_, got {value!r}"
-                raise InputError(f"{must}; choose layers with {path}=[NAME,...]")
+                raise InputError(f"{must}; choose layers with {path}=[NAME,...], or remove its keys with '~{at}'")
             fields: Any = convert(own.get("fields"), tuple[str, ...] | None, f"{at}.fields")
             layers.append(Layer(str(name), build({k: v for k, v in own.items() if k != "fields"}, at), fields))
     _raise(problems)

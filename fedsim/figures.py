@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,34 @@ def split_by_client(counts: np.ndarray, title: str) -> Figure:
         _ticks(cells.yaxis, 10)
         figure.colorbar(image, ax=cells, label="samples of a class", pad=0.01)
     figure.suptitle(title)
+    return figure
+
+
+def curves(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, *, x: str, y: str, log: Collection[str] = ()
+) -> Figure:
+    """Lines that compare methods, told apart by colour and dashes.
+
+    Args:
+        series: {method: (x [k], y [k])}.
+        title: one line.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        log: axes with a logarithmic scale, of ``x`` and ``y``; what is not positive is left out there.
+    """
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
+    for number, (name, (xs, ys)) in enumerate(series.items()):
+        keep = ((xs > 0) | ("x" not in log)) & ((ys > 0) | ("y" not in log))
+        axes.plot(xs[keep], ys[keep], label=name, linestyle=styles[number % len(styles)], linewidth=1.8)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    if "x" in log:
+        axes.set_xscale("log")
+    if "y" in log:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
     return figure
 
 

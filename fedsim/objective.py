@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from fedsim.channel.base import Noise
 from fedsim.layout import Layout
 from fedsim.losses import Term
 from fedsim.opaque import depth
@@ -76,6 +77,7 @@ class Objective:
         batches: its minibatches of this round.
         steps: K_i.
         examples: n_i.
+        noise: its random numbers in this round.
         everything: all its examples, once and as they are stored.
         oracles: of every architecture of the run.
     """
@@ -86,9 +88,11 @@ class Objective:
         batches: Minibatches,
         steps: Tensor,
         examples: Tensor,
+        noise: Noise | None = None,
         everything: Minibatches | None = None,
         oracles: Sequence[Oracle] = (),
     ):
+        self._noise = noise
         self._oracle, self._batches, self._everything, self._oracles = oracle, batches, everything, oracles
         self.steps, self.examples = steps, examples
         self._term: Term | None = None
@@ -165,7 +169,14 @@ class Objective:
         return other
 
     def _with(self, oracle: Oracle) -> Objective:
-        return Objective(oracle, self._batches, self.steps, self.examples, self._everything, self._oracles)
+        return Objective(oracle, self._batches, self.steps, self.examples, self._noise, self._everything, self._oracles)
+
+    @property
+    def noise(self) -> Noise:
+        """Random numbers of the client in this round; see ``fedsim.channel.base.Noise``."""
+        if self._noise is None:
+            raise TypeError("this objective has no random numbers")
+        return self._noise
 
     def sweep(self, step: Callable[[T, Batch], T], carry: T) -> T:
         """``carry = step(carry, batch)`` over each of the client's examples once, as stored (no augmentation).

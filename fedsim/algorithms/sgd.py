@@ -36,15 +36,18 @@ class SGD:
         lr_decay: factor on lr per round, in (0, 1].
         step: who multiplies by the learning rate: the ``server``, what arrives; or the ``client``, what it sends, which
             a channel with memory remembers with the learning rate of its round.
+        sigma: standard deviation of Gaussian noise that each client adds to every entry of its gradient, >= 0.
     """
 
     lr: float
     lr_decay: float = 1.0
     step: Literal["server", "client"] = "server"
+    sigma: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
+        require(self.sigma >= 0, "sigma", "be >= 0", self.sigma)
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The global model."""
@@ -66,6 +69,8 @@ class SGD:
             return total + obj.grad(x, batch)
 
         g = obj.run(add, torch.zeros_like(x)) / obj.steps
+        if self.sigma:
+            g = g + self.sigma * obj.noise.normal(g)
         return {"gradient": g * self.rate(rnd) if self.step == "client" else g}, client
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:

@@ -1,4 +1,4 @@
-"""Messages as the wire holds them, and what they weigh: of ``Owned`` rows those that there are, of ``Known`` nothing."""
+"""Messages as the wire holds them, and what they weigh: ``Owned`` rows that are there, nothing of what is ``Known``."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +27,10 @@ _DO = "save it with numpy.savez(FILE, A=A, b=b) or numpy.savez(FILE, A=A, b=b, x
 class Quadratic:
     """Least squares with m rows per client; the client of each row is its group. There is no test split.
 
+    Two families are generated: ``gaussian``, and the ``scaled`` identities of Koloskova, Loizou, Boreiri, Jaggi, Stich,
+    "A Unified Theory of Decentralized SGD with Changing Topology and Local Updates", ICML 2020, arXiv 2003.10422, where
+    A_i = i / sqrt(n) I and b_i ~ N(0, (heterogeneity / i)^2 I), i = 1..n (rows = dim).
+
     Attributes:
         path: ``.npz`` file with A [n, m, d], b [n, m] and optionally x0 [d], float64 or float32, used as stored; None:
             generate a problem in float64 from the keys below and the run's seed, with x0 = 0.
@@ -33,7 +38,8 @@ class Quadratic:
         rows: generated: rows m >= 1 per client.
         dim: generated: unknowns d >= 1.
         heterogeneity: generated: standard deviation of the clients' own solutions around a common one, >= 0; with 0 all
-            clients share a minimiser, where every f_i is 0.
+            clients share a minimiser, where every f_i is 0. Scaled identities: zeta.
+        family: generated: ``gaussian`` or ``scaled``.
     """
 
     path: str | None = None
@@ -41,11 +47,14 @@ class Quadratic:
     rows: int = 20
     dim: int = 10
     heterogeneity: float = 1.0
+    family: Literal["gaussian", "scaled"] = "gaussian"
 
     def __post_init__(self) -> None:
         for name in ("clients", "rows", "dim"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
         require(0 <= self.heterogeneity < float("inf"), "heterogeneity", "be >= 0 and finite", self.heterogeneity)
+        must = f"be dim = {self.dim} for family=scaled"
+        require(self.family == "gaussian" or self.rows == self.dim, "rows", must, self.rows)
         if self.path is None:
             check_memory("clients", (self.clients, self.rows, self.dim), 8, "lower clients, rows or dim")
 
@@ -59,6 +68,10 @@ class Quadratic:
     def _generate(self, seed: int) -> tuple[np.ndarray, np.ndarray, None]:
         """Rows of A are N(0, 1/m), so that A_i' A_i is about the identity; A_i x_i = b_i with x_i near a common x."""
         rng = numpy_stream(seed, "data.quadratic")
+        if self.family == "scaled":
+            i = np.arange(1, self.clients + 1)
+            identities = (i / np.sqrt(self.clients))[:, None, None] * np.eye(self.dim)
+            return identities, rng.standard_normal((self.clients, self.dim)) * (self.heterogeneity / i)[:, None], None
         A = rng.standard_normal((self.clients, self.rows, self.dim)) / np.sqrt(self.rows)
         common = rng.standard_normal(self.dim)
         own = common + self.heterogeneity * rng.standard_normal((self.clients, self.dim))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.channel.channel import Channel, noises
+from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
 from fedsim.engine.oracle import ModelOracle
 from fedsim.local import Local
@@ -124,15 +125,16 @@ class Blocks:
             raise TypeError("local must not write into the broadcast or the data, which all clients share")
         return stacked
 
-    def _objective(self, lane: dict[str, Tensor], work: Work, *, alone: bool) -> Objective:
+    def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
         batches = Minibatches(self.feed, work, lane, alone=alone)
         everything = Everything(self.feed, work, lane, alone=alone)
-        return Objective(self.oracle, batches, lane["steps"], lane["sizes"], everything, self.oracles)
+        noise = Addressed(self.seed, "local", index, lane["client"])
+        return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
 
     def _alone(self, work: Client, client: int, row: State, rnd: Round) -> Any:
         drawn = work_of((client,), rnd.index, self.feed, self.local, self.seed)
         lane = {name: t[0] for name, t in lanes(self.feed, drawn).items()}
-        return work(self._objective(lane, drawn, alone=True), row, lane["client"])
+        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["client"])
 
     def _together(self, work: Client, clients: tuple[int, ...], rows: State, rnd: Round) -> Any:
         drawn = work_of(clients, rnd.index, self.feed, self.local, self.seed)
@@ -142,7 +144,7 @@ class Blocks:
         def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:
             values = iter(row)
             mine = tree_map(lambda _: next(values), rows)
-            return work(self._objective(lane, drawn, alone=False), mine, lane["client"])
+            return work(self._objective(lane, drawn, rnd.index, alone=False), mine, lane["client"])
 
         return torch.func.vmap(one)(batched, states)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
 from fedsim.engine.oracle import ModelOracle
 from fedsim.engine.worker import Setup
@@ -56,7 +57,8 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
         rnd = Round(t, (architecture,), len(setup.train.sizes()))
         try:
             server = setup.algorithm.init_server(x0)
-            obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), batches, oracles)
+            noise = Addressed(setup.seed, "rehearsal", t, torch.tensor(architecture))
+            obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
             message, _ = setup.algorithm.local(obj, state, setup.algorithm.broadcast(server, rnd), rnd)
         except Exception as error:  # user code: any type
             name = type(setup.algorithm).__name__

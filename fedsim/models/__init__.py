@@ -5,7 +5,7 @@ from fedsim.models.build import Factory, build, zero_sample
 from fedsim.models.convolutional import cnn, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
 from fedsim.models.recurrent import char_lstm
-from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar
+from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar, resnet_small_gn
 from fedsim.models.validate import validate
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "mlp",
     "resnet18_gn",
     "resnet18_gn_cifar",
+    "resnet_small_gn",
     "validate",
     "zero_sample",
 ]

@@ -72,21 +72,49 @@ def resnet18_gn_cifar(input_shape: tuple[int, ...], outputs: int, groups: int = 
     return _resnet18(stem, outputs, groups)
 
 
+def resnet_small_gn(input_shape: tuple[int, ...], outputs: int, depth: int = 8, groups: int = 2) -> BodyHead:
+    """The paper's narrow ResNets for CIFAR-10 (section 4.2), with GroupNorm: 16, 32 and 64 channels, ``depth`` layers.
+
+    ResNet-8 has 78,042 parameters for three channels and ten classes, ResNet-20 272,474. Shortcuts that change the
+    shape are 1x1 convolutions (the paper's option B).
+
+    Args:
+        input_shape: (channels, height, width).
+        outputs: outputs of the head.
+        depth: 6 n + 2 with n >= 1 blocks in each of the three stages.
+        groups: groups of each GroupNorm, a divisor of 16.
+    """
+    require(depth >= 8 and depth % 6 == 2, "depth", "be 6 n + 2: 8, 14, 20, ...", depth)
+    require(groups >= 1 and 16 % groups == 0, "groups", "be a divisor of 16", groups)
+    c, _, _ = image_shape(input_shape, "resnet_small_gn")
+    stem = OrderedDict[str, nn.Module](
+        conv1=nn.Conv2d(c, 16, 3, 1, 1, bias=False), norm1=nn.GroupNorm(groups, 16), relu=nn.ReLU()
+    )
+    return _residual(stem, (16, 32, 64), (depth - 2) // 6, outputs, groups)
+
+
 def _group_norm(groups: int) -> nn.GroupNorm:
     require(groups >= 1 and 64 % groups == 0, "groups", "be a divisor of 64", groups)
     return nn.GroupNorm(groups, 64)
 
 
 def _resnet18(stem: OrderedDict[str, nn.Module], outputs: int, groups: int) -> BodyHead:
+    return _residual(stem, (64, 128, 256, 512), 2, outputs, groups)
+
+
+def _residual(
+    stem: OrderedDict[str, nn.Module], channels: tuple[int, ...], blocks: int, outputs: int, groups: int
+) -> BodyHead:
+    """The stages after a stem: ``blocks`` blocks of each number of channels, halving the image between stages."""
     body = stem
-    n_in = 64
-    for i, n_out in enumerate((64, 128, 256, 512), start=1):
-        stride = 1 if i == 1 else 2
-        body[f"layer{i}"] = nn.Sequential(BasicBlock(n_in, n_out, stride, groups), BasicBlock(n_out, n_out, 1, groups))
+    n_in = channels[0]
+    for i, n_out in enumerate(channels, start=1):
+        first = BasicBlock(n_in, n_out, 1 if i == 1 else 2, groups)
+        body[f"layer{i}"] = nn.Sequential(first, *(BasicBlock(n_out, n_out, 1, groups) for _ in range(blocks - 1)))
         n_in = n_out
     body["avgpool"] = nn.AdaptiveAvgPool2d(1)
     body["flatten"] = nn.Flatten()
-    model = BodyHead(nn.Sequential(body), nn.Linear(512, outputs))
+    model = BodyHead(nn.Sequential(body), nn.Linear(n_in, outputs))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

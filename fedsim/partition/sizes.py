@@ -73,18 +73,22 @@ class Quantity:
 class Blocks:
     """Consecutive blocks of samples in file order, or sorted by label; sizes differ by at most one.
 
-    Without ``sort`` the training split does not depend on the seed.
+    Without ``mixed`` the training split does not depend on the seed.
 
     Attributes:
         clients: number of clients n, >= 1.
         sort: sort by label (or regression target) first; samples of one label keep their file order.
+        mixed: share of the samples, drawn at random, that is dealt evenly at random instead, in [0, 1]; 0.5 with
+            ``sort`` is "half the data split by class".
     """
 
     clients: int
     sort: bool = False
+    mixed: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
+        require(0 <= self.mixed <= 1, "mixed", "be in [0, 1]", self.mixed)
 
     def split(self, data: Dataset, seed: int) -> Population:
         """Divide ``data`` over the clients."""
@@ -94,5 +98,13 @@ class Blocks:
                 f"partition.sort must be false for data {data.name}, whose samples have several targets each"
             )
         samples = np.argsort(data.train.y, kind="stable") if self.sort else np.arange(len(data.train))
-        owners = np.repeat(np.arange(self.clients), even(len(data.train), self.clients))
-        return populate(data, bundle(samples, owners, self.clients), numpy_stream(seed, "partition"))
+        rng = numpy_stream(seed, "partition")
+        if self.mixed:
+            chosen = rng.random(len(samples)) < self.mixed
+            samples = np.concatenate([samples[~chosen], rng.permutation(samples[chosen])])
+            sizes = [even(int(part.sum()), self.clients) for part in (~chosen, chosen)]
+            sizes[1] = sizes[1][::-1]  # larger ones last, to even out
+        else:
+            sizes = [even(len(samples), self.clients)]
+        owners = np.concatenate([np.repeat(np.arange(self.clients), size) for size in sizes])
+        return populate(data, bundle(samples, owners, self.clients), rng)

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent.parent
 PERSONAL = ("fedavg_ft", "fedgh", "fedper", "fedproto", "fedrep", "fd", "lg_fedavg", "standalone")
 VARIANTS = (  # keys whose shipped value is not the dataclass's default
     {"fedavgm": {"server_momentum"}, "fml": {"weight_decay", "clip"}}
-    | dict.fromkeys(PERSONAL, {"weight_decay", "clip", "momentum"})  # FedGH's set-up, to compare them alike
+    | {name: {"weight_decay", "clip", "momentum"} for name in PERSONAL}  # FedGH's set-up, to compare them alike
 )
 ALGORITHMS = sorted(p.stem for p in (ROOT / "configs/algorithm").glob("*.yaml"))
 
