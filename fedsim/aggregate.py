@@ -111,6 +111,8 @@ class Stack:
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: the messages one above the other}, with ``clients`` and ``weights``."""
+        if taken := {"clients", "weights"} & messages.keys():
+            raise TypeError(f"a field of a message must not be named {min(taken)!r}, as the rows of the stack are")
         more = {**messages, "clients": torch.tensor(clients), "weights": weights}
         return tree_map(lambda a, b: torch.cat([a, b]), sums, more) if sums else more
 

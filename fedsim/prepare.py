@@ -24,7 +24,7 @@ from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import InputError, require
 from fedsim.layout import Layout
 from fedsim.local import Local
-from fedsim.models import Factory, build
+from fedsim.models import Factory, build, zero_sample
 from fedsim.partition import Population
 from fedsim.tree import leaves, tensors
 from fedsim.types import State
@@ -117,6 +117,10 @@ def prepare(
     require(len(factories) > 0, "model", "be one or more architectures", "none")
     models = tuple(build(factory, data.input_shape, data.outputs, {}, seed) for factory in factories)
     layouts = [Layout.of(model) for model in models]
+    if getattr(algorithm, "classes", False):
+        _require_classes(type(algorithm).__name__, data, models)
+    if hasattr(algorithm, "own") and not any(len(rows) for rows in population.test or population.train):
+        raise InputError("partition must give some client a test sample, for clients are tested on their own, got none")
     dtype = getattr(torch, engine.dtype)
     x0s = tuple(layout.flatten(model, dtype) for layout, model in zip(layouts, models, strict=True))
     if data.x0 is not None:
@@ -202,6 +206,15 @@ def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tens
         return layout.views(x0)
     body, head = layout.split(x0)
     return body if keeps == "body" else head
+
+
+def _require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> None:
+    """Raise InputError unless every model has an output for each class of a classification task."""
+    require(data.task == "classification", "data", f"have classes for {name}", f"a {data.task} task")
+    with torch.no_grad():
+        fewest = min(int(model(zero_sample(model, data.input_shape)).shape[-1]) for model in models)
+    must = f"have an output for each of the {data.outputs} classes for {name}"
+    require(fewest == data.outputs, "model", must, fewest, "the logit of class 1 alone does not do: use model=mlp")
 
 
 def _require_samples(data: Dataset, population: Population) -> None:

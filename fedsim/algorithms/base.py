@@ -12,6 +12,7 @@ What a class says of itself, each as a ``ClassVar`` where it differs from the de
 - ``uniform = True``: the method is right for equal weights of the clients only (control variates averaged over the
   population); ``aggregate.weights=examples`` is then refused.
 - ``stacked = True``: the server wants every client's own message (``aggregate.Stack``), not their mean.
+- ``classes = True``: a classification task, and a model with an output for each class.
 - ``everyone = True``: every client takes part in every round.
 - ``shares``: what the server starts from and ``init_server`` gets: ``model`` (the default; one architecture for all,
   and the server's state has a field ``x``), ``common`` (the same, of the architecture number ``common``, while clients

@@ -55,6 +55,7 @@ class FD(MomentumSGD):
 
     shares: ClassVar[str] = "head"
     stacked: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
     gamma: float = 1.0
 
     def __post_init__(self) -> None:

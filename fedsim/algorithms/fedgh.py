@@ -48,6 +48,7 @@ class FedGH(MomentumSGD):
 
     shares: ClassVar[str] = "head"
     stacked: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
     header_lr: float = 0.01
     predict: Literal["local", "global"] = "local"
 

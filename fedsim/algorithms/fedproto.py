@@ -53,6 +53,7 @@ class FedProto(MomentumSGD):
     """
 
     shares: ClassVar[str] = "head"
+    classes: ClassVar[bool] = True
     ld: float = 1.0
     predict: Literal["head", "prototype"] = "head"
 

@@ -57,6 +57,7 @@ class FML(MomentumSGD):
     """
 
     shares: ClassVar[str] = "common"
+    classes: ClassVar[bool] = True
     common: int = 0
     alpha: float = 0.5
     beta: float = 0.5

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class Mesa:
         start: rounds without the term, >= 0.
     """
 
+    classes: ClassVar[bool] = True
     base: ServerAlgorithm[Any, Any]
     lam: float = 0.8
     tau: float = 5.0

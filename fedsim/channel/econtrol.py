@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
+from fedsim.channel.ef14 import contracted
 from fedsim.channel.ef21 import Memory, choose
 from fedsim.errors import InputError, require
 
@@ -56,12 +57,12 @@ class EControl:
     def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
         """Send v [d]; the far end gets the change of h."""
         eta = self._eta(send, v.shape[0])
-        d, _, sent = send(eta * link.e + v - link.h)
+        d, sent = contracted(eta * link.e + v - link.h, send)
         if self.start == "full":
             d, sent = choose(link.begun, (d, sent), send.plain(v))
         if self.start == "compressed":
-            h, _, opening = send(v)
-            after, _, following = send(v - h)
+            h, opening = contracted(v, send)
+            after, following = contracted(v - h, send)
             d, sent = choose(link.begun, (d, sent), (h + after, opening + following))
         return d, Link(link.h + d, link.e + v - link.h - d, torch.ones_like(link.begun)), sent
 

@@ -7,6 +7,9 @@ Compression Schemes", ICML 2019, arXiv 1901.09847.
 Two forms are in use. On gradients (``algorithm=sgd``): the server multiplies what arrives by its step. On steps
 (``algorithm=sgd algorithm.step=client``): clients send gamma_t g, so that a stored error keeps the step with which it
 arose. They coincide for a constant step.
+
+Feedback needs a contractive C. An unbiased one of variance omega, such as QSGD, whose error may exceed the vector itself,
+is one after multiplication by 1 / (1 + omega), which the receiver does (here, in EF21 and in EControl).
 """
 
 from __future__ import annotations
@@ -37,5 +40,12 @@ class EF14:
     def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
         """Send v [d]."""
         whole = link.e + v
-        d, _, sent = send(whole)
+        d, sent = contracted(whole, send)
         return d, Link(whole - d), sent
+
+
+def contracted(v: Tensor, send: Send) -> tuple[Tensor, Bytes]:
+    """C(v) [d] and its bytes; C / (1 + omega), which contracts, where the layers inside are unbiased."""
+    got, _, sent = send(v)
+    omega = send.omega(v.shape[0])
+    return got / (1 + omega) if omega else got, sent

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
+from fedsim.channel.ef14 import contracted
 from fedsim.errors import require
 
 
@@ -61,7 +62,7 @@ class EF21:
 
     def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
         """Send v [d]; the far end gets D, or v itself the first time."""
-        d, _, sent = send(v - link.g)
+        d, sent = contracted(v - link.g, send)
         if self.start == "full":
             d, sent = choose(link.begun, (d, sent), send.plain(v))
         return d, Link(link.g + d, torch.ones_like(link.begun)), sent
@@ -102,8 +103,8 @@ class EF21Plus(EF21):
 
     def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
         """Send v [d]."""
-        fresh, _, sent_fresh = send(v)
-        change, _, sent = send(v - link.g)
+        fresh, sent_fresh = contracted(v, send)
+        change, sent = contracted(v - link.g, send)
         better = (fresh - v).square().sum() < (link.g + change - v).square().sum()
         d, sent = choose(better, (fresh - link.g, sent_fresh + 1), (change, sent + 1))
         if self.start == "full":

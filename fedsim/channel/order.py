@@ -35,7 +35,12 @@ def kind(layer: Layer) -> str:
 
 
 def check_order(layers: Sequence[Layer]) -> None:
-    """Raise InputError when a layer stands outside one that it must not."""
+    """Raise InputError when a layer stands outside one that it must not, or has the name of another."""
+    names = [layer.name for layer in layers]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(
+            f"channel must not have two layers named {twice}: they would share memory and random numbers; rename one"
+        )
     for outer, inner in combinations(layers, 2):
         why = REASONS.get((kind(outer), kind(inner)))
         if why is not None:

@@ -417,9 +417,7 @@ def test_absent_clients_links_stay_as_they_were(batching: str, quadratics: Quadr
     channel = Channel((Layer("econtrol", EControl()), Layer("topk", TopK(k=1))))
     listed = ([0, 1], [1, 2], [2, 3])
     runs = [
-        quadratic(
-            quadratics, rounds=t, schedule=cohorts(tmp_path, *listed[:t]), channel=channel, batching=batching
-        )
+        quadratic(quadratics, rounds=t, schedule=cohorts(tmp_path, *listed[:t]), channel=channel, batching=batching)
         for t in (1, 2, 3)
     ]
     for then, now, absent in ((0, 2, 0), (1, 2, 1)):
@@ -446,7 +444,7 @@ def test_an_encoded_downlink_gives_the_same_bits(quadratics: Quadratics) -> None
     layers = (Layer("ef14", EF14()), Layer("topk", TopK(k=2)), FP16)
     counted, encoded = (quadratic(quadratics, downlink=Channel(layers, encode)) for encode in (False, True))
     assert counted.summary["digest"] == encoded.summary["digest"]
-    assert counted.summary["comm/downlink_total_bytes"] == encoded.summary["comm/downlink_total_bytes"]
+    assert counted.metrics[-1]["comm/downlink_total_bytes"] == encoded.metrics[-1]["comm/downlink_total_bytes"]
 
 
 def test_the_data_set_is_not_written_to(quadratics: Quadratics) -> None:
