@@ -17,6 +17,9 @@ from fedsim.types import Batch
 
 T = TypeVar("T")
 
+EXAMPLE_NUMBERS = 2**23
+"""Most numbers in one client's gradients by example at once: 32 MB in float32."""
+
 
 class Oracle(Protocol):
     """What the engine provides for one model: losses and gradients at x [d] on a minibatch of m examples."""
@@ -127,6 +130,25 @@ class Objective:
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's own loss at x [d]: [m, d]; rows of padding are zero."""
         return self._oracle.example_grads(x, batch)
+
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None = None) -> Tensor:
+        """Sum [d] over the examples of their own gradients at x [d], each clipped to norm ``bound``.
+
+        With ``less`` [d], of the differences between each example's gradients at x and there. Examples are taken a few at
+        a time, so that their gradients [m, d] need not fit in memory at once.
+        """
+        m = batch.y.shape[0]
+        size = max(1, min(m, EXAMPLE_NUMBERS // x.shape[0]))
+        total = torch.zeros_like(x)
+        for a in range(0, m, size):
+            mask = None if batch.mask is None else batch.mask[a : a + size]
+            some = Batch(batch.x[a : a + size], batch.y[a : a + size], mask)
+            g = self.example_grads(x, some)
+            if less is not None:
+                g = g - self.example_grads(less, some)
+            norms = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+            total = total + (g * (bound / norms.clamp(min=torch.finfo(g.dtype).tiny)).clamp(max=1.0)).sum(0)
+        return total
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model for each example at x [d]: [m, k]."""

@@ -47,4 +47,6 @@ class Round:
     index: int  # 0-based
     clients: tuple[int, ...]  # [c] who computes, ascending
     population: int  # n
+    smallest: int = 1  # n_min, examples of the client that has fewest
     now: Tensor = field(default_factory=lambda: torch.zeros(()))  # scalar, virtual time of this client's event
+    noise: Any = field(default=None, compare=False, repr=False)  # the server's random numbers (``channel.base.Noise``)

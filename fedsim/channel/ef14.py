@@ -8,8 +8,8 @@ Two forms are in use. On gradients (``algorithm=sgd``): the server multiplies wh
 (``algorithm=sgd algorithm.step=client``): clients send gamma_t g, so that a stored error keeps the step with which it
 arose. They coincide for a constant step.
 
-Feedback needs a contractive C. An unbiased one of variance omega, such as QSGD, whose error may exceed the vector itself,
-is one after multiplication by 1 / (1 + omega), which the receiver does (here, in EF21 and in EControl).
+Feedback needs a contractive C. An unbiased one of variance omega, such as QSGD, whose error may exceed the vector
+itself, is one after multiplication by 1 / (1 + omega), which the receiver does (here, in EF21 and in EControl).
 """
 
 from __future__ import annotations

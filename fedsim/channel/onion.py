@@ -129,25 +129,22 @@ class Rest:
         return got, sent
 
     def delta(self, d: int) -> float | None:
-        """Contraction of the next compressor, the worst over the pieces of the vector; 1 when there is none."""
-        codec, sizes = self._compressor(d)
-        found = [1.0 if codec is None else contraction(codec, size) for size in sizes]
-        return None if None in found else min(f for f in found if f is not None)
+        """Contraction of the worst of the compressors, over the pieces of the vector; 1 when there is none."""
+        codecs, sizes = self._compressors(d)
+        found = [contraction(codec, size) for codec in codecs for size in sizes]
+        return None if None in found else min((f for f in found if f is not None), default=1.0)
 
     def omega(self, d: int) -> float | None:
-        """Variance of the next compressor where it is unbiased, likewise; 0 when there is none."""
-        codec, sizes = self._compressor(d)
-        found = [0.0 if codec is None else codec.omega(size) for size in sizes]
-        return None if None in found else max(f for f in found if f is not None)
+        """Variance of the next compressor where it is unbiased, the worst over the pieces; 0 when there is none."""
+        codecs, sizes = self._compressors(d)
+        found = [codec.omega(size) for codec in codecs[:1] for size in sizes]
+        return None if None in found else max((f for f in found if f is not None), default=0.0)
 
-    def _compressor(self, d: int) -> tuple[Compressor | None, list[int]]:
-        sizes = [d]
-        for layer in self.onion.layers[self.at :]:
-            if isinstance(layer.middleware, Layerwise):
-                sizes = self._cut(d)
-            elif isinstance(layer.middleware, Compressor):
-                return layer.middleware, sizes
-        return None, sizes
+    def _compressors(self, d: int) -> tuple[list[Compressor], list[int]]:
+        """Those further in, and the lengths that the first one gets."""
+        inside = [layer.middleware for layer in self.onion.layers[self.at :]]
+        sizes = self._cut(d) if any(isinstance(layer, Layerwise) for layer in inside) else [d]
+        return [layer for layer in inside if isinstance(layer, Compressor)], sizes
 
     def _cut(self, d: int) -> list[int]:
         return list(self.onion.parameters) if sum(self.onion.parameters) == d else [d]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from fedsim.aggregate import weights_of, whole
 from fedsim.channel import message
 from fedsim.channel.channel import noises
+from fedsim.channel.noise import Addressed
 from fedsim.engine.block import Job, to_numpy
 from fedsim.engine.plan import plan
 from fedsim.engine.worker import Backend, Done, Scores, Setup
@@ -103,7 +105,7 @@ class Orchestrator:
         start = time.perf_counter()
         algorithm, index = self.setup.algorithm, self.done
         clients = self.schedule.clients(index, len(self.sizes), self.setup.seed)
-        rnd = Round(index, clients, len(self.sizes))
+        rnd = self._round(index, clients)
         broadcast = algorithm.broadcast(self.server, rnd)
         arrived, link, each = self._send(broadcast, index)
         answers = self._train(rnd, to_numpy(arrived))
@@ -112,7 +114,8 @@ class Orchestrator:
         weight = sum(a.weight for a in answers)
         received = rule.finish(sums, weight, self.setup.dtype)
         received, far = self.setup.uplink.receive(received, self.memory.uplink, weight / self.weight)
-        server = algorithm.server(self.server, received, rnd)
+        own = Addressed(self.setup.seed, "server", index, torch.zeros((), dtype=torch.int64))
+        server = algorithm.server(self.server, received, replace(rnd, noise=own))
         if not all(torch.isfinite(leaf.double().sum()) for leaf in tensors(server, "server")):
             for store in self.stores:
                 store.drop()
@@ -136,6 +139,9 @@ class Orchestrator:
             "time/round_s": time.perf_counter() - start,
         }
         return record | (self.evaluate() if self.evaluation.due(self.done, self.rounds) else {})
+
+    def _round(self, index: int, clients: tuple[int, ...]) -> Round:
+        return Round(index, clients, len(self.sizes), int(self.sizes.min()))
 
     def _send(self, broadcast: Message, index: int) -> tuple[Message, State, int]:
         """What every client of the cohort gets of a broadcast, the downlink's new memory, and the bytes for each."""
@@ -186,7 +192,7 @@ class Orchestrator:
         """Every client with test samples, each at its own model; the samples in client order."""
         sizes = self.setup.test.sizes()
         tested = np.flatnonzero(sizes).tolist()
-        rnd = Round(self.done, tuple(tested), len(sizes))
+        rnd = self._round(self.done, tuple(tested))
         jobs, costs = self._cut(rnd, tested, sizes[tested].tolist())
         broadcast = to_numpy(self.setup.algorithm.broadcast(self.server, rnd))
         answers: list[Scores] = self.backend.map("evaluate_own", jobs, costs, broadcast)

@@ -160,6 +160,28 @@ def test_econtrol_topk_int8(v: Tensor) -> None:
     assert size == length(update=(peak, (wire.Levels(q, -127, 127), wire.Positions(at, D))))
 
 
+ETAS = {  # delta / 2 of the worst codec inside for vectors of PARAMETERS
+    (TOPK,): 3 / 20 / 2,
+    (FP16, TOPK): 3 / 20 / 2,
+    (TOPK, FP16): 3 / 20 / 2,
+    (Layer("layerwise", Layerwise()), TOPK): 3 / 12 / 2,
+    (QUANTISED,): 1 / (1 + min(20 / 9, 20**0.5 / 3)) / 2,
+    (): 0.5,
+}
+
+
+@pytest.mark.parametrize("inside", ETAS, ids=lambda layers: "_".join(layer.name for layer in layers) or "nothing")
+def test_default_eta_is_half_the_contraction_of_what_lies_inside(inside: tuple[Layer, ...], v: Tensor) -> None:
+    """The same messages as with that eta given."""
+    links: list[Any] = [None, None]
+    for scale in (1.0, -0.4, 2.0):
+        both = []
+        for i, eta in enumerate((None, ETAS[inside])):
+            got, links[i], _ = send([Layer("econtrol", EControl(eta=eta)), *inside], {"update": v * scale}, links[i])
+            both.append(got["update"])
+        torch.testing.assert_close(*both, rtol=1e-6, atol=1e-6)
+
+
 def test_fields_say_what_a_layer_acts_on(v: Tensor) -> None:
     layers = [Layer("ef14", EF14(), fields=("c",)), Layer("topk", TopK(k=3), fields=("c", "m"))]
     got, links, size = send(layers, {"update": v, "c": v + 1, "m": v - 1})
@@ -347,7 +369,7 @@ def test_an_empty_channel_costs_nothing(quadratics: Quadratics) -> None:
     """No rehearsal, the same bits, the bytes of a dense message."""
     CALLS.clear()
     plain = quadratic(quadratics, Counting(lr=0.1), batching="loop")
-    assert CALLS == [t for t in range(3) for _ in range(quadratics.n)]
+    assert [t for t in range(3) for _ in range(quadratics.n)] == CALLS
     dense = 1 + (1 + len("update") + 2 + 4) + 8 * quadratics.d
     assert [r["comm/uplink_bytes"] for r in plain.metrics[1:]] == [quadratics.n * dense] * 3
     assert not any("ratio" in tag for record in plain.metrics for tag in record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from fedsim.channel.econtrol import EControl
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.ef21 import EF21, EF21SGDM, EF21Plus
 from fedsim.channel.noise import Addressed
-from fedsim.channel.onion import Layer
+from fedsim.channel.onion import Layer, Layerwise
 from fedsim.channel.qsgd import QSGD
 from fedsim.channel.randk import RandK
 from fedsim.channel.topk import TopK
 from fedsim.models import linear_zero
-from fedsim.partition import Natural
+from fedsim.partition import Dirichlet, Natural
 from fedsim.schedule import All, Cohorts
-from tests.conftest import Quadratics
+from tests.conftest import Quadratics, images, small_cnn
 from tests.oracles import feedback_loops as loops
 from tests.oracles.loops import start
 
@@ -304,6 +305,31 @@ def test_virtual_iterate(rule: Any, rounds: int, problem: Quadratics) -> None:
     assert np.abs(errors).max() > 1e-3 or (rounds == 1 and rule == EControl(start="full"))
 
 
+def test_dianas_server_remembers_the_clients_mean_shift_under_layerwise_too() -> None:
+    """Where pieces of different lengths have different omegas, both ends step the shift alike, by the worst one."""
+    gamma, cut = 0.1, [Layer("diana", Diana()), Layer("layerwise", Layerwise()), UNBIASED]
+    both = [
+        simulate(
+            SGD(lr=gamma),
+            data=images(),
+            partition=Dirichlet(clients=4, alpha=1.0, min_samples=2),
+            model=small_cnn,
+            rounds=rounds,
+            local=Local(steps=1, batch_size="full"),
+            aggregate=Mean(weights="uniform"),
+            channel=Channel(tuple(cut)),
+            engine=Engine(backend="serial", dtype="float64"),
+            trajectory=True,
+        )
+        for rounds in (2, 3)
+    ]
+    before, after = (np.mean([links(result, i).h[0] for i in range(4)], axis=0) for result in both)
+    largest = max(p.numel() for p in both[0].model.parameters())
+    alpha = K / largest  # 1 / (1 + omega) of Rand-K of the longest piece
+    x = both[1].trajectory
+    np.testing.assert_allclose((x[2] - x[3]) / gamma, before + (after - before) / alpha, rtol=1e-7, atol=1e-9)
+
+
 def optimum(problem: Quadratics) -> np.ndarray:
     h = sum(problem.hessian(i) for i in range(problem.n))
     return np.linalg.solve(h, -sum(problem.grad(i, np.zeros(problem.d)) for i in range(problem.n)))
@@ -328,7 +354,7 @@ def test_the_floor_of_error_feedback_falls_four_times_per_halving_of_the_step() 
         problem = FromOptimum(n=4, m=200, d=D)
         x = run(problem, METHODS["ec"][0], rounds, algorithm=SGD(lr=gamma)).trajectory
         floors.append(distances(problem, x)[-60:].mean())
-    ratios = [a / b for a, b in zip(floors, floors[1:], strict=False)]
+    ratios = [a / b for a, b in pairwise(floors)]
     assert all(3.5 < ratio < 4.6 for ratio in ratios), ratios
     assert floors[-1] > 1e-3
 

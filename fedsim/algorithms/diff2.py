@@ -1,0 +1,128 @@
+"""DIFF2: private gradient descent that releases differences of gradients, whose noise shrinks with the steps.
+
+Murata, Suzuki, "DIFF2: Differential Private Optimization via Gradient Differences for Nonconvex Distributed Learning",
+ICML 2023, arXiv 2302.03884, the algorithm box with the gradient-descent routine (DIFF2-GD). With ``period=1`` it is
+DP-GD: every round releases a clipped gradient.
+
+Every ``period`` rounds the clients' clipped gradients start v anew (an anchor), in the others their clipped differences
+are added to it. Neighbouring data sets differ by one sample of one client: a released mean then moves by at most
+2 c / (n_min P), the sensitivity. Clients have equal weights, all take part with all their samples in every round.
+
+Deviations: each client's clipped gradients are summed and then divided by its n_p (the public code averages means of
+chunks, which breaks the sensitivity for sizes that do not divide evenly); the noise follows from one multiplier z:
+standard deviation z sensitivity in difference rounds, z sqrt((u - 1) / period) sensitivity in anchors, the public code's
+split of the budget (u = 1.25), and z sensitivity throughout for period 1. The noise can be the aggregator's or the
+clients' (each adds its share of sqrt(P)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Known, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps, all of it released."""
+
+    x: Tensor  # [d] model
+    before: Tensor  # [d] model of the round before
+    v: Tensor  # [d] estimate of the gradient
+
+
+@dataclass(frozen=True)
+class Diff2:
+    """DIFF2-GD.
+
+    Attributes:
+        lr: learning rate eta, > 0.
+        period: T, rounds from anchor to anchor, >= 1; 1 is DP-GD.
+        c1: largest norm of a sample's gradient, > 0; None does not clip (and is not private).
+        c2: largest norm of the difference of a sample's gradients, per distance of the models, > 0; None: not clipped.
+        noise_multiplier: z, noise over sensitivity, >= 0.
+        noise: who adds it: the ``server`` to the mean, or the ``clients`` each to their own.
+        u: how the budget is split: 1 / u of it for anchors; > 1.
+    """
+
+    uniform: ClassVar[bool] = True
+    everyone: ClassVar[bool] = True
+    lr: float
+    period: int = 60
+    c1: float | None = 10.0
+    c2: float | None = 10.0
+    noise_multiplier: float = 0.0
+    noise: Literal["server", "clients"] = "server"
+    u: float = 1.25
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "lr", "be > 0", self.lr)
+        require(self.period >= 1, "period", "be >= 1", self.period)
+        for name in ("c1", "c2"):
+            bound = getattr(self, name)
+            require(bound is None or bound > 0, name, "be > 0, or null for no clipping", bound)
+        require(self.noise_multiplier >= 0, "noise_multiplier", "be >= 0", self.noise_multiplier)
+        if self.noise_multiplier:
+            bounded = self.c1 is not None and (self.c2 is not None or self.period == 1)
+            require(bounded, "c1 and c2", "be given where there is noise: without clipping nothing is private", None)
+        require(self.u > 1, "u", "be > 1", self.u)
+
+    def anchor(self, rnd: Round) -> bool:
+        """Whether this round releases gradients rather than differences."""
+        return rnd.index % self.period == 0
+
+    def multiplier(self, rnd: Round) -> float:
+        """Noise over sensitivity in this round."""
+        split = math.sqrt((self.u - 1) / self.period) if self.anchor(rnd) and self.period > 1 else 1.0
+        return split * self.noise_multiplier
+
+    def bound(self, x: Tensor, before: Tensor, rnd: Round) -> Tensor | float:
+        """c of this round: c1, or c2 ||x - before||; infinite without clipping."""
+        if self.anchor(rnd):
+            return math.inf if self.c1 is None else self.c1
+        return math.inf if self.c2 is None else self.c2 * (x - before).norm()
+
+    def std(self, bound: Tensor | float, rnd: Round) -> Tensor | float:
+        """Standard deviation of the noise on the mean, 0 where there is none."""
+        if not self.noise_multiplier:
+            return 0.0
+        return self.multiplier(rnd) * 2 * bound / (rnd.smallest * rnd.population)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The initial model."""
+        return ServerState(x0, x0, torch.zeros_like(x0))
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing but the last model, which the broadcast holds."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The model x [d]; the one before is known."""
+        return {"x": server.x, "before": Known(server.before)}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """Sends the mean over the client's samples of clipped gradients at x, or of their clipped differences, [d]."""
+        x, before = got["x"], got["before"].value
+        bound = self.bound(x, before, rnd)
+        less = None if self.anchor(rnd) else before
+
+        def add(total: Tensor, batch: Batch) -> Tensor:
+            return total + obj.clipped_sum(x, batch, bound, less)
+
+        d = obj.sweep(add, torch.zeros_like(x)) / obj.examples
+        if self.noise == "clients" and self.noise_multiplier:
+            d = d + self.std(bound, rnd) * math.sqrt(rnd.population) * obj.noise.normal(d)
+        return {"d": d}, client
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """v <- mean d, or v + mean d, with noise; x <- x - lr v."""
+        v = received["d"] if self.anchor(rnd) else server.v + received["d"]
+        if self.noise == "server" and self.noise_multiplier:
+            v = v + self.std(self.bound(server.x, server.before, rnd), rnd) * rnd.noise.normal(v)
+        return ServerState(server.x - self.lr * v, server.x, v)
