@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedsim.aggregate import Mean, whole
 from fedsim.data.base import Task
 from fedsim.data.batches import Samples
-from fedsim.engine.worker import CHUNK, Backend, Rows, Scores
+from fedsim.engine.worker import CHUNK, Backend, Rows, Scores, Weighted
 from fedsim.errors import require
 
 
@@ -22,10 +23,13 @@ class Evaluate:
         every: rounds between evaluations, >= 1; the first and the last round are always evaluated.
         clients: also report the mean, the standard deviation and the worst tenth of the clients, each on its own test
             split.
+        gradient: also report what is minimised, the weighted mean of all clients' training losses, and the squared norm
+            of its gradient at the global model: ``eval/train_loss``, ``eval/grad_norm2``.
     """
 
     every: int = 1
     clients: bool = False
+    gradient: bool = False
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "every", "be >= 1", self.every)
@@ -56,6 +60,24 @@ def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clie
     jobs = [Rows(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
     parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
     return summarise(Scores(*(np.concatenate(a) for a in zip(*parts, strict=True))), test, task, clients=clients)
+
+
+def gradient(backend: Backend, x: np.ndarray, train: Samples, shares: np.ndarray) -> dict[str, float]:
+    """The training objective at a model and the squared norm of its gradient.
+
+    Args:
+        backend: who computes.
+        x: [d] model.
+        train: the training samples in client order, augmentation left out.
+        shares: [clients] weight of each client's mean loss, which sum to 1.
+    """
+    sizes = train.sizes()
+    weights = np.repeat(shares / sizes, sizes)
+    total = len(weights)
+    jobs = [Weighted(j, a, min(a + CHUNK, total), weights[a : a + CHUNK]) for j, a in enumerate(range(0, total, CHUNK))]
+    answers = backend.map("gradient", jobs, [job.last - job.first for job in jobs], x)
+    sums = whole({(j, span): sums for j, (sums, span) in enumerate(answers) if span}, Mean().merge)
+    return {"eval/train_loss": float(sums["loss"]), "eval/grad_norm2": float(np.square(sums["gradient"]).sum())}
 
 
 def summarise(found: Scores, test: Samples, task: Task, *, clients: bool) -> Evaluation:

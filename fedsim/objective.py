@@ -134,8 +134,8 @@ class Objective:
     def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None = None) -> Tensor:
         """Sum [d] over the examples of their own gradients at x [d], each clipped to norm ``bound``.
 
-        With ``less`` [d], of the differences between each example's gradients at x and there. Examples are taken a few at
-        a time, so that their gradients [m, d] need not fit in memory at once.
+        With ``less`` [d], of the differences between each example's gradients at x and there. Examples are taken a few
+        at a time, so that their gradients [m, d] need not fit in memory at once.
         """
         m = batch.y.shape[0]
         size = max(1, min(m, EXAMPLE_NUMBERS // x.shape[0]))

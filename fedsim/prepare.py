@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,8 @@ class Prepared:
         """The global model with the server's final parameters."""
         if self.number is None:
             return None
-        model = self.setup.models[self.number]
-        return Layout.of(model).load(model.cpu(), server.x)
+        model = copy.deepcopy(self.setup.models[self.number]).cpu()  # the engine left its parameters in other vectors
+        return Layout.of(model).load(model, server.x)
 
     def described(self) -> dict[str, Any]:
         """The execution choices, for the run's provenance; one value where there is one architecture."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Status = Literal["finished", "diverged", "failed", "interrupted"]
 
-LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std"})
+LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std", "norm2"})
 
 
 @contextmanager

@@ -133,8 +133,13 @@ def simulate(
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
         must = f"let all {len(population)} clients take part in every round for {type(algorithm).__name__}"
-        everyone = schedule.expected(len(population)) >= len(population)
-        require(everyone or not getattr(algorithm, "everyone", False), "schedule", must, schedule, "add schedule=all")
+        if getattr(algorithm, "everyone", False):
+            cohorts = (schedule.clients(t, len(population), seed) for t in range(rounds))
+            everyone = all(len(cohort) == len(population) for cohort in cohorts)
+            require(everyone, "schedule", must, schedule, "add schedule=all")
+        must = f"be false for {type(algorithm).__name__}, which has no global model"
+        whole = getattr(algorithm, "shares", "model") in ("model", "parameters")
+        require(not evaluate.gradient or whole, "evaluate.gradient", must, evaluate.gradient)
         models = list(model) if isinstance(model, Sequence) else [model]
         prepared = prepare(
             algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds

@@ -10,9 +10,9 @@ are added to it. Neighbouring data sets differ by one sample of one client: a re
 
 Deviations: each client's clipped gradients are summed and then divided by its n_p (the public code averages means of
 chunks, which breaks the sensitivity for sizes that do not divide evenly); the noise follows from one multiplier z:
-standard deviation z sensitivity in difference rounds, z sqrt((u - 1) / period) sensitivity in anchors, the public code's
-split of the budget (u = 1.25), and z sensitivity throughout for period 1. The noise can be the aggregator's or the
-clients' (each adds its share of sqrt(P)).
+its standard deviation is z times the sensitivity in difference rounds and z sqrt((u - 1) / period) times it in anchors,
+the public code's split of the budget (u = 1.25), and z times it throughout for period 1. The noise can be the
+aggregator's or the clients' (each adds its share of sqrt(P)).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from fedsim.engine.block import Job, to_numpy
 from fedsim.engine.plan import plan
 from fedsim.engine.worker import Backend, Done, Scores, Setup
 from fedsim.errors import Diverged
-from fedsim.evaluate import Evaluate, evaluate, summarise
+from fedsim.evaluate import Evaluate, evaluate, gradient, summarise
 from fedsim.layout import Layout
 from fedsim.schedule import Schedule
 from fedsim.store import Store
@@ -91,6 +91,9 @@ class Orchestrator:
             x = to_numpy(self.server.x)
             found = evaluate(self.backend, x, test, task, clients=self.evaluation.clients)
         self.confusion = found.confusion
+        if self.evaluation.gradient:
+            shares = weights_of(self.setup.aggregate, self.sizes) / self.weight
+            found.metrics.update(gradient(self.backend, to_numpy(self.server.x), self.setup.train, shares))
         return found.metrics | {"time/evaluate_s": time.perf_counter() - start}
 
     def step(self) -> Record:

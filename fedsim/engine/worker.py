@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.aggregate import Aggregate, Parts, Sums, fold, weights_of
+from fedsim.aggregate import Aggregate, Mean, Parts, Sums, fold, weights_of
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.channel import message
 from fedsim.channel.channel import Channel
@@ -27,7 +27,7 @@ from fedsim.errors import ClientError
 from fedsim.local import Local
 from fedsim.losses import guess, loss_of, score_of
 from fedsim.tree import leaves, tree_map
-from fedsim.types import Message, State
+from fedsim.types import Batch, Message, State
 
 CHUNK = 512
 """Samples evaluated at once; fixed, so that no bit depends on the number of workers."""
@@ -72,6 +72,16 @@ class Rows:
 
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A job of the training objective: training samples ``first`` to ``last`` with their weights."""
+
+    number: int
+    first: int
+    last: int
+    weights: np.ndarray  # [rows]
 
 
 class Scores(NamedTuple):
@@ -180,6 +190,25 @@ class Worker:
             return [self._scores(self.oracles[0], model, job) for job in jobs]
 
     @torch.no_grad()
+    def gradient(self, jobs: Sequence[Weighted], x: Any) -> list[tuple[Sums, int]]:
+        """Weighted sums of the loss and its gradient [d] over training samples; as in ``train``, with their spans."""
+        model: Tensor = to_device(x, self.device)
+        parts: Parts = {}
+        with _evaluating():
+            for job in jobs:
+                parts = fold({**parts, (job.number, 1): self._gradient(job, model)}, Mean().merge)
+        held = {first: (sums, count) for (first, count), sums in parts.items()}
+        return [held.get(job.number, ({}, 0)) for job in jobs]
+
+    def _gradient(self, job: Weighted, x: Tensor) -> Sums:
+        feed = self.train_feed
+        inputs = feed.inputs(feed.x[job.first : job.last], None)
+        mask = torch.from_numpy(job.weights / job.weights.min()).to(self.device, self.setup.dtype)
+        g, loss = self.oracles[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
+        total = float(job.weights.sum())
+        return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
+
+    @torch.no_grad()
     def evaluate_own(self, jobs: Sequence[Job], broadcast: Any) -> list[Scores]:
         """Loss and accuracy of each client's own test samples at its own model, the clients in block order."""
         got = to_device(broadcast, self.device)
@@ -222,7 +251,7 @@ class Backend(Protocol):
         """Answers of ``Worker.<method>(jobs, shared)`` in job order, whoever computed them.
 
         Args:
-            method: ``train``, ``evaluate`` or ``evaluate_own``.
+            method: ``train``, ``evaluate``, ``evaluate_own`` or ``gradient``.
             jobs: picklable; workers get runs of consecutive jobs.
             costs: of each job, in any unit, to balance the workers.
             shared: what every job needs, as numpy arrays.

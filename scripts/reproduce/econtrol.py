@@ -23,7 +23,7 @@ METHODS = {
     "EF21-SGDM": ["channel=[ef21_sgdm,topk]"],
     "EControl": ["channel=[econtrol,topk]"],
 }
-METRICS = {"quadratic": "eval/loss", "libsvm": "eval/loss", "mnist": "eval/accuracy", "cifar10": "eval/accuracy"}
+METRICS = {"quadratic": "eval/grad_norm2", "libsvm": "eval/grad_norm2", "mnist": "eval/accuracy", "cifar10": "eval/accuracy"}
 
 
 def run(setup: str, method: str, seed: int, folder: Path, extra: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -239,3 +239,18 @@ def fedopt(
         x = x + server_lr * m / (np.sqrt(v) + tau)
         out.append(x)
     return out
+
+
+def mime_lite(problem: Problem, cohorts: Cohorts, k, p, *, lr, beta, decay=1.0, **options):
+    x, m = start(problem), np.zeros(problem.d)
+    out = [x]
+    for t, cohort in enumerate(cohorts):
+        weights = [p[i] for i in cohort]
+        ends = [
+            sgd(x, k[i], lr * decay**t, lambda y, i=i, m=m: (1 - beta) * problem.grad(i, y) + beta * m, **options)
+            for i in cohort
+        ]
+        m = (1 - beta) * mean([problem.grad(i, x) for i in cohort], weights) + beta * m
+        x = mean(ends, weights)
+        out.append(x)
+    return out

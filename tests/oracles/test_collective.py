@@ -259,6 +259,9 @@ def test_all_clients_must_take_part(tmp_path: Path) -> None:
             assert run(rule, problem, 2, schedule=every).status == "finished"
 
 
+LR = 3e-3
+
+
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (OneBitAdam, {"lr": 0.0}, "lr must be > 0, got 0.0"),
     (OneBitAdam, {"lr_decay": 1.1}, r"lr_decay must be in \(0, 1\]"),
@@ -342,3 +345,324 @@ def late_loss(result: Result, last: int = 60) -> float:
     if result.status != "finished":
         return math.inf
     return float(np.mean([record["train/loss"] for record in result.metrics[-last:]]))
+
+
+WITHOUT = UP[1:]  # a sign alone: what is lost is lost
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_onebit_adam_keeps_adams_curve_which_takes_both_memories(seed: int) -> None:
+    """Losses of the last 60 of 240 rounds."""
+    rule = OneBitAdam(lr=LR, warmup=60)
+    adam = late_loss(curve(OneBitAdam(lr=LR), seed, (), ()))
+    onebit = curve(rule, seed, UP, down(None))
+    assert late_loss(onebit) < 1.1 * adam
+    sent = [record["comm/uplink_bytes"] for record in onebit.metrics[1:]]
+    assert 29 < sent[0] / sent[-1] < 32
+
+
+# PowerSGD
+
+
+class Matrices(nn.Module):
+    """A linear function of x whose weights are a matrix, a vector, a small matrix and a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in SHAPES.items():
+            setattr(self, name, nn.Parameter(torch.zeros(shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ torch.cat([p.reshape(-1) for p in self.parameters()]))[:, None]
+
+
+SHAPES: dict[str, tuple[int, ...]] = {"w": (9, 12), "bias": (5,), "small": (3, 4), "tensor": (12, 2, 5)}
+SIZE = sum(math.prod(shape) for shape in SHAPES.values())
+
+
+def cut(x: Vector) -> list[Vector]:
+    """Each parameter as a matrix, its first dimension against all others."""
+    ends = np.cumsum([math.prod(shape) for shape in SHAPES.values()])[:-1]
+    return [part.reshape(shape[0], -1) for part, shape in zip(np.split(x, ends), SHAPES.values(), strict=True)]
+
+
+def joined(parts: Sequence[Vector]) -> Vector:
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def orthogonal(p: Vector) -> Vector:
+    """Gram-Schmidt, column by column, as the paper has it."""
+    p = p.copy()
+    for j in range(p.shape[1]):
+        for i in range(j):
+            p[:, j] -= (p[:, i] @ p[:, j]) * p[:, i]
+        p[:, j] /= np.linalg.norm(p[:, j])
+    return p
+
+
+def cosines(n: int, r: int) -> Vector:
+    return np.array([[math.cos(math.pi / n * (row + 0.5) * (column + 1)) for column in range(r)] for row in range(n)])
+
+
+def powersgd_loop(
+    problem: Any, steps: int, thin: Sequence[bool], *, rank: int, lr: float, decay: float = 1.0, momentum: float = 0.0
+) -> list[Vector]:
+    """The model after each step, [steps + 1, d]; M_i = g_i + e_i, e_i <- M_i - P Q'."""
+    n, x = problem.n, start(problem)
+    e, v = np.zeros((n, len(x))), np.zeros_like(x)
+    q = {k: cosines(part.shape[1], rank) for k, part in enumerate(cut(x)) if thin[k]}
+    out = [x]
+    for t in range(steps):
+        whole = [problem.grad(i, x) + e[i] for i in range(n)]
+        means = [np.mean(parts, axis=0) for parts in zip(*map(cut, whole), strict=True)]
+        got = list(means)
+        for k in q:
+            p = orthogonal(means[k] @ q[k])
+            q[k] = means[k].T @ p
+            got[k] = p @ q[k].T
+        for i in range(n):
+            lost = [a - b if k in q else 0 * a for k, (a, b) in enumerate(zip(cut(whole[i]), got, strict=True))]
+            e[i] = joined(lost)
+        v = momentum * v + joined(got)
+        x = x - lr * decay**t * v
+        out.append(x)
+    return out
+
+
+def twice(models: Sequence[Vector], rounds: int) -> list[Vector]:
+    """A step takes two rounds."""
+    return [models[t // 2] for t in range(rounds + 1)]
+
+
+FIRST_RANKS = {1: (True, False, False, True), 2: (True, False, False, True), 3: (False, False, False, False)}
+
+
+@pytest.mark.parametrize("batching", ["loop", "auto"])
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize(
+    "keys", [{"lr": 0.3}, {"lr": 0.1, "lr_decay": 0.97, "momentum": 0.8}], ids=["defaults", "all_keys"]
+)
+def test_powersgd_equals_the_loop(keys: dict[str, float], rank: int, batching: str) -> None:
+    """An odd number of rounds ends within a step."""
+    problem = Quadratics(n=3, m=SIZE, d=SIZE)
+    steps = 20
+    want = powersgd_loop(problem, steps, FIRST_RANKS[rank], rank=rank, **as_loop(keys))
+    got = run(PowerSGD(**keys, rank=rank), problem, 2 * steps + 1, model=Matrices, batching=batching)
+    assert_follows(got, twice(want, 2 * steps + 1))
+    plain = powersgd_loop(problem, steps, [False] * 4, rank=rank, **as_loop(keys))
+    assert np.abs(plain[-1] - want[-1]).max() > 1e-2, "nothing is lost: the test proves nothing"
+
+
+def assert_is_sgd(problem: Any, rank: int) -> None:
+    x = start(problem)
+    want = [x]
+    for _ in range(15):
+        x = x - 0.3 * mean_grad(problem, x)
+        want.append(x)
+    assert_follows(run(PowerSGD(lr=0.3, rank=rank), problem, 30, model=Matrices), twice(want, 30), 0.05)
+
+
+def test_powersgd_of_what_is_not_factorised_is_sgd() -> None:
+    assert FIRST_RANKS[3] == (False,) * 4
+    assert_is_sgd(Quadratics(n=3, m=40, d=SIZE), rank=3)
+
+
+class LowRank(Quadratics):
+    """The mean gradient of each parameter is a matrix of rank 2 always: so are all samples, with common rows."""
+
+    def __init__(self, *, same: bool) -> None:
+        super().__init__(n=3, m=40, d=SIZE)
+        random = np.random.default_rng(1)
+        parts = []
+        for shape in SHAPES.values():
+            rows = random.normal(size=(2, math.prod(shape[1:])))
+            left = random.normal(size=(self.n, self.m, shape[0], 2))
+            parts.append((left @ rows / 12).reshape(self.n, self.m, -1))
+        self.a = np.concatenate(parts, -1)
+        if same:
+            self.a[1:], self.b[1:] = self.a[0], self.b[0]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["identical_clients", "different_clients"])
+def test_powersgd_of_full_rank_is_sgd(same: bool) -> None:
+    """Rank 2 is the full rank of these gradients; the clients' own errors cancel where they differ."""
+    problem = LowRank(same=same)
+    parts = cut(mean_grad(problem, start(problem)))
+    assert [np.linalg.matrix_rank(part, 1e-9) for part in parts] == [2, 1, 2, 2]
+    assert_is_sgd(problem, rank=2)
+    one = run(PowerSGD(lr=0.3, rank=1), problem, 30, model=Matrices).trajectory
+    assert np.abs(one - run(PowerSGD(lr=0.3, rank=2), problem, 30, model=Matrices).trajectory).max() > 1e-3
+
+
+def test_powersgd_reaches_the_optimum_with_rank_one() -> None:
+    problem = Quadratics(n=3, m=4 * SIZE, d=SIZE)
+    x = run(PowerSGD(lr=0.1, rank=1), problem, 1200, model=Matrices).trajectory
+    error = distances(problem, x)
+    assert error[-1] < 1e-10 * error[0]
+
+
+def test_a_parameter_without_a_gradient_for_a_while_is_not_stuck() -> None:
+    """Q = M' P is zero with M: the power step must start again from something."""
+    problem = Quadratics(n=3, m=SIZE, d=SIZE)
+    problem.b = np.einsum("nmd,d->nm", problem.a, start(problem))
+    x = run(PowerSGD(lr=0.3, rank=2), problem, 6, model=Matrices).trajectory
+    np.testing.assert_allclose(x[-1], x[0], atol=1e-12)  # at the optimum: gradients of rounding only, and no NaN
+
+
+def test_powersgd_counts_every_byte() -> None:
+    """float32; per factorised parameter r (m + n) floats, the others as they are; x travels once."""
+    r, n = 2, 3
+    problem = Quadratics(n=n, m=20, d=SIZE)
+    got = run(PowerSGD(lr=0.1, rank=r), problem, 6, model=Matrices, dtype="float32", encode=True)
+    p = field("p.w", [9, r]) + field("p.tensor", [12, r])
+    q = field("q.w", [12, r]) + field("q.tensor", [10, r])
+    plain = field("plain.bias", [5]) + field("plain.small", [3, 4])
+    up = [record["comm/uplink_bytes"] for record in got.metrics[1:]]
+    assert up == [n * (1 + p + plain), n * (1 + q)] * 3
+    received = [record["comm/downlink_bytes"] for record in got.metrics[1:]]
+    assert received == [n * (1 + field("x", [SIZE])), n * (1 + p)] + [n * (1 + q + plain), n * (1 + p)] * 2
+
+
+# EC-SGD-DIANA
+
+D, K = 8, 2
+STEP = Layer("topk", TopK(k=K), ("step",))
+SHIFT = Layer("randk", RandK(k=K, unbiased=True), ("shift",))
+
+
+def random_k(v: Vector, i: int, t: int) -> Vector:
+    at = draws("randk", i, t, "shift").subset(K, torch.zeros(D)).numpy()
+    out = np.zeros_like(v)
+    out[at] = v[at] * (D / K)
+    return out
+
+
+def whole(v: Vector, i: int, t: int) -> Vector:
+    return v
+
+
+def dec_loop(
+    problem: Quadratics,
+    cohorts: Sequence[Sequence[int]],
+    step: Codec,
+    shift: Codec,
+    *,
+    lr: float,
+    alpha: float,
+    decay: float = 1.0,
+) -> list[Vector]:
+    """Keeps every client's shift and averages all of them anew in every round."""
+    n, x = problem.n, start(problem)
+    e, h = np.zeros((n, len(x))), np.zeros((n, len(x)))
+    out = [x]
+    for t, cohort in enumerate(cohorts):
+        before, mean, sent = h.copy(), h.mean(0), []
+        for i in cohort:
+            g = problem.grad(i, x)
+            want = e[i] + lr * decay**t * (g - before[i] + mean)
+            sent.append(step(want, i, t))
+            e[i] = want - sent[-1]
+            h[i] = before[i] + alpha * shift(g - before[i], i, t)
+        x = x - np.mean(sent, axis=0)
+        out.append(x)
+    return out
+
+
+CODECS: dict[str, tuple[tuple[Layer, ...], Codec, Codec]] = {
+    "none": ((), whole, whole),
+    "topk_none": ((STEP,), top(K), whole),
+    "topk_randk": ((STEP, SHIFT), top(K), random_k),
+}
+
+
+@pytest.mark.parametrize(("partial", "batching"), [(False, "loop"), (True, "auto")], ids=["all_loop", "partial_auto"])
+@pytest.mark.parametrize("name", CODECS)
+def test_ec_sgd_diana_equals_the_loop(name: str, partial: bool, batching: str, tmp_path: Path) -> None:
+    """The fourth client is first seen in the second round; absent clients' shifts stay as they are."""
+    problem = Quadratics(n=4, m=60, d=D)
+    layers, step, shift = CODECS[name]
+    cohorts = [PARTIAL[t % len(PARTIAL)] if partial else [0, 1, 2, 3] for t in range(50)]
+    keys = {"lr": 0.1, "alpha": 0.2}
+    want = dec_loop(problem, cohorts, step, shift, **keys, decay=0.99)
+    rule = ECSGDDiana(**keys, lr_decay=0.99)
+    got = run(rule, problem, 50, channel=layers, schedule=scheduled(cohorts, tmp_path), batching=batching)
+    assert_follows(got, want)
+
+
+def test_ec_sgd_diana_without_compression_is_sgd() -> None:
+    problem = Quadratics(n=4, m=60, d=D)
+    want = [start(problem)]
+    for _ in range(40):
+        want.append(want[-1] - 0.2 * mean_grad(problem, want[-1]))
+    for alpha in (0.1, 1.0):
+        assert_follows(run(ECSGDDiana(lr=0.2, alpha=alpha), problem, 40), want)
+
+
+@pytest.mark.parametrize("shift", ["identity", "randk"])
+def test_ec_sgd_diana_converges_where_error_feedback_stalls(shift: str) -> None:
+    """Linearly, on clients with different optima."""
+    problem = Quadratics(n=4, m=200, d=D)
+    layers, alpha = ((STEP,), 0.5) if shift == "identity" else ((STEP, SHIFT), K / D)
+    error = distances(problem, run(ECSGDDiana(lr=0.1, alpha=alpha), problem, 700, channel=layers).trajectory)
+    assert error[-1] < 1e-20
+    early, late = (math.log(error[a] / error[a + 150]) / 150 for a in (50, 200))
+    assert late == pytest.approx(early, rel=0.4)
+    assert early > 0.03
+    ec = [Layer("ef14", EF14()), Layer("topk", TopK(k=K))]
+    assert distances(problem, run(SGD(lr=0.1), problem, 700, channel=ec).trajectory)[-100:].min() > 1e-3
+
+
+# SGD
+
+
+@pytest.mark.parametrize("batching", ["loop", "auto"])
+def test_sgd_multiplies_on_either_side(batching: str) -> None:
+    """The same model; the message is the gradient, or the step of its round."""
+    problem = Quadratics(n=4, m=20, d=6)
+    want = [start(problem)]
+    for t in range(30):
+        want.append(want[-1] - 0.2 * 0.95**t * mean_grad(problem, want[-1]))
+    for step in ("server", "client"):
+        rule = SGD(lr=0.2, lr_decay=0.95, step=step)  # type: ignore[arg-type]
+        assert_follows(run(rule, problem, 30, batching=batching), want)
+        rnd = Round(3, (0,), 1)
+        got = rule.server(rule.init_server(torch.zeros(2)), {"gradient": torch.ones(2)}, rnd)
+        assert got.x.tolist() == pytest.approx([-(0.2 * 0.95**3 if step == "server" else 1.0)] * 2)
+
+
+class Flat(Quadratics):
+    """No gradient anywhere: what moves is noise."""
+
+    def __init__(self, n: int, d: int) -> None:
+        super().__init__(n=n, m=1, d=d)
+        self.a, self.b = 0 * self.a, 0 * self.b
+
+
+def noise_of(n: int, d: int, rounds: int, **options: Any) -> Vector:
+    x = run(SGD(lr=0.5, sigma=0.3), Flat(n, d), rounds, **options).trajectory
+    return (x[:-1] - x[1:]) / 0.5
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_sgds_noise_has_the_stated_standard_deviation(n: int) -> None:
+    """100,000 draws: the mean of n clients' has sigma / sqrt(n), and no entry, round or moment stands out."""
+    z = noise_of(n, 2000, 50) * math.sqrt(n) / 0.3
+    assert abs(z.mean()) < 5 / math.sqrt(z.size)
+    assert z.std() == pytest.approx(1, abs=5 / math.sqrt(2 * z.size))
+    assert (z**3).mean() == pytest.approx(0, abs=5 * math.sqrt(15 / z.size))
+    assert (z**4).mean() == pytest.approx(3, abs=5 * math.sqrt(96 / z.size))
+    rounds = np.corrcoef(z) - np.eye(len(z))
+    assert np.abs(rounds).max() < 6 / math.sqrt(z.shape[1])
+
+
+def test_sgds_noise_is_addressed() -> None:
+    """By run, round and client: whoever computes it, however many others there are."""
+    one = noise_of(4, 30, 3, batching="loop")
+    for engine in ({"kernel": "vmap", "block": 3}, {"jobs": 2, "block": 1}, {"jobs": 4, "batching": "loop"}):
+        np.testing.assert_allclose(noise_of(4, 30, 3, **engine), one, rtol=1e-12, atol=1e-12)
+    assert np.abs(noise_of(4, 30, 3, seed=SEED + 1) - one).min() > 0
+    alone = noise_of(1, 30, 3)
+    both = noise_of(2, 30, 3)
+    second = 2 * both - alone
+    assert abs(np.corrcoef(second.reshape(-1), alone.reshape(-1))[0, 1]) < 0.5  # client 0 drew the same beside another
+    assert second.std() == pytest.approx(0.3, rel=0.35)

@@ -21,6 +21,7 @@ from fedsim.algorithms.fedprox import FedProx
 from fedsim.algorithms.fedsam import FedSAM
 from fedsim.algorithms.fedsmoo import FedSMOO
 from fedsim.algorithms.fedspeed import FedSpeed
+from fedsim.algorithms.mime_lite import MimeLite
 from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.relaxed import Relaxed
 from fedsim.algorithms.scaffold import Scaffold
@@ -92,6 +93,12 @@ METHODS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "fedsmoo": (FedSMOO(**SGD, alpha=0.5, rho=0.3), loops.feddyn, {"alpha": 0.5, "rho": 0.3}),
     "fedcm": (FedCM(**SGD, alpha=0.3, server_lr=0.7), loops.fedcm, {"alpha": 0.3, "server_lr": 0.7}),
     "mofedsam": (MoFedSAM(**SGD, rho=0.3, alpha=0.3), loops.fedcm, {"rho": 0.3, "alpha": 0.3}),
+    "mime_lite": (MimeLite(**SGD, beta=0.6), loops.mime_lite, {"beta": 0.6}),
+    "mime_lite_wd_clip": (
+        MimeLite(**SGD, beta=0.6, weight_decay=0.05, clip=1.5),
+        loops.mime_lite,
+        {"beta": 0.6, "wd": 0.05, "clip": 1.5},
+    ),
     "fednova": (FedNova(**SGD), loops.fednova, {}),
     "fednova_momentum": (FedNova(**SGD, momentum=0.7), loops.fednova, {"momentum": 0.7}),
     "fednova_prox": (FedNova(**SGD, mu=0.6), loops.fednova, {"mu": 0.6}),
@@ -193,6 +200,7 @@ IDENTITIES = {
     "fedprox_mu0_is_fedavg": (FedProx(**SGD, mu=0.0), FedAvg(**SGD)),
     "fedsam_rho0_is_fedavg": (FedSAM(**SGD, rho=0.0), FedAvg(**SGD)),
     "fedcm_alpha1_is_fedavg": (FedCM(**SGD, alpha=1.0), FedAvg(**SGD)),
+    "mime_lite_beta0_is_fedavg": (MimeLite(**SGD, beta=0.0), FedAvg(**SGD)),
     "fedinit_beta0_is_fedavg": (FedInit(**SGD, beta=0.0), FedAvg(**SGD)),
     "relaxed_beta0_is_the_method": (Relaxed(FedSMOO(**SGD), beta=0.0), FedSMOO(**SGD)),
     "fednova_equal_steps_is_fedavg": (FedNova(**SGD), FedAvg(**SGD)),

@@ -1,0 +1,73 @@
+"""MimeLite: local steps follow the server's optimizer, whose momentum stays fixed during a round.
+
+Karimireddy, Jaggi, Kale, Mohri, Reddi, Stich, Suresh, "Breaking the centralized barrier for cross-device federated
+learning" (Mime), NeurIPS 2021, arXiv 2008.03606, the algorithm box of MimeLite with SGD with momentum as base.
+
+Deviation: clients send updates y - x rather than models. beta = 0 is FedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Batch, Message, Round
+
+
+class ServerState(NamedTuple):
+    """What the server keeps."""
+
+    x: Tensor  # [d] global model
+    m: Tensor  # [d] momentum of full gradients
+
+
+@dataclass(frozen=True)
+class MimeLite(LocalSGD):
+    """Federated averaging with the server's momentum in every local step.
+
+    Attributes:
+        beta: weight of the momentum, in [0, 1).
+    """
+
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.beta < 1, "beta", "be in [0, 1)", self.beta)
+
+    def init_server(self, x0: Tensor) -> ServerState:
+        """The global model at rest."""
+        return ServerState(x0, torch.zeros_like(x0))
+
+    def init_client(self, x0: Tensor) -> tuple[()]:
+        """Clients keep nothing."""
+        return ()
+
+    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+        """The global model x and the momentum m, [d] each."""
+        return {"x": server.x, "m": server.m}
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """K steps y <- y - lr ((1 - beta) g + beta m); sends y - x and the full gradient at x, [d] each."""
+        x, m, lr = got["x"], got["m"], self.rate(rnd)
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return self.step(y, (1 - self.beta) * obj.grad(y, batch) + self.beta * m, lr)
+
+        def add(total: Tensor, batch: Batch) -> Tensor:
+            real = batch.y.shape[0] if batch.mask is None else batch.mask.sum()
+            return total + real * obj.grad(x, batch)
+
+        update = obj.run(step, x) - x
+        return {"update": update, "gradient": obj.sweep(add, torch.zeros_like(x)) / obj.examples}, client
+
+    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+        """x <- mean y; m <- (1 - beta) mean full gradient at the old x + beta m."""
+        m = (1 - self.beta) * received["gradient"] + self.beta * server.m
+        return ServerState(server.x + received["update"], m)
