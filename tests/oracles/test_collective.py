@@ -248,12 +248,12 @@ def test_onebit_adam_counts_every_byte(chunk: int | None) -> None:
 
 def test_all_clients_must_take_part(tmp_path: Path) -> None:
     problem = Quadratics(n=3)
-    some = [Uniform(cohort=2), Bernoulli(rate=0.9), scheduled([[0, 1, 2], [0, 1]] * 2, tmp_path)]
+    some = [Uniform(cohort=2), Bernoulli(rate=0.85), scheduled([[0, 1, 2], [0, 1]] * 2, tmp_path)]
     for rule in (OneBitAdam(lr=0.1), PowerSGD(lr=0.1)):
         for schedule in some:
             must = f"^schedule must let all 3 clients take part in every round for {type(rule).__name__}, .*schedule=all"
             with pytest.raises(InputError, match=must) as caught:  # and before Ray is started
-                run(rule, problem, 2, schedule=schedule, backend="ray", actors=1)
+                run(rule, problem, 4, schedule=schedule, backend="ray", actors=1)
             assert "\n" not in str(caught.value)
         for every in (Uniform(cohort=3), Bernoulli(rate=1.0), scheduled([[0, 1, 2]] * 2, tmp_path)):
             assert run(rule, problem, 2, schedule=every).status == "finished"
@@ -319,11 +319,11 @@ def teacher(seed: int) -> Dataset:
     return Dataset("teacher", Split(x, scores.argmax(1)), None, "classification", 4)
 
 
-def curve(rule: Any, seed: int, channel: Sequence[Layer], downlink: Sequence[Layer], rounds: int = 240) -> Result:
+def curve(rule: Any, seed: int, channel: Sequence[Layer], downlink: Sequence[Layer], rounds: int = 160) -> Result:
     return simulate(
         rule,
         data=teacher(seed),
-        partition=Iid(clients=8),
+        partition=Iid(clients=4),
         model=two_layers,
         rounds=rounds,
         local=Local(steps=1, batch_size=32),
@@ -337,10 +337,10 @@ def curve(rule: Any, seed: int, channel: Sequence[Layer], downlink: Sequence[Lay
 
 
 def two_layers(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    return mlp(input_shape, outputs, hidden=(96,))
+    return mlp(input_shape, outputs, hidden=(64,))
 
 
-def late_loss(result: Result, last: int = 60) -> float:
+def late_loss(result: Result, last: int = 40) -> float:
     """Mean training loss of the last rounds, or infinite."""
     if result.status != "finished":
         return math.inf
@@ -658,7 +658,7 @@ def test_sgds_noise_has_the_stated_standard_deviation(n: int) -> None:
 def test_sgds_noise_is_addressed() -> None:
     """By run, round and client: whoever computes it, however many others there are."""
     one = noise_of(4, 30, 3, batching="loop")
-    for engine in ({"kernel": "vmap", "block": 3}, {"jobs": 2, "block": 1}, {"jobs": 4, "batching": "loop"}):
+    for engine in ({"kernel": "vmap", "block": 3}, {"jobs": 2, "block": 2}, {"jobs": 4, "batching": "loop"}):
         np.testing.assert_allclose(noise_of(4, 30, 3, **engine), one, rtol=1e-12, atol=1e-12)
     assert np.abs(noise_of(4, 30, 3, seed=SEED + 1) - one).min() > 0
     alone = noise_of(1, 30, 3)
