@@ -156,18 +156,23 @@ def prepare(
         engine.threads,
         seed,
     )
+    noise = noises(seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
     for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
-        noise = noises(seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
         channel.send(sample, link, noise, tuple(layout.sizes))
     far = channel.init_server(samples[0]) if samples else {}
     if far and stacked:
         layer = next(name for states in far.values() for name in states)
         raise InputError(f"channel.{layer} makes the server remember a mean, but {type(algorithm).__name__} has none")
-    down = downlink.init(broadcasts(algorithm, x0, len(population), rounds)) if downlink else {}
+    down: State = {}
+    heard: State = {}
+    if downlink:
+        sample = broadcasts(algorithm, x0, len(population), rounds)
+        down, heard = downlink.init(sample), downlink.init_server(sample)
+        downlink.send(sample, down, noise, tuple(layouts[0].sizes))
     rows = tuple(zip(states, links, strict=True))
-    return Prepared(setup, rows, Memory(far, down), x0, tuple(layout.d for layout in layouts), blocks, why)
+    return Prepared(setup, rows, Memory(far, down, heard), x0, tuple(layout.d for layout in layouts), blocks, why)
 
 
 def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:

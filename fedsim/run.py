@@ -288,7 +288,9 @@ def _unknown(cfg: DictConfig, groups: list[str], override: Override) -> str | No
         if part not in node:
             names = [str(key) for key in node] + ([] if path else groups)
             valid = [name for name in names if name not in ("hydra", "_target_")]
-            return unknown_key(".".join(path), part, valid, override.input_line)
+            line = unknown_key(".".join(path), part, valid, override.input_line)
+            layers = {"channel", "downlink"} & set(path[:1])
+            return f"{line}; choose layers first: {path[0]}=[{part}]" if layers and len(path) == 1 else line
         path.append(part)
         node = OmegaConf.select(node, part)
     return None

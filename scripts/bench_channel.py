@@ -1,4 +1,4 @@
-"""Speed of the channel's layers on one vector, one thread: a table with torch.topk, measured in the same run, beside them.
+"""Speed of the channel's layers on one vector, one thread: a table, with torch.topk measured in the same run.
 
 A layer's time is what a client spends on compressing, decompressing and counting; `encode` is the time to make the real
 bytes, which normal runs only count.
@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,10 @@ class Line:
         return v, sides, wire.size(self.content)
 
 
+def _topk(v: Tensor, k: int) -> Any:
+    return v.abs().topk(k)
+
+
 def milliseconds(work: Callable[[], Any], repeats: int) -> float:
     """The best of several runs."""
     times = []
@@ -79,11 +84,11 @@ def main() -> None:
     noise = Addressed(0, "bench", 0, client)
     for name, layer in LAYERS.items():
         k = options.size // (100 if "1 %" in name else 10)
-        reference = milliseconds(lambda k=k: v.abs().topk(k), options.repeats) if "topk" in name else None
-        took = milliseconds(lambda layer=layer: layer(v, (), noise, line), options.repeats)  # type: ignore[arg-type]
+        reference = milliseconds(partial(_topk, v, k), options.repeats) if "topk" in name else None
+        took = milliseconds(partial(layer, v, (), noise, line), options.repeats)  # type: ignore[arg-type]
         content = line.content
-        count = 1e3 * milliseconds(lambda content=content: wire.size(content), options.repeats)
-        encode = milliseconds(lambda content=content: wire.encode(content), options.repeats)
+        count = 1e3 * milliseconds(partial(wire.size, content), options.repeats)
+        encode = milliseconds(partial(wire.encode, content), options.repeats)
         table.add_row(
             name,
             f"{took:.0f}",

@@ -1,7 +1,7 @@
 """PowerSGD: all clients together find a low-rank factorisation of their mean gradient, by one power step a gradient.
 
 Vogels, Karimireddy, Jaggi, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization", NeurIPS
-2019, arXiv 1905.13727, Algorithms 1 and 2, with error feedback and momentum after decompression.
+2019, arXiv 1905.13727, Algorithm 1, and Algorithm 2's error feedback, with heavy-ball momentum after decompression.
 
 It is a collective, not a codec of one client: the factors P are averaged over the clients before Q is computed from
 them. A step therefore takes two rounds, one for each exchange: in even rounds clients send P_i = (g_i + e_i) Q, in odd

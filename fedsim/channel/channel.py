@@ -92,12 +92,14 @@ class Channel:
         back = [from_the_wire(on_the_wire(one)) for one in each]
         return {**messages, **tree_map(lambda *t: torch.stack(t), *back)}
 
-    def receive(self, received: Message, memory: State, share: float) -> tuple[Message, State]:
-        """What the server takes the cohort's mean message for, and its new memory; see ``Middleware``."""
+    def receive(
+        self, received: Message, memory: State, share: float, parameters: tuple[int, ...]
+    ) -> tuple[Message, State]:
+        """What the far end takes the cohort's mean message for, and its new memory; see ``Middleware``."""
         out, new = dict(received), dict(memory)
         for name in (name for name in memory if name in received):
             value = received[name]
-            flat, new[name] = self._onion(name, ()).receive(value.reshape(-1), memory[name], share)
+            flat, new[name] = self._onion(name, parameters).receive(value.reshape(-1), memory[name], share)
             out[name] = flat.view(value.shape)
         return out, new
 

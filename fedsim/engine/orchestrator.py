@@ -35,6 +35,7 @@ class Memory(NamedTuple):
 
     uplink: State  # {field: {layer: state}} of the server's end
     downlink: State  # of the one link that all clients listen to
+    heard: State  # of its far end, the clients, who hold it alike
 
 
 class Orchestrator:
@@ -110,20 +111,21 @@ class Orchestrator:
         clients = self.schedule.clients(index, len(self.sizes), self.setup.seed)
         rnd = self._round(index, clients)
         broadcast = algorithm.broadcast(self.server, rnd)
-        arrived, link, each = self._send(broadcast, index)
+        arrived, link, heard, each = self._send(broadcast, index)
         answers = self._train(rnd, to_numpy(arrived))
         rule = self.setup.aggregate
         sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
         weight = sum(a.weight for a in answers)
         received = rule.finish(sums, weight, self.setup.dtype)
-        received, far = self.setup.uplink.receive(received, self.memory.uplink, weight / self.weight)
+        share = weight / self.weight
+        received, far = self.setup.uplink.receive(received, self.memory.uplink, share, self.parameters)
         own = Addressed(self.setup.seed, "server", index, torch.zeros((), dtype=torch.int64))
         server = algorithm.server(self.server, received, replace(rnd, noise=own))
         if not all(torch.isfinite(leaf.double().sum()) for leaf in tensors(server, "server")):
             for store in self.stores:
                 store.drop()
             raise Diverged(f"the server's state is not finite after round {index + 1}")
-        self.server, self.memory, self.done = server, Memory(far, link), index + 1
+        self.server, self.memory, self.done = server, Memory(far, link, heard), index + 1
         for store in self.stores:
             store.commit()
         uplink = sum(a.uplink_bytes for a in answers)
@@ -146,15 +148,16 @@ class Orchestrator:
     def _round(self, index: int, clients: tuple[int, ...]) -> Round:
         return Round(index, clients, len(self.sizes), int(self.sizes.min()))
 
-    def _send(self, broadcast: Message, index: int) -> tuple[Message, State, int]:
-        """What every client of the cohort gets of a broadcast, the downlink's new memory, and the bytes for each."""
+    def _send(self, broadcast: Message, index: int) -> tuple[Message, State, State, int]:
+        """What clients get of a broadcast, the new memory of the downlink's two ends, and the bytes for each client."""
         channel = self.setup.downlink
         if not channel:
-            return broadcast, self.memory.downlink, message.size(broadcast)
+            return broadcast, self.memory.downlink, self.memory.heard, message.size(broadcast)
         noise = noises(self.setup.seed, "downlink", index, torch.zeros((), dtype=torch.int64))
         arrived, link, sent = channel.send(broadcast, self.memory.downlink, noise, self.parameters)
+        arrived, heard = channel.receive(arrived, self.memory.heard, 1.0, self.parameters)
         lone = tree_map(lambda t: t[None], arrived)
-        return tree_map(lambda t: t[0], channel.decoded(lone)), link, int(sent) + message.owned(lone)
+        return tree_map(lambda t: t[0], channel.decoded(lone)), link, heard, int(sent) + message.owned(lone)
 
     def _ratios(self) -> Record:
         """How many times fewer bytes than without a channel, since the start, for the links that have one."""
@@ -197,8 +200,8 @@ class Orchestrator:
         tested = np.flatnonzero(sizes).tolist()
         rnd = self._round(self.done, tuple(tested))
         jobs, costs = self._cut(rnd, tested, sizes[tested].tolist())
-        broadcast = to_numpy(self.setup.algorithm.broadcast(self.server, rnd))
-        answers: list[Scores] = self.backend.map("evaluate_own", jobs, costs, broadcast)
+        arrived = self._send(self.setup.algorithm.broadcast(self.server, rnd), self.done)[0]
+        answers: list[Scores] = self.backend.map("evaluate_own", jobs, costs, to_numpy(arrived))
         start = self.setup.test.start
         at = np.concatenate([np.arange(start[i], start[i + 1]) for job in jobs for i in job.clients])
         order = np.argsort(at)

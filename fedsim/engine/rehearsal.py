@@ -6,6 +6,7 @@ Links need memory in the shape of the first message. A method may change the fie
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
     Raises:
         InputError: the algorithm fails.
     """
-    oracles = [ModelOracle(model, loss_of(setup.task), "loop") for model in setup.models]
+    oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
     feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
     rows = torch.zeros(2, dtype=torch.int64)
     batches = _Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))

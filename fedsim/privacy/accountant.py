@@ -25,10 +25,12 @@ from fedsim.errors import InputError, require
 from fedsim.privacy.releases import Release, unit_of
 
 _FINE, _COARSE = 1e-4, 1e-3  # width of a bin of privacy loss, in units of max(1, epsilon)
-_GRID = 1.05  # ratio of the round counts at which a running epsilon is computed
+_GRID = 1.1  # ratio of the round counts at which a running epsilon is computed
 _PRECISE = 1e-6  # relative, of a calibrated scale
 
-_Key = tuple[tuple[float, float, int], ...]  # (multiplier, sampling rate, count), sorted, multipliers distinct at a rate
+_Key = tuple[
+    tuple[float, float, int], ...
+]  # (multiplier, sampling rate, count), sorted, multipliers distinct at a rate
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Accountant:
         return _epsilon(self.kind, self.delta, self._key(tuple(releases)), False)
 
     def running(self, releases: Iterable[Release]) -> float:
-        """At least ``epsilon``, at most about 3 % above, cheap when asked after each of many rounds.
+        """At least ``epsilon``, at most about 6 % above, cheap when asked after each of many rounds.
 
         Equal to ``epsilon`` except for "pld" with sampling, whose counts are rounded up to a grid so that a run of
         R rounds computes O(log R) compositions.
@@ -67,7 +69,7 @@ class Accountant:
         return _epsilon(self.kind, self.delta, self._key(tuple(releases)), True)
 
     def note(self, releases: Iterable[Release]) -> str:
-        """What the reader must know beside the number: the unit, and where sampling and bound differ; "" for nothing."""
+        """What must stand beside the number: the unit, and where sampling and bound differ; "" for no release."""
         listed = tuple(releases)
         unit = unit_of(listed)
         if unit is None:

@@ -1,4 +1,4 @@
-"""EC, EF21, EF21-SGDM, EControl and no compression in one of EControl's set-ups: a table, and a picture over megabytes.
+"""EC, EF21, EF21-SGDM, EControl and no compression in one of EControl's set-ups: a table, a picture over megabytes.
 
 Runs `fedsim experiment=econtrol_SETUP` once for each method and seed with the same step, split, cohorts and minibatches,
 into FOLDER/METHOD/SEED; what is there already is not run again. Further arguments go to every run.
@@ -23,7 +23,12 @@ METHODS = {
     "EF21-SGDM": ["channel=[ef21_sgdm,topk]"],
     "EControl": ["channel=[econtrol,topk]"],
 }
-METRICS = {"quadratic": "eval/grad_norm2", "libsvm": "eval/grad_norm2", "mnist": "eval/accuracy", "cifar10": "eval/accuracy"}
+METRICS = {
+    "quadratic": "eval/grad_norm2",
+    "libsvm": "eval/grad_norm2",
+    "mnist": "eval/accuracy",
+    "cifar10": "eval/accuracy",
+}
 
 
 def run(setup: str, method: str, seed: int, folder: Path, extra: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +43,7 @@ def run(setup: str, method: str, seed: int, folder: Path, extra: list[str]) -> t
 
 
 def row(method: str, found: list[tuple[np.ndarray, np.ndarray]], targets: list[float], *, up: bool) -> str:
-    """Final metric, megabytes in all, megabytes until the uncompressed run's final metric, and the ratio of the last."""
+    """Final metric, megabytes in all, megabytes until the uncompressed run's final metric."""
     last = np.array([ys[-1] for _, ys in found])
     reached = [
         xs[np.argmax(ys >= t if up else ys <= t)] if (ys >= t if up else ys <= t).any() else np.nan

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
 from fedsim.algorithms.ec_sgd_diana import ECSGDDiana
-from fedsim.algorithms.onebit_adam import OneBitAdam, ServerState
+from fedsim.algorithms.onebit_adam import OneBitAdam
 from fedsim.algorithms.powersgd import PowerSGD
 from fedsim.algorithms.sgd import SGD
 from fedsim.channel.channel import Channel
@@ -32,12 +31,12 @@ from fedsim.data import Dataset, Split
 from fedsim.errors import InputError
 from fedsim.models import linear_zero, mlp
 from fedsim.partition import Iid, Natural
-from fedsim.schedule import All, Bernoulli, Cohorts, Uniform
-from fedsim.types import Message, Round
+from fedsim.schedule import All, Bernoulli, Uniform
+from fedsim.types import Round
 from tests.conftest import Quadratics
 from tests.oracles.feedback_loops import top
 from tests.oracles.loops import start
-from tests.oracles.test_feedback import PARTIAL, distances, draws, optimum, scheduled
+from tests.oracles.test_feedback import PARTIAL, distances, draws, scheduled
 from tests.oracles.test_feedback import SEED as FEEDBACK_SEED
 
 FLOAT64 = 1e-10
@@ -259,9 +258,6 @@ def test_all_clients_must_take_part(tmp_path: Path) -> None:
             assert run(rule, problem, 2, schedule=every).status == "finished"
 
 
-LR = 3e-3
-
-
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (OneBitAdam, {"lr": 0.0}, "lr must be > 0, got 0.0"),
     (OneBitAdam, {"lr_decay": 1.1}, r"lr_decay must be in \(0, 1\]"),
@@ -302,15 +298,6 @@ class WithoutMemory(OneBitAdam):
         return Onion("momentum", (Layer("sign", Sign("l2", self.chunk)),))
 
 
-class MovingVariance(OneBitAdam):
-    """The variance goes on from one-bit momenta."""
-
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
-        new = super().server(server, received, rnd)
-        v = new.v if self.warm(rnd) else self.beta2 * new.v + (1 - self.beta2) * new.m.square()
-        return new._replace(v=v)
-
-
 def teacher(seed: int) -> Dataset:
     """Four classes of dense Gaussian inputs, told apart by a random network with one hidden layer."""
     random = np.random.default_rng(seed)
@@ -348,17 +335,20 @@ def late_loss(result: Result, last: int = 40) -> float:
 
 
 WITHOUT = UP[1:]  # a sign alone: what is lost is lost
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_onebit_adam_keeps_adams_curve_which_takes_both_memories(seed: int) -> None:
-    """Losses of the last 60 of 240 rounds."""
-    rule = OneBitAdam(lr=LR, warmup=60)
-    adam = late_loss(curve(OneBitAdam(lr=LR), seed, (), ()))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_onebit_adam_keeps_adams_curve_which_takes_error_feedback(seed: int) -> None:
+    """Losses of the last 40 of 160 rounds. Measured: 0.93 to 0.96 of Adam's, without the memories 1.60 to 1.83."""
+    rule = OneBitAdam(lr=1e-3, warmup=40)
+    adam = late_loss(curve(OneBitAdam(lr=1e-3), seed, (), ()))
     onebit = curve(rule, seed, UP, down(None))
-    assert late_loss(onebit) < 1.1 * adam
+    assert late_loss(onebit) / adam == pytest.approx(0.95, abs=0.1)
+    lossy = curve(WithoutMemory(lr=1e-3, warmup=40), seed, WITHOUT, down(None))
+    assert late_loss(lossy) > 1.4 * adam
     sent = [record["comm/uplink_bytes"] for record in onebit.metrics[1:]]
-    assert 29 < sent[0] / sent[-1] < 32
+    assert sent[0] / sent[-1] == pytest.approx(32, rel=0.1)  # headers of some twenty bytes beside 1,860 bits
 
 
 # PowerSGD
@@ -494,11 +484,12 @@ def test_powersgd_of_full_rank_is_sgd(same: bool) -> None:
     assert np.abs(one - run(PowerSGD(lr=0.3, rank=2), problem, 30, model=Matrices).trajectory).max() > 1e-3
 
 
-def test_powersgd_reaches_the_optimum_with_rank_one() -> None:
+def test_powersgd_approaches_the_optimum_linearly_with_rank_one() -> None:
+    """No floor: the clients' errors are those of their mean."""
     problem = Quadratics(n=3, m=4 * SIZE, d=SIZE)
-    x = run(PowerSGD(lr=0.1, rank=1), problem, 1200, model=Matrices).trajectory
+    x = run(PowerSGD(lr=0.2, rank=1), problem, 300, model=Matrices).trajectory
     error = distances(problem, x)
-    assert error[-1] < 1e-10 * error[0]
+    assert error[300] < error[200] / 20 < error[100] / 400
 
 
 def test_a_parameter_without_a_gradient_for_a_while_is_not_stuck() -> None:
@@ -603,13 +594,12 @@ def test_ec_sgd_diana_converges_where_error_feedback_stalls(shift: str) -> None:
     """Linearly, on clients with different optima."""
     problem = Quadratics(n=4, m=200, d=D)
     layers, alpha = ((STEP,), 0.5) if shift == "identity" else ((STEP, SHIFT), K / D)
-    error = distances(problem, run(ECSGDDiana(lr=0.1, alpha=alpha), problem, 700, channel=layers).trajectory)
+    error = distances(problem, run(ECSGDDiana(lr=0.2, alpha=alpha), problem, 130, channel=layers).trajectory)
     assert error[-1] < 1e-20
-    early, late = (math.log(error[a] / error[a + 150]) / 150 for a in (50, 200))
+    early, late = (math.log(error[a] / error[a + 40]) / 40 for a in (20, 60))
     assert late == pytest.approx(early, rel=0.4)
-    assert early > 0.03
     ec = [Layer("ef14", EF14()), Layer("topk", TopK(k=K))]
-    assert distances(problem, run(SGD(lr=0.1), problem, 700, channel=ec).trajectory)[-100:].min() > 1e-3
+    assert distances(problem, run(SGD(lr=0.2), problem, 130, channel=ec).trajectory)[-50:].min() > 1e-3
 
 
 # SGD
