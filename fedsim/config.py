@@ -77,6 +77,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     from fedsim.evaluate import Evaluate
     from fedsim.local import Local
     from fedsim.partition import Partition
+    from fedsim.privacy.config import Privacy
     from fedsim.schedule import Schedule
 
     def number(low: int | None) -> Callable[[Any, str], int]:
@@ -114,6 +115,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "schedule": object_like(Schedule),
         "aggregate": object_like(Aggregate),
         "engine": object_like(Engine, Engine),
+        "privacy": lambda node, path: None if node is None else object_like(Privacy)(node, path),
         "channel": build_channel,
         "downlink": build_channel,
         "model": build_model,

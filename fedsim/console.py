@@ -151,7 +151,7 @@ def report(
             else:
                 table.add_row(name.replace("_", " "), f"{value:,.4g} times fewer bytes than without a channel")
         elif group == "privacy":
-            table.add_row(name, f"{value:.4g}")
+            table.add_row(name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}")
     wall_s, rounds = summary["time/wall_s"], summary["rounds"]
     table.add_row("rounds", f"{rounds:,}")
     table.add_row("time", f"{wall_s:,.1f} s" + (f"  ({wall_s / rounds:.3g} s per round)" if rounds else ""))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsim.aggregate import Aggregate, Stack
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.channel.channel import Channel, noises
+from fedsim.channel.order import check_fields
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.engine.config import Engine
@@ -102,7 +103,7 @@ def prepare(
     require(
         aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
         "aggregate.weights",
-        f"be uniform for {type(algorithm).__name__}, which averages its control variates over all clients alike",
+        f"be uniform for {name_of(algorithm)}, whose clients must weigh the same",
         aggregate.weights,
         "add aggregate.weights=uniform",
     )
@@ -159,6 +160,7 @@ def prepare(
     noise = noises(seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
+    check_fields("channel", channel.layers, {name for sample in samples for name in sample})
     for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
         channel.send(sample, link, noise, tuple(layout.sizes))
     far = channel.init_server(samples[0]) if samples else {}
@@ -169,6 +171,7 @@ def prepare(
     heard: State = {}
     if downlink:
         sample = broadcasts(algorithm, x0, len(population), rounds)
+        check_fields("downlink", downlink.layers, sample)
         down, heard = downlink.init(sample), downlink.init_server(sample)
         downlink.send(sample, down, noise, tuple(layouts[0].sizes))
     rows = tuple(zip(states, links, strict=True))
@@ -212,6 +215,12 @@ def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tens
         return layout.views(x0)
     body, head = layout.split(x0)
     return body if keeps == "body" else head
+
+
+def name_of(algorithm: Any) -> str:
+    """Its class; of a mechanism around another algorithm, with that one's."""
+    base = getattr(algorithm, "base", None)
+    return type(algorithm).__name__ + (f" around {name_of(base)}" if base is not None else "")
 
 
 def _require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> None:

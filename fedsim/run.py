@@ -129,7 +129,8 @@ def with_own_classes(argv: Sequence[str]) -> list[str]:
     """Let ``GROUP._target_=a.B`` replace the group's whole node, whose former keys do not apply.
 
     ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
-    command line that also chooses ``algorithm=NAME`` keeps the keys of that choice.
+    command line that also chooses ``algorithm=NAME`` keeps the keys of that choice. Every layer of a channel may be
+    given its ``fields``, which no layer's own keys include.
     """
     argv = [f"channel@{text}" if text.startswith("downlink=") else text for text in argv]  # one group of layers
     keys = [text.lstrip("+").partition("=")[0] for text in argv]
@@ -137,7 +138,7 @@ def with_own_classes(argv: Sequence[str]) -> list[str]:
     out: list[str] = []
     for text, key in zip(argv, keys, strict=True):
         group, _, rest = key.partition(".")
-        own = group in replaced and rest
+        own = (group in replaced and rest) or (group in ("channel", "downlink") and rest.endswith(".fields"))
         out += [f"~{group}"] if own and rest == "_target_" else []
         out += [f"++{text.lstrip('+')}" if own else text]
     return out

@@ -28,6 +28,7 @@ from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition
 from fedsim.prepare import prepare
+from fedsim.privacy.config import Ledger, Privacy, check_channel, draw_of, promised
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status, summarise
 from fedsim.schedule import All, Schedule
@@ -79,6 +80,7 @@ def simulate(
     aggregate: Aggregate = Mean(),  # noqa: B008
     channel: Channel = Channel(),  # noqa: B008
     downlink: Channel = Channel(),  # noqa: B008
+    privacy: Privacy | None = None,
     engine: Engine = Engine(backend="serial"),  # noqa: B008
     evaluate: Evaluate = Evaluate(),  # noqa: B008
     seed: int = 0,
@@ -101,6 +103,7 @@ def simulate(
         aggregate: the server's rule.
         channel: what happens to the clients' messages on their way to the server.
         downlink: the same for the server's broadcast.
+        privacy: the mechanism around the algorithm, its noise, and how epsilon is computed.
         engine: how the run is executed.
         evaluate: when and what to evaluate.
         seed: of everything random in the run.
@@ -140,6 +143,13 @@ def simulate(
         must = f"be false for {type(algorithm).__name__}, which has no global model"
         whole = getattr(algorithm, "shares", "model") in ("model", "parameters")
         require(not evaluate.gradient or whole, "evaluate.gradient", must, evaluate.gradient)
+        ledger: Ledger | None = None
+        if privacy is not None:
+            sizes = [len(rows) for rows in population.train]
+            expected = schedule.expected(len(population))
+            draw = draw_of(schedule, len(population))
+            algorithm, ledger = promised(privacy, algorithm, draw, expected, len(population), min(sizes), rounds)
+            check_channel(algorithm, channel)
         models = list(model) if isinstance(model, Sequence) else [model]
         prepared = prepare(
             algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds
@@ -151,7 +161,14 @@ def simulate(
         if run_dir is not None:
             parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
             parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
-            parts |= {"channel": channel, "downlink": downlink, "evaluate": evaluate, "rounds": rounds, "seed": seed}
+            parts |= {
+                "privacy": privacy,
+                "channel": channel,
+                "downlink": downlink,
+                "evaluate": evaluate,
+                "rounds": rounds,
+                "seed": seed,
+            }
             folder = RunFolder.create(
                 run_dir,
                 config if config is not None else {name: _described(part) for name, part in parts.items()},
@@ -180,7 +197,7 @@ def simulate(
             jobs=engine.jobs,
             rounds=rounds,
         )
-        history = _History(folder, bar, [run.server.x] if trajectory else None)
+        history = _History(folder, bar, [run.server.x] if trajectory else None, ledger)
         try:
             status, message = _loop(run, history)
         except Exception as error:
@@ -203,9 +220,12 @@ class _History:
     folder: RunFolder | None
     bar: Progress | None
     points: list[Tensor] | None
+    ledger: Ledger | None = None
     records: list[Record] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
+        if self.ledger is not None and "eval/loss" in record:
+            record = record | {"privacy/epsilon": self.ledger.epsilon(int(record["round"]))}
         self.records.append(record)
         if self.folder:
             self.folder.write(record)
@@ -217,6 +237,10 @@ class _History:
 
     def finish(self, status: Status, message: str, digest: str, wall_s: float) -> dict[str, Any]:
         summary = summarise(self.records, status, digest, wall_s) | ({"message": message} if message else {})
+        if self.ledger is not None:
+            done = self.ledger.releases(max(1, int(summary["rounds"])))
+            summary["privacy/noise_multiplier"] = self.ledger.noise_multiplier
+            summary["privacy/promise"] = self.ledger.accountant.note(done)
         if self.folder:
             if (points := self.trajectory()) is not None:
                 self.folder.trajectory(points)

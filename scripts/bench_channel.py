@@ -30,7 +30,7 @@ from fedsim.channel.terngrad import TernGrad
 from fedsim.channel.topk import TopK
 from fedsim.channel.uniform import Uniform
 
-LAYERS = {
+LAYERS: dict[str, Any] = {
     "topk 1 %": TopK(ratio=0.01),
     "topk 10 %": TopK(ratio=0.1),
     "randk 1 %": RandK(ratio=0.01),
@@ -85,7 +85,7 @@ def main() -> None:
     for name, layer in LAYERS.items():
         k = options.size // (100 if "1 %" in name else 10)
         reference = milliseconds(partial(_topk, v, k), options.repeats) if "topk" in name else None
-        took = milliseconds(partial(layer, v, (), noise, line), options.repeats)  # type: ignore[arg-type]
+        took = milliseconds(partial(layer, v, (), noise, line), options.repeats)
         content = line.content
         count = 1e3 * milliseconds(partial(wire.size, content), options.repeats)
         encode = milliseconds(partial(wire.encode, content), options.repeats)

@@ -194,6 +194,7 @@ def run_config(**changes: Any) -> dict[str, Any]:
         "engine": {"_target_": "fedsim.engine.config.Engine", "backend": "serial"},
         "channel": {"encode": False},
         "downlink": {},
+        "privacy": None,
     }
     rest = {"model": node(model), "local": {}, "evaluate": {}, "logger": {"trajectory": True}, "rounds": 3, "seed": 0}
     return {**parts, **rest, **changes}

@@ -171,3 +171,32 @@ def test_quadratic_options_are_checked() -> None:
         Quadratic(heterogeneity=-1.0)
     with pytest.raises(InputError, match="clients must fit in 4 GB"):
         Quadratic(clients=10_000, rows=1000, dim=1000)
+
+
+def test_scaled_identities_are_those_of_the_paper() -> None:
+    """A_i = i / sqrt(n) I and b_i of deviation zeta / i, so that gradients at 0 have deviation zeta / sqrt(n)."""
+    n, d, zeta = 12, 400, 3.0
+    data = Quadratic(clients=n, rows=d, dim=d, heterogeneity=zeta, family="scaled").load(0)
+    assert data.train.x.dtype == data.train.y.dtype == np.float64
+    assert data.x0 is None
+    for i in range(1, n + 1):
+        mine = data.train.group == i - 1
+        np.testing.assert_array_equal(data.train.x[mine], i / np.sqrt(n) * np.eye(d))
+        b = data.train.y[mine]
+        assert i * b.std() == pytest.approx(zeta, rel=6 / np.sqrt(2 * d))  # six standard errors
+        assert abs(i * b.mean()) < 6 * zeta / np.sqrt(d)
+    b = data.train.y.reshape(n, d)
+    assert np.abs(np.corrcoef(b) - np.eye(n)).max() < 6 / np.sqrt(d)
+
+
+def test_scaled_identities_without_heterogeneity_share_the_minimiser_zero() -> None:
+    options = {"clients": 3, "rows": 4, "dim": 4, "family": "scaled"}
+    assert not Quadratic(heterogeneity=0.0, **options).load(0).train.y.any()  # type: ignore[arg-type]
+    one, again, other, gaussian = (
+        Quadratic(**options | more).load(seed).digest  # type: ignore[arg-type]
+        for seed, more in ((0, {}), (0, {}), (1, {}), (0, {"family": "gaussian"}))
+    )
+    assert one == again
+    assert len({one, other, gaussian}) == 3
+    with pytest.raises(InputError, match=r"^rows must be dim = 4 for family=scaled, got 5$"):
+        Quadratic(clients=3, rows=5, dim=4, family="scaled")

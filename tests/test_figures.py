@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from fedsim.figures import confusion, split_by_client
+from fedsim.figures import confusion, curves, split_by_client
 
 
 def pixels(figure):
@@ -131,3 +131,29 @@ def test_pictures_touch_no_global_state():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_curves_are_told_apart_by_colour_and_dashes_and_leave_out_what_has_no_logarithm():
+    xs = np.array([0.0, 1.0, 10.0, 100.0])
+    series = {"EC": (xs, np.array([3.0, 2.0, 0.0, -1.0])), "EF21": (xs, xs + 1), "none": (xs, xs + 2)}
+    axes = curves(series, "loss", x="megabytes", y="loss", log=("x", "y")).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("megabytes", "loss", "loss")
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(series)
+    lines = axes.lines
+    assert lines[0].get_xydata().tolist() == [[1.0, 2.0]]
+    assert lines[1].get_xydata().tolist() == [[1.0, 2.0], [10.0, 11.0], [100.0, 101.0]]
+    assert len({line.get_color() for line in lines}) == len({line.get_linestyle() for line in lines}) == 3
+    figure = curves(series, "loss", x="rounds", y="loss", log=("y",))
+    assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("linear", "log")
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[0.0, 3.0], [1.0, 2.0]]
+    assert ink(figure) > 0.01
+    plain = curves(series, "", x="", y="").axes[0]
+    assert plain.get_yscale() == "linear"
+    assert plain.lines[0].get_xydata().tolist() == [[0.0, 3.0], [1.0, 2.0], [10.0, 0.0], [100.0, -1.0]]
+
+
+def test_ten_curves_repeat_no_pair_of_colour_and_dashes():
+    line = (np.arange(3.0), np.arange(3.0))
+    axes = curves({str(number): line for number in range(10)}, "", x="", y="").axes[0]
+    assert len({(each.get_color(), str(each._unscaled_dash_pattern)) for each in axes.lines}) == 10

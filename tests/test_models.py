@@ -31,6 +31,9 @@ FROZEN: list[tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str, Any
     (models.lenet, (3, 32, 32), 10, {}, 62_006),
     (models.resnet18_gn, (3, 32, 32), 10, {}, 11_181_642),
     (models.resnet18_gn_cifar, (3, 32, 32), 10, {}, 11_173_962),
+    (models.resnet_small_gn, (3, 32, 32), 10, {}, 78_042),
+    (models.resnet_small_gn, (3, 32, 32), 10, {"depth": 20}, 272_474),
+    (models.resnet_small_gn, (1, 28, 28), 10, {}, 78_042 - 2 * 9 * 16),
     (models.char_lstm, (20,), 80, {}, 819_920),
     *(
         (models.fedgh_cnn, (3, 32, 32), classes, {"variant": variant}, count)
@@ -181,6 +184,10 @@ def test_refusals(factory: Callable[[], nn.Module], shape: tuple[int, ...], mess
         (models.mlp, (3,), {"hidden": ()}, "hidden must be one or more widths"),
         (models.mlp, (3,), {"width": 3}, "model mlp has no option width; its options are: hidden, activation"),
         (models.resnet18_gn, (3, 32, 32), {"groups": 3}, "groups must be a divisor of 64, got 3"),
+        (models.resnet_small_gn, (3, 32, 32), {"depth": 10}, "depth must be 6 n + 2: 8, 14, 20, ..., got 10"),
+        (models.resnet_small_gn, (3, 32, 32), {"depth": 2}, "depth must be 6 n + 2"),
+        (models.resnet_small_gn, (3, 32, 32), {"groups": 3}, "groups must be a divisor of 16, got 3"),
+        (models.resnet_small_gn, (64,), {}, "model=resnet_small_gn needs images"),
         (models.char_lstm, (3, 32, 32), {}, "needs token sequences of shape (t,)"),
     ],
 )
@@ -206,17 +213,38 @@ def test_batchnorm_becomes_groupnorm_of_two_groups() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_model_config_builds(path: Path) -> None:
-    node = yaml.safe_load(path.read_text())
-    factory = getattr(models, node.pop("_target_").removeprefix("fedsim.models."))
-    assert factory.__name__ == path.stem
-    shapes = {"linear_zero": ((5,), 1), "char_lstm": ((12,), 30)}
-    shape, outputs = shapes.get(path.stem, ((3, 32, 32), 10))
-    model = models.build(factory, shape, outputs, node, seed=0)
-    defaults = models.build(factory, shape, outputs, {}, seed=0)
-    assert torch.equal(Layout.of(model).flatten(model), Layout.of(defaults).flatten(defaults))
+    loaded = yaml.safe_load(path.read_text())
+    for node in loaded.get("architectures", [loaded]):
+        factory = getattr(models, node.pop("_target_").removeprefix("fedsim.models."))
+        assert factory.__name__ == path.stem or "architectures" in loaded
+        shapes = {"linear_zero": ((5,), 1), "char_lstm": ((12,), 30)}
+        shape, outputs = shapes.get(path.stem, ((3, 32, 32), 10))
+        d = Layout.of(models.build(factory, shape, outputs, node, seed=0)).d
+        defaults = models.build(factory, shape, outputs, {}, seed=0)
+        assert (d == Layout.of(defaults).d) == (node.get("variant", 1) == 1)
 
 
 def test_a_model_of_numbers_is_refused_for_tokens() -> None:
     with pytest.raises(InputError, match=r"fails on a zero sample of shape \(1, 6\) as int64"):
         models.build(models.mlp, (6,), 9, {}, 0, tokens=True)
     models.build(models.char_lstm, (6,), 9, {"hidden": 4}, 0, tokens=True)
+
+
+def test_small_resnets_have_the_papers_shapes() -> None:
+    """6 n + 2 layers with weights: a stem, three stages of n blocks of two convolutions, a head."""
+    for depth in (8, 14, 20):
+        model = models.resnet_small_gn((3, 32, 32), 10, depth)
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+        assert len(convolutions) == depth - 1
+        shortcuts = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+        assert [(m.in_channels, m.out_channels, m.stride) for m in shortcuts] == [(16, 32, (2, 2)), (32, 64, (2, 2))]
+        per_stage = [sum(m.out_channels == width for m in convolutions) for width in (16, 32, 64)]
+        assert per_stage == [1 + (depth - 2) // 3, (depth - 2) // 3, (depth - 2) // 3]
+        assert {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)} == {2}
+    model = models.resnet_small_gn((3, 32, 32), 10, groups=4)
+    assert {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)} == {4}
+    maps: list[tuple[int, ...]] = []
+    for stage in ("layer1", "layer2", "layer3"):
+        model.get_submodule(f"body.{stage}").register_forward_hook(lambda _, __, out: maps.append(tuple(out.shape)))
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert maps == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]

@@ -70,6 +70,7 @@ def cases(draw):
                 Natural(clients),
                 Blocks(clients),
                 Blocks(clients, sort=True),
+                Blocks(clients, sort=True, mixed=0.5),
             ]
         )
     )
@@ -144,7 +145,16 @@ def test_a_split_is_a_function_of_the_data_and_the_seed_alone(case, seed):
 
 @pytest.mark.parametrize(
     "rule",
-    [Iid(5), Dirichlet(5, 1.0), DirichletPerClient(5, 1.0), Classes(5, 2), Shards(5, 2), Quantity(5, 1.0), Natural(5)],
+    [
+        Iid(5),
+        Dirichlet(5, 1.0),
+        DirichletPerClient(5, 1.0),
+        Classes(5, 2),
+        Shards(5, 2),
+        Quantity(5, 1.0),
+        Natural(5),
+        Blocks(5, mixed=0.3),
+    ],
     ids=lambda rule: type(rule).__name__,
 )
 def test_seeds_give_different_splits(rule):
@@ -358,3 +368,41 @@ def test_configs_build_and_repeat_the_defaults_of_their_class(path):
     for field in fields(rule):
         if field.default is not MISSING:
             assert getattr(rule, field.name) == field.default
+
+
+def test_mixed_blocks_deal_that_share_at_random():
+    """The others lie in label order, as without mixing."""
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 800))
+    data = Dataset("sorted", Split(np.zeros((4000, 1)), y), None, "classification", 5)
+    counts = Blocks(5, sort=True, mixed=0.5).split(data, 0).counts(data)
+    assert counts.sum() == 4000
+    assert (counts.sum(axis=1) == 800).all()
+    own = np.diag(counts)  # half of a client's samples and a fifth of the other half
+    others = counts[~np.eye(5, dtype=bool)]
+    assert np.abs(own - 480).max() < 60  # 400 +- 14 by the draw, and at most as many moved to a neighbour
+    assert np.abs(others - 80).max() < 60
+    assert (
+        Blocks(5, sort=True, mixed=0.5).split(data, 1).digest != Blocks(5, sort=True, mixed=0.5).split(data, 0).digest
+    )
+
+
+@given(st.integers(1, 12), st.floats(0, 1), st.booleans(), st.integers(40, 90), st.integers(0, 3))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_mixed_blocks_stay_even_and_keep_every_sample(clients, mixed, sort, size, seed):
+    data = toy(size, 0, 4)
+    population = Blocks(clients, sort=sort, mixed=mixed).split(data, seed)
+    sizes = [len(rows) for rows in population.train]
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(np.concatenate(population.train).tolist()) == list(range(size))
+
+
+def test_blocks_without_mixing_are_blocks_and_wholly_mixed_ones_are_iid():
+    data = toy(4000, 0, 4)
+    none, half, whole = (Blocks(4, sort=True, mixed=mixed).split(data, 0).counts(data) for mixed in (0.0, 0.5, 1.0))
+    assert none.tolist() == Blocks(4, sort=True).split(data, 0).counts(data).tolist()
+    shares = whole / whole.sum(axis=0)
+    assert np.abs(shares - 0.25).max() < 0.08  # 1000 a class: six standard errors
+    assert none.max(axis=0).sum() > half.max(axis=0).sum() > whole.max(axis=0).sum()
+    for mixed in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match=r"^mixed must be in \[0, 1\], got"):
+            Blocks(4, mixed=mixed)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.privacy.releases import Release
 from fedsim.types import Batch, Known, Message, Round
 
 
@@ -93,6 +94,13 @@ class Diff2:
         if not self.noise_multiplier:
             return 0.0
         return self.multiplier(rnd) * 2 * bound / (rnd.smallest * rnd.population)
+
+    def releases(self, rnd: Round) -> tuple[Release, ...]:
+        """The noisy mean of this round, per unit of its bound c."""
+        if not self.noise_multiplier:
+            return ()
+        bound = 2 / (rnd.smallest * rnd.population)
+        return (Release(bound, self.multiplier(rnd) * bound, unit="sample", relation="replace"),)
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The initial model."""

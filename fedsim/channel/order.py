@@ -1,8 +1,8 @@
-"""Which layer may stand outside which; every rule says why."""
+"""Which layer may stand outside which; every rule says why. And whether the fields that layers name exist."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -48,3 +48,12 @@ def check_order(layers: Sequence[Layer]) -> None:
                 f"channel must not have {outer.name} before {inner.name}: {why.format(outer.name, inner.name)}; "
                 f"put {inner.name} before {outer.name}, or leave one out"
             )
+
+
+def check_fields(link: str, layers: Sequence[Layer], sent: Iterable[str]) -> None:
+    """Raise InputError when a layer is limited to a field that no message of the link has."""
+    known = sorted(sent)
+    for layer in layers:
+        if wrong := [name for name in layer.fields or () if name not in known]:
+            must = f"name fields of the messages ({', '.join(known)})"
+            raise InputError(f"{link}.{layer.name}.fields must {must}, got {wrong[0]!r}")

@@ -59,6 +59,11 @@ class RandK:
         values, _, size = send(values, beside)
         return torch.zeros_like(v).scatter(0, index, values), link, size
 
+    @property
+    def nonexpansive(self) -> bool:
+        """Whether no vector becomes longer: in the biased form."""
+        return not self.unbiased
+
     def delta(self, d: int) -> float | None:
         """k / d in expectation, of the biased form."""
         return None if self.unbiased else kept(self.k, self.ratio, d) / d

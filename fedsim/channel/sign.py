@@ -50,6 +50,11 @@ class Sign:
         signs = torch.where(positive.tensor, 1, -1).to(v.dtype)
         return from_rows(to_rows(signs, self.bucket) * scales.unsqueeze(1), d), link, size
 
+    @property
+    def nonexpansive(self) -> bool:
+        """No vector becomes longer: the decoded norm is ||v||_1 / sqrt(d) or ||v||_2."""
+        return True
+
     def delta(self, d: int) -> float | None:
         """1 / bucket for l1."""
         return 1 / width(d, self.bucket) if self.scale == "l1" else None

@@ -52,6 +52,11 @@ class TopK:
         values, (positions,), size = send(v.gather(0, index), Positions(index, d))
         return torch.zeros_like(v).scatter(0, positions.tensor, values), link, size
 
+    @property
+    def nonexpansive(self) -> bool:
+        """No vector becomes longer."""
+        return True
+
     def delta(self, d: int) -> float | None:
         """k / d."""
         return kept(self.k, self.ratio, d) / d

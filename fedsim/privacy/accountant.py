@@ -222,7 +222,10 @@ def _smallest(epsilon: Callable[[float], float], target: float, start: float) ->
 
 def _library() -> Any:
     try:
-        return import_module("dp_accounting")
+        found = import_module("dp_accounting")
+        absl = import_module("absl.logging")
+        absl.set_verbosity(absl.ERROR)  # its warnings name Renyi orders left out, which cost nothing but tightness
+        return found
     except ImportError as error:
         raise InputError(
             "epsilon needs the package dp-accounting, which is not installed; pip install 'fedsim-ray[dp]'"

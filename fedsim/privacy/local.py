@@ -1,0 +1,41 @@
+"""Client-level differential privacy without a trusted server: every client clips its message and adds the noise.
+
+Duchi, Jordan, Wainwright, "Local Privacy and Statistical Minimax Rates", FOCS 2013, arXiv 1302.3203, with the Gaussian
+mechanism (Dwork, Roth, "The Algorithmic Foundations of Differential Privacy", 2014, appendix A).
+
+A message is private before it enters the channel, whatever the channel and the server do with it. What counts is how
+often the same client sends; sampling of cohorts earns nothing, since the server sees who sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedsim.objective import Objective
+from fedsim.privacy.releases import Release
+from fedsim.privacy.wrapped import Wrapped, noisy
+from fedsim.types import Message, Round
+
+
+@dataclass(frozen=True)
+class LocalNoise(Wrapped):
+    """The mechanism."""
+
+    unsampled: ClassVar[bool] = True
+
+    def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
+        """The algorithm's work; its message clipped, with noise."""
+        message, state = self.base.local(obj, client, got, rnd)
+        return noisy(self.clipped(message), self.noise_multiplier * 2 * self.clip, obj.noise), state
+
+    def server(self, server: Any, received: Message, rnd: Round) -> Any:
+        """The algorithm's step."""
+        return self.base.server(server, received, rnd)
+
+    def releases(self, rnd: Round) -> tuple[Release, ...]:
+        """A client's message, which other data of the client move by at most 2 clip."""
+        if not self.noise_multiplier:
+            return ()
+        bound = 2 * self.clip
+        return (Release(bound, self.noise_multiplier * bound, relation="replace"),)

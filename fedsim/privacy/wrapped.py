@@ -1,0 +1,79 @@
+"""What the mechanisms around an algorithm share: everything but the messages is the algorithm's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import InputError
+from fedsim.types import Message, Round
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """An algorithm whose clients clip what they send.
+
+    Attributes:
+        base: the algorithm.
+        clip: largest norm of a client's message, all its fields together, > 0.
+        noise_multiplier: noise over sensitivity, >= 0.
+    """
+
+    uniform: ClassVar[bool] = True
+    base: Any
+    clip: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        name = type(self.base).__name__
+        if hasattr(self.base, "releases"):
+            raise InputError(f"privacy must be own for {name}, which is private by itself; use privacy=own")
+        if getattr(self.base, "stacked", False) or hasattr(self.base, "own"):
+            raise InputError(f"privacy must be none for {name}: a mechanism needs clients that send updates of a model")
+
+    @property
+    def everyone(self) -> bool:
+        """As the algorithm."""
+        return bool(getattr(self.base, "everyone", False))
+
+    @property
+    def shares(self) -> str:
+        """As the algorithm."""
+        return str(getattr(self.base, "shares", "model"))
+
+    @property
+    def keeps(self) -> str:
+        """As the algorithm."""
+        return str(getattr(self.base, "keeps", "model"))
+
+    def init_server(self, x0: Any) -> Any:
+        """As the algorithm."""
+        return self.base.init_server(x0)
+
+    def init_client(self, x0: Any) -> Any:
+        """As the algorithm."""
+        return self.base.init_client(x0)
+
+    def broadcast(self, server: Any, rnd: Round) -> Message:
+        """As the algorithm."""
+        sent: Message = self.base.broadcast(server, rnd)
+        return sent
+
+    def clipped(self, message: Message) -> Message:
+        """The message scaled down to norm ``clip`` if it is longer."""
+        for name, value in message.items():
+            if not (isinstance(value, Tensor) and value.is_floating_point()):
+                raise InputError(f"privacy needs messages of numbers, got the field {name!r} of another kind")
+        norm = torch.stack([value.square().sum() for value in message.values()]).sum().sqrt()
+        scale = (self.clip / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
+        return {name: value * scale for name, value in message.items()}
+
+
+def noisy(message: Message, std: float, noise: Any) -> Message:
+    """The message with Gaussian noise of this standard deviation on every number: one draw for all fields."""
+    whole = torch.cat([value.reshape(-1) for value in message.values()])
+    drawn = (std * noise.normal(whole)).split([value.numel() for value in message.values()])
+    return {name: value + more.view(value.shape) for (name, value), more in zip(message.items(), drawn, strict=True)}
