@@ -73,7 +73,9 @@ def curves(
     styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
     for number, (name, (xs, ys)) in enumerate(series.items()):
         keep = ((xs > 0) | ("x" not in log)) & ((ys > 0) | ("y" not in log))
-        axes.plot(xs[keep], ys[keep], label=name, linestyle=styles[number % len(styles)], linewidth=1.8)
+        axes.plot(
+            xs[keep], ys[keep], label=name, linestyle=styles[(number + number // 10) % len(styles)], linewidth=1.8
+        )
     axes.set(xlabel=x, ylabel=y, title=title)
     if "x" in log:
         axes.set_xscale("log")

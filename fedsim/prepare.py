@@ -100,24 +100,11 @@ def prepare(
 
     Client i has the architecture of ``factories[i mod len(factories)]``.
     """
-    require(
-        aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
-        "aggregate.weights",
-        f"be uniform for {name_of(algorithm)}, whose clients must weigh the same",
-        aggregate.weights,
-        "add aggregate.weights=uniform",
-    )
-    stacked = getattr(algorithm, "stacked", False)
-    require(
-        isinstance(aggregate, Stack) == stacked,
-        "aggregate",
-        f"be {'stack' if stacked else 'a mean'} for {type(algorithm).__name__}",
-        type(aggregate).__name__,
-        f"add aggregate={'stack' if stacked else 'mean'}",
-    )
+    _require_rule(algorithm, aggregate)
     _require_samples(data, population)
     require(len(factories) > 0, "model", "be one or more architectures", "none")
-    models = tuple(build(factory, data.input_shape, data.outputs, {}, seed) for factory in factories)
+    tokens = data.train.x.dtype == np.int64
+    models = tuple(build(factory, data.input_shape, data.outputs, {}, seed, tokens=tokens) for factory in factories)
     layouts = [Layout.of(model) for model in models]
     if getattr(algorithm, "classes", False):
         _require_classes(type(algorithm).__name__, data, models)
@@ -157,25 +144,59 @@ def prepare(
         engine.threads,
         seed,
     )
-    noise = noises(seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+    parameters = tuple(layout.d for layout in layouts)
+    if not (channel or downlink):
+        return Prepared(setup, tuple((state, {}) for state in states), Memory({}, {}, {}), x0, parameters, blocks, why)
+    links, memory = _memories(setup, states, x0, layouts, rounds, len(population))
+    return Prepared(setup, tuple(zip(states, links, strict=True)), memory, x0, parameters, blocks, why)
+
+
+def _memories(
+    setup: Setup, states: tuple[State, ...], x0: Any, layouts: list[Layout], rounds: int, population: int
+) -> tuple[list[State], Memory]:
+    """What links remember before their first message, for clients of each architecture and for the far ends.
+
+    The messages are rehearsed, so that an impossible layer says so now.
+    """
+    channel, downlink = setup.uplink, setup.downlink
+    noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
     check_fields("channel", channel.layers, {name for sample in samples for name in sample})
     for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
         channel.send(sample, link, noise, tuple(layout.sizes))
     far = channel.init_server(samples[0]) if samples else {}
-    if far and stacked:
-        layer = next(name for states in far.values() for name in states)
-        raise InputError(f"channel.{layer} makes the server remember a mean, but {type(algorithm).__name__} has none")
+    if far and isinstance(setup.aggregate, Stack):
+        layer = next(name for kept in far.values() for name in kept)
+        name = type(setup.algorithm).__name__
+        raise InputError(f"channel.{layer} makes the server remember a mean, but {name} has none")
     down: State = {}
     heard: State = {}
     if downlink:
-        sample = broadcasts(algorithm, x0, len(population), rounds)
+        sample = broadcasts(setup.algorithm, x0, population, rounds)
         check_fields("downlink", downlink.layers, sample)
         down, heard = downlink.init(sample), downlink.init_server(sample)
         downlink.send(sample, down, noise, tuple(layouts[0].sizes))
-    rows = tuple(zip(states, links, strict=True))
-    return Prepared(setup, rows, Memory(far, down, heard), x0, tuple(layout.d for layout in layouts), blocks, why)
+    return links, Memory(far, down, heard)
+
+
+def _require_rule(algorithm: Any, aggregate: Aggregate) -> None:
+    """Raise InputError unless the server rule gives the algorithm what it wants: equal weights, a mean or a stack."""
+    require(
+        aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
+        "aggregate.weights",
+        f"be uniform for {name_of(algorithm)}, whose clients must weigh the same",
+        aggregate.weights,
+        "add aggregate.weights=uniform",
+    )
+    stacked = getattr(algorithm, "stacked", False)
+    require(
+        isinstance(aggregate, Stack) == stacked,
+        "aggregate",
+        f"be {'stack' if stacked else 'a mean'} for {type(algorithm).__name__}",
+        type(aggregate).__name__,
+        f"add aggregate={'stack' if stacked else 'mean'}",
+    )
 
 
 def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:

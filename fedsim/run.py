@@ -262,7 +262,8 @@ def _diagnosed(composer: Hydra, config_name: str, parsed: list[Override], error:
         wrong = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and v not in options]
         if options and wrong:
             guess = did_you_mean(wrong[0], options, "" if isinstance(value, list) else f"{group}=")
-            lines.append(f"unknown option {group}={wrong[0]}; {guess}options of {group}: {', '.join(options)}")
+            name = str(o.package or group)  # downlink chooses from the group of channel
+            lines.append(f"unknown option {name}={wrong[0]}; {guess}options of {name}: {', '.join(options)}")
         elif o.is_add() and f"Multiple values for {group}." in str(error):
             lines.append(f"{group} has a choice already, got {o.input_line}; write {group}={value}")
         elif options or o.is_hydra_override():

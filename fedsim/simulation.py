@@ -28,7 +28,7 @@ from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition
 from fedsim.prepare import prepare
-from fedsim.privacy.config import Ledger, Privacy, check_channel, draw_of, promised
+from fedsim.privacy.config import Ledger, Privacy, check_channel, promised
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status, summarise
 from fedsim.schedule import All, Schedule
@@ -135,40 +135,25 @@ def simulate(
         say("dividing the data")
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
-        must = f"let all {len(population)} clients take part in every round for {type(algorithm).__name__}"
-        if getattr(algorithm, "everyone", False):
-            cohorts = (schedule.clients(t, len(population), seed) for t in range(rounds))
-            everyone = all(len(cohort) == len(population) for cohort in cohorts)
-            require(everyone, "schedule", must, schedule, "add schedule=all")
-        must = f"be false for {type(algorithm).__name__}, which has no global model"
-        whole = getattr(algorithm, "shares", "model") in ("model", "parameters")
-        require(not evaluate.gradient or whole, "evaluate.gradient", must, evaluate.gradient)
+        _require_everyone(algorithm, schedule, len(population), rounds, seed)
         ledger: Ledger | None = None
         if privacy is not None:
-            sizes = [len(rows) for rows in population.train]
-            expected = schedule.expected(len(population))
-            draw = draw_of(schedule, len(population))
-            algorithm, ledger = promised(privacy, algorithm, draw, expected, len(population), min(sizes), rounds)
+            algorithm, ledger = promised(privacy, algorithm, schedule, [len(r) for r in population.train], rounds)
             check_channel(algorithm, channel)
         models = list(model) if isinstance(model, Sequence) else [model]
         prepared = prepare(
             algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds
         )
-        must = f"be false for {type(algorithm).__name__}, which has no global model"
-        require(not trajectory or prepared.number is not None, "logger.trajectory", must, trajectory)
+        must, model_of_all = f"be false for {type(algorithm).__name__}, which has no global model", prepared.number
+        require(not trajectory or model_of_all is not None, "logger.trajectory", must, trajectory)
+        require(not evaluate.gradient or model_of_all == 0, "evaluate.gradient", must, evaluate.gradient)
         chosen = prepared.described() | {"threads": engine.threads}
         folder = None
         if run_dir is not None:
             parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
             parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
-            parts |= {
-                "privacy": privacy,
-                "channel": channel,
-                "downlink": downlink,
-                "evaluate": evaluate,
-                "rounds": rounds,
-                "seed": seed,
-            }
+            parts |= {"channel": channel, "downlink": downlink, "privacy": privacy}
+            parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed}
             folder = RunFolder.create(
                 run_dir,
                 config if config is not None else {name: _described(part) for name, part in parts.items()},
@@ -211,6 +196,14 @@ def simulate(
     return Result(
         status, history.records, summary, final, run.server, history.trajectory(), where, message, tuple(run.stores)
     )
+
+
+def _require_everyone(algorithm: Any, schedule: Schedule, n: int, rounds: int, seed: int) -> None:
+    """Raise InputError when the algorithm needs all clients in every round and the schedule does not bring them."""
+    if getattr(algorithm, "everyone", False):
+        everyone = all(len(schedule.clients(t, n, seed)) == n for t in range(rounds))
+        must = f"let all {n} clients take part in every round for {type(algorithm).__name__}"
+        require(everyone, "schedule", must, schedule, "add schedule=all")
 
 
 @dataclass

@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -18,6 +21,11 @@ from torch import nn
 
 from fedsim.data import Dataset, Split
 from fedsim.models import cnn
+
+# absl, which dp-accounting imports, keeps the standard error of its import, under pytest a file of the capture, and
+# closes it when Hydra configures logging: give it the real one.
+with suppress(ImportError):
+    import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(autouse=True)

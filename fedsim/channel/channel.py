@@ -75,7 +75,9 @@ class Channel:
                 got[name], _, size = transmit(name, value, (), encode=self.encode)
                 total = total + size
             elif name not in links:
-                raise TypeError(f"field {name!r} of a message must exist in the first or the last round too")
+                raise TypeError(
+                    f"field {name!r} of a message must exist in one of the first three rounds or the last too"
+                )
             else:
                 flat, new[name], sent = onion.send(value.reshape(-1), links[name], noises)
                 got[name] = flat.to(value.dtype).view(value.shape)

@@ -55,5 +55,5 @@ def check_fields(link: str, layers: Sequence[Layer], sent: Iterable[str]) -> Non
     known = sorted(sent)
     for layer in layers:
         if wrong := [name for name in layer.fields or () if name not in known]:
-            must = f"name fields of the messages ({', '.join(known)})"
+            must = f"name fields that the messages of the first three rounds or the last have ({', '.join(known)})"
             raise InputError(f"{link}.{layer.name}.fields must {must}, got {wrong[0]!r}")

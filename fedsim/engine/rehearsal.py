@@ -1,7 +1,8 @@
 """What messages will look like, found out before anything is spawned: one client, one minibatch of two zero samples.
 
 Links need memory in the shape of the first message. A method may change the fields of its messages with the round
-(a warm-up): the first and the last round are rehearsed, and a link has room for the fields of both.
+(a warm-up, exchanges that take turns): the first three rounds and the last are rehearsed, and a link has room for the
+fields of all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fedsim.engine.worker import Setup
 from fedsim.errors import InputError
 from fedsim.losses import loss_of
 from fedsim.objective import Objective
-from fedsim.types import Batch, Message, Round, State
+from fedsim.types import Batch, Known, Message, Round, State
 
 
 class _Two:
@@ -39,7 +40,16 @@ class _Two:
 def broadcasts(algorithm: Any, x0: Any, population: int, rounds: int) -> Message:
     """The fields of the server's broadcasts."""
     server = algorithm.init_server(x0)
-    return {k: v for t in (rounds - 1, 0) for k, v in algorithm.broadcast(server, Round(t, (0,), population)).items()}
+    found: Message = {}
+    for t in _rounds(rounds):
+        for name, value in algorithm.broadcast(server, Round(t, (0,), population)).items():
+            if isinstance(found.get(name), (Known, type(None))):  # what is known in one round may travel in another
+                found[name] = value
+    return found
+
+
+def _rounds(rounds: int) -> list[int]:
+    return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
 
 
 @torch.no_grad()
@@ -54,7 +64,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
     rows = torch.zeros(2, dtype=torch.int64)
     batches = _Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
     found: Message = {}
-    for t in (rounds - 1, 0):
+    for t in reversed(_rounds(rounds)):
         rnd = Round(t, (architecture,), len(setup.train.sizes()))
         try:
             server = setup.algorithm.init_server(x0)

@@ -13,7 +13,7 @@ from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.releases import Release
-from fedsim.schedule import Bernoulli, Uniform
+from fedsim.schedule import Bernoulli, Schedule, Uniform
 from fedsim.types import Round
 
 
@@ -113,7 +113,7 @@ def check_channel(algorithm: Any, channel: Channel) -> None:
         if kind(layer) != "layerwise" and not getattr(layer.middleware, "nonexpansive", False):
             why = "remembers earlier messages" if kind(layer) == "feedback" else "can make a message longer"
             raise InputError(
-                f"channel must not have {layer.name} under noise of the server: it {why}, so that the clip bound, which "
+                f"channel must not have {layer.name} under noise of the server: it {why}, so the clip bound, which "
                 "the noise is measured by, does not hold at the server; use topk, sign or a biased randk, or let the "
                 "clients add the noise (privacy=local_gaussian, algorithm.noise=clients), before any layer"
             )
@@ -133,7 +133,7 @@ class Draw:
         return replace(release, sampling=self.sampling, rate=self.rate, cohort=self.cohort, population=self.population)
 
 
-def draw_of(schedule: Any, population: int) -> Draw:
+def draw_of(schedule: Schedule, population: int) -> Draw:
     """How a schedule draws; fixed lists of cohorts earn no amplification."""
     if isinstance(schedule, Bernoulli):
         return Draw("poisson", rate=schedule.rate)
@@ -172,17 +172,24 @@ class Ledger:
 
 
 def promised(
-    privacy: Privacy, algorithm: Any, draw: Draw, expected: int, population: int, smallest: int, rounds: int
+    privacy: Privacy, algorithm: Any, schedule: Schedule, sizes: Sequence[int], rounds: int
 ) -> tuple[Any, Ledger]:
     """The private algorithm, its noise calibrated if a target is given, and its ledger.
+
+    Args:
+        privacy: what the run promises.
+        algorithm: to be made private.
+        schedule: how cohorts are drawn.
+        sizes: [n] samples of each client.
+        rounds: of the run.
 
     Raises:
         InputError: the accountant has no bound for what would be let out.
     """
 
     def ledger(noise_multiplier: float) -> Ledger:
-        private = privacy.applied(algorithm, noise_multiplier, expected)
-        return Ledger(private, privacy.accountant, draw, population, smallest)
+        private = privacy.applied(algorithm, noise_multiplier, schedule.expected(len(sizes)))
+        return Ledger(private, privacy.accountant, draw_of(schedule, len(sizes)), len(sizes), min(sizes))
 
     at: Callable[[float], Sequence[Release]] = lambda z: ledger(z).releases(rounds)  # noqa: E731
     z = privacy.noise_multiplier

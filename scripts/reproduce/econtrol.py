@@ -1,7 +1,7 @@
 """EC, EF21, EF21-SGDM, EControl and no compression in one of EControl's set-ups: a table, a picture over megabytes.
 
-Runs `fedsim experiment=econtrol_SETUP` once for each method and seed with the same step, split, cohorts and minibatches,
-into FOLDER/METHOD/SEED; what is there already is not run again. Further arguments go to every run.
+Runs `fedsim experiment=econtrol_SETUP` once for each method and seed with the same step, split, cohorts and
+minibatches, into FOLDER/METHOD/SEED; what is there already is not run again. Further arguments go to every run.
 """
 
 from __future__ import annotations

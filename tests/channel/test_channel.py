@@ -375,7 +375,7 @@ def test_an_empty_channel_costs_nothing(quadratics: Quadratics) -> None:
     assert not any("ratio" in tag for record in plain.metrics for tag in record)
     CALLS.clear()
     encoded = quadratic(quadratics, Counting(lr=0.1), batching="loop", channel=Channel((), encode=True))
-    assert len(CALLS) == 3 * quadratics.n + 2, "the first and the last round are rehearsed where there is a channel"
+    assert len(CALLS) == 3 * quadratics.n + 3, "three rounds and the last are rehearsed where there is a channel"
     assert encoded.summary["digest"] == plain.summary["digest"]
     assert [r["comm/uplink_bytes"] for r in encoded.metrics[1:]] == [quadratics.n * dense] * 3
 
