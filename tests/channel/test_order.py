@@ -91,7 +91,7 @@ def test_two_layers_need_two_names() -> None:
         (["channel=[layerwise,econtrol,topk]"], ["must not have layerwise before econtrol", "whole vectors"]),
         (["channel=[sign,layerwise]"], ["must not have sign before layerwise", "no longer the model's parameters"]),
         (["channel=[topkk]"], ["unknown option channel=topkk", "did you mean", "topk", "qsgd", "econtrol"]),
-        (["downlink=[qsgdd]"], ["unknown option channel=qsgdd", "did you mean qsgd?", "econtrol", "topk"]),
+        (["downlink=[qsgdd]"], ["unknown option downlink=qsgdd", "did you mean qsgd?", "econtrol", "topk"]),
         (["channel.topk.k=3"], ["unknown key channel.topk", "keys of channel: encode"]),
         (["channel=[fp16]", "channel.topk.k=3"], ["unknown key channel.topk", "keys of channel: encode, fp16"]),
         (["channel=[topk]", "channel.topk.kk=3"], ["unknown key channel.topk.kk", "ratio"]),
