@@ -85,7 +85,9 @@ def test_opacus_agrees():
 
 
 @pytest.mark.parametrize("accountant", [PLD, RDP])
-@pytest.mark.parametrize(("rate", "target"), [(None, 0.3), (None, 8.0), pytest.param(0.02, 1.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("rate", "target"), [(None, 0.3), (None, 8.0), pytest.param(0.02, 1.5, marks=pytest.mark.slow)]
+)
 def test_calibrate_inverts_epsilon(accountant, rate, target):
     scale = accountant.calibrate(lambda s: [gaussian(3 * s, 40, rate), gaussian(s, 10, rate)], target)
     got = accountant.epsilon([gaussian(3 * scale, 40, rate), gaussian(scale, 10, rate)])
