@@ -112,6 +112,9 @@ class Worker:
         torch.set_num_threads(setup.threads)
         self.setup = setup
         self.device = torch.device(setup.device)
+        if self.device.type == "cuda":  # convolutions in float32, and the same bits every time
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.deterministic = True
         rows = int(setup.train.sizes().max()) if setup.task == "least_squares" else 1
         self.loss = loss_of(setup.task, rows)
         self.oracles = [
