@@ -20,7 +20,10 @@ class Owned(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What every receiver can compute from earlier messages, handed over for free: a model that all update alike."""
+    """What every receiver can compute from earlier messages, handed over for free: a model that all update alike.
+
+    Only broadcasts have such fields; ``local`` gets the value itself.
+    """
 
     value: Tensor
 

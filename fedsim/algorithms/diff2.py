@@ -116,7 +116,7 @@ class Diff2:
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """Sends the mean over the client's samples of clipped gradients at x, or of their clipped differences, [d]."""
-        x, before = got["x"], got["before"].value
+        x, before = got["x"], got["before"]
         bound = self.bound(x, before, rnd)
         less = None if self.anchor(rnd) else before
 

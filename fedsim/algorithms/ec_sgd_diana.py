@@ -19,9 +19,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.types import Batch, Message, Round
+from fedsim.types import Message, Round
 
 
 class ServerState(NamedTuple):
@@ -73,11 +74,7 @@ class ECSGDDiana:
     def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
         """g: the mean gradient at x over the K minibatches; sends e + gamma (g - h_i + h) and g - h_i, [d] each."""
         x, gamma = got["x"], self.lr * self.lr_decay**rnd.index
-
-        def add(total: Tensor, batch: Batch) -> Tensor:
-            return total + obj.grad(x, batch)
-
-        shift = obj.run(add, torch.zeros_like(x)) / obj.steps - client.h
+        shift = mean_gradient(obj, x) - client.h
         return {"step": client.e + gamma * (shift + got["h"]), "shift": shift}, client
 
     def settle(self, client: ClientState, sent: Message, arrived: Message, rnd: Round) -> ClientState:

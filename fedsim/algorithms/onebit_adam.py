@@ -22,12 +22,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.sgd import mean_gradient
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.onion import Layer, Onion
 from fedsim.channel.sign import Sign
 from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.types import Batch, Known, Message, Round
+from fedsim.types import Known, Message, Round
 
 
 class ServerState(NamedTuple):
@@ -106,15 +107,10 @@ class OneBitAdam:
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """g: the mean gradient at x over the K minibatches; sends g, or beta1 m + (1 - beta1) g, [d]."""
-        x = _known(got["x"])
-
-        def add(total: Tensor, batch: Batch) -> Tensor:
-            return total + obj.grad(x, batch)
-
-        g = obj.run(add, torch.zeros_like(x)) / obj.steps
+        g = mean_gradient(obj, got["x"])
         if self.warm(rnd):
             return {"gradient": g}, client
-        return {"momentum": self.beta1 * _known(got["momentum"]) + (1 - self.beta1) * g}, client
+        return {"momentum": self.beta1 * got["momentum"] + (1 - self.beta1) * g}, client
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
         """x <- x - lr (m / (sqrt(v) + eps) + weight_decay x) with the new m, S(mean + error) after the warm-up."""
@@ -129,10 +125,6 @@ class OneBitAdam:
             step = torch.where(v > self.floor**2 * v.mean(), step, 0.0)
         lr = self.lr * self.lr_decay**rnd.index
         return ServerState(x - lr * (step + self.weight_decay * x), m, v, memory)
-
-
-def _known(value: Tensor | Known) -> Tensor:
-    return value.value if isinstance(value, Known) else value
 
 
 def _no_noise(address: str) -> Any:

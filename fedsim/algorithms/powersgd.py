@@ -20,9 +20,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.types import Batch, Known, Message, Round
+from fedsim.types import Known, Message, Round
 
 
 class ServerState(NamedTuple):
@@ -105,13 +106,9 @@ class PowerSGD:
             p = {name: got[f"p.{name}"] for name in client.p}
             matrices = obj.views(client.whole)
             return {f"q.{name}": _matrix(matrices[name]).t() @ p[name] for name in p}, ClientState(client.whole, p)
-        x = _known(got["x"])
-        q = {name: _known(got[f"q.{name}"]) for name in client.p}
-
-        def add(total: Tensor, batch: Batch) -> Tensor:
-            return total + obj.grad(x, batch)
-
-        g = obj.views(obj.run(add, torch.zeros_like(x)) / obj.steps)
+        x = got["x"]
+        q = {name: got[f"q.{name}"] for name in client.p}
+        g = obj.views(mean_gradient(obj, x))
         old = obj.views(client.whole)
         whole = {
             name: t + (old[name] - (client.p[name] @ q[name].t()).view(t.shape) if name in q else 0)
@@ -143,7 +140,3 @@ def _cosines(n: int, r: int, like: Tensor) -> Tensor:
     rows = torch.arange(n, dtype=like.dtype, device=like.device)[:, None] + 0.5
     columns = torch.arange(1, r + 1, dtype=like.dtype, device=like.device)
     return torch.cos(math.pi / n * rows * columns)
-
-
-def _known(value: Tensor | Known) -> Tensor:
-    return value.value if isinstance(value, Known) else value

@@ -63,12 +63,7 @@ class SGD:
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """Sends the mean over the K minibatches of the gradient at x [d], times the learning rate for step=client."""
-        x = got["x"]
-
-        def add(total: Tensor, batch: Batch) -> Tensor:
-            return total + obj.grad(x, batch)
-
-        g = obj.run(add, torch.zeros_like(x)) / obj.steps
+        g = mean_gradient(obj, got["x"])
         if self.sigma:
             g = g + self.sigma * obj.noise.normal(g)
         return {"gradient": g * self.rate(rnd) if self.step == "client" else g}, client
@@ -81,3 +76,12 @@ class SGD:
     def rate(self, rnd: Round) -> float:
         """gamma of this round, lr * lr_decay^t."""
         return self.lr * self.lr_decay**rnd.index
+
+
+def mean_gradient(obj: Objective, x: Tensor) -> Tensor:
+    """The mean [d] over the client's K minibatches of the round of their gradients at x [d]."""
+
+    def add(total: Tensor, batch: Batch) -> Tensor:
+        return total + obj.grad(x, batch)
+
+    return obj.run(add, torch.zeros_like(x)) / obj.steps

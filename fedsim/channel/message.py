@@ -40,6 +40,11 @@ def from_the_wire(content: dict[str, wire.Content]) -> Message:
     return out
 
 
+def heard(message: Message) -> Message:
+    """What a receiver has in hand: what travelled, and what is ``Known``, as plain values."""
+    return {name: value.value if isinstance(value, Known) else value for name, value in message.items()}
+
+
 def size(message: Message) -> int:
     """Bytes of one message; nothing at all when it has no fields."""
     return wire.size(content) if (content := on_the_wire(message)) else 0

@@ -152,11 +152,11 @@ class Orchestrator:
         """What clients get of a broadcast, the new memory of the downlink's two ends, and the bytes for each client."""
         channel = self.setup.downlink
         if not channel:
-            return broadcast, self.memory.downlink, self.memory.heard, message.size(broadcast)
+            return message.heard(broadcast), self.memory.downlink, self.memory.heard, message.size(broadcast)
         noise = noises(self.setup.seed, "downlink", index, torch.zeros((), dtype=torch.int64))
         arrived, link, sent = channel.send(broadcast, self.memory.downlink, noise, self.parameters)
         arrived, heard = channel.receive(arrived, self.memory.heard, 1.0, self.parameters)
-        lone = tree_map(lambda t: t[None], arrived)
+        lone = tree_map(lambda t: t[None], message.heard(arrived))
         return tree_map(lambda t: t[0], channel.decoded(lone)), link, heard, int(sent) + message.owned(lone)
 
     def _ratios(self) -> Record:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
 from fedsim.engine.oracle import ModelOracle
@@ -70,7 +71,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
             server = setup.algorithm.init_server(x0)
             noise = Addressed(setup.seed, "rehearsal", t, torch.tensor(architecture))
             obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
-            message, _ = setup.algorithm.local(obj, state, setup.algorithm.broadcast(server, rnd), rnd)
+            message, _ = setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)
         except Exception as error:  # user code: any type
             name = type(setup.algorithm).__name__
             raise InputError(

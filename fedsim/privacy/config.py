@@ -12,7 +12,7 @@ from fedsim.errors import InputError, require
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.local import LocalNoise
-from fedsim.privacy.releases import Release
+from fedsim.privacy.releases import Release, merged
 from fedsim.schedule import Bernoulli, Schedule, Uniform
 from fedsim.types import Round
 
@@ -154,12 +154,9 @@ class Ledger:
 
     def releases(self, rounds: int) -> tuple[Release, ...]:
         """Everything that the first ``rounds`` rounds let out, equal releases counted."""
-        counts: dict[Release, int] = {}
-        for index in range(rounds):
-            for release in self.algorithm.releases(Round(index, (), self.population, self.smallest)):
-                drawn = release if getattr(self.algorithm, "unsampled", False) else self.draw.of(release)
-                counts[drawn] = counts.get(drawn, 0) + release.count
-        return tuple(replace(release, count=count) for release, count in counts.items())
+        draw = Draw() if getattr(self.algorithm, "unsampled", False) else self.draw
+        each = (self.algorithm.releases(Round(t, (), self.population, self.smallest)) for t in range(rounds))
+        return tuple(draw.of(release) for release in merged(release for some in each for release in some))
 
     @property
     def noise_multiplier(self) -> float:

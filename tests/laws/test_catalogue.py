@@ -19,6 +19,7 @@ from fedsim import Engine, Local, Mean, Result, simulate
 from fedsim.aggregate import Stack
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
+from fedsim.channel.message import heard
 from fedsim.channel.onion import Layer
 from fedsim.channel.randk import RandK
 from fedsim.channel.sign import Sign
@@ -200,14 +201,14 @@ def test_methods_are_pure(name: str, index: int, squares: Dataset) -> None:
         server = rule.init_server(part(getattr(rule, "shares", "model"), layout, x0))
         client = rule.init_client(part(getattr(rule, "keeps", "model"), layout, x0))
         before = [t.clone() for t in leaves((server, client, x0))]
-        got = rule.broadcast(server, rnd)
+        got = heard(rule.broadcast(server, rnd))
         data = OneBatch(batch)
         obj = Objective(oracle, data, torch.tensor(2), torch.tensor(4), everything=data, oracles=[oracle])
         message, after = rule.local(obj, client, got, rnd)
         one = aggregate(name)
         sums = one.add({}, (3,), tree_map(lambda t: t[None], message), torch.ones(1, dtype=torch.float64))
         stepped = rule.server(server, one.finish(tree_map(lambda t: t.numpy(), sums), 1.0, x0.dtype), rnd)
-        own = rule.own(obj, after, rule.broadcast(stepped, rnd), rnd) if hasattr(rule, "own") else x0
+        own = rule.own(obj, after, heard(rule.broadcast(stepped, rnd)), rnd) if hasattr(rule, "own") else x0
         assert own.shape == x0.shape
         for t, kept in zip(leaves((server, client, x0)), before, strict=True):
             assert torch.equal(t, kept), "an input was written in place"

@@ -25,7 +25,7 @@ from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.config import CentralGaussian, LocalGaussian, Own
 from fedsim.privacy.releases import Release
-from fedsim.schedule import All, Bernoulli, Schedule, Uniform
+from fedsim.schedule import All, Bernoulli, Uniform
 
 pytest.importorskip("dp_accounting")
 
@@ -162,16 +162,25 @@ def test_clipping_without_noise_is_all_that_a_mechanism_does_then() -> None:
         x = x + clipped(updates, 0.1).mean(0)
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [(Bernoulli(rate=0.5), 2), (All(), 4)])
-def test_the_noise_and_the_denominator_do_not_follow_the_cohort(schedule: Schedule, expected: int) -> None:
-    quiet = run(CentralNoise(FedAvg(lr=0.05), 0.1, 0.0, expected), rounds=1, schedule=schedule).trajectory
-    draws = []
-    for offset in range(150):  # the same cohort needs the same seed: other noise comes from other clip bounds' scale
-        rule = CentralNoise(FedAvg(lr=0.05), 0.1, 1.0 + offset, expected)
-        found = run(rule, rounds=1, schedule=schedule).trajectory
-        draws.append((found[1] - quiet[1]) / (1.0 + offset))
-    np.testing.assert_allclose(draws, np.broadcast_to(draws[0], np.shape(draws)), rtol=1e-9, atol=1e-12)
-    assert 0.1 / expected / 4 < np.abs(draws[0]).max() < 4 * 0.1 / expected
+def test_the_denominator_is_the_expected_cohort_not_the_real_one() -> None:
+    schedule, data = Bernoulli(rate=0.5), problem()
+    x = np.linspace(-1, 1, D)
+    g = sample_gradients(data, x)
+    updates = clipped(np.array([-0.05 * g[data.train.group == i].mean(0) for i in range(len(SIZES))]), 0.1)
+    cohorts = {seed: schedule.clients(0, len(SIZES), seed) for seed in range(12)}
+    assert {len(cohort) for cohort in cohorts.values()} > {1, 3}, "cohorts of other sizes than the expected two"
+    for seed, cohort in cohorts.items():
+        found = run(CentralNoise(FedAvg(lr=0.05), 0.1, 0.0, 2), rounds=1, schedule=schedule, seed=seed).trajectory
+        np.testing.assert_allclose(found[1], x + updates[list(cohort)].sum(0) / 2, rtol=0, atol=1e-12)
+
+
+def test_the_servers_noise_is_measured_by_the_expected_cohort() -> None:
+    """Four clients come where two are expected: the noise is z clip / 2, over many seeds of 6 numbers each."""
+    z, clip, expected = 1.5, 0.1, 2
+    quiet = run(CentralNoise(FedAvg(lr=0.05), clip, 0.0, expected), rounds=1).trajectory[1]
+    rule = CentralNoise(FedAvg(lr=0.05), clip, z, expected)
+    draws = [run(rule, rounds=1, seed=s).trajectory[1] - quiet for s in range(250)]
+    assert np.std(draws) == pytest.approx(z * clip / expected, rel=4 / math.sqrt(2 * len(draws) * D))
 
 
 def test_noise_of_the_clients_is_drawn_for_each() -> None:
