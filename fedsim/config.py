@@ -71,7 +71,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
     """
     from fedsim.aggregate import Aggregate
-    from fedsim.algorithms.base import ServerAlgorithm
+    from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
     from fedsim.data import Dataset, Source
     from fedsim.engine.config import Engine
     from fedsim.evaluate import Evaluate
@@ -79,6 +79,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     from fedsim.partition import Partition
     from fedsim.privacy.config import Privacy
     from fedsim.schedule import Schedule
+    from fedsim.topology import Topology
 
     def number(low: int | None) -> Callable[[Any, str], int]:
         def check(value: Any, path: str) -> int:
@@ -94,27 +95,33 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     def object_like(role: type, *kinds: type) -> Callable[[Any, str], Any]:
         def make(node: Any, path: str) -> Any:
-            built = build(node, path)
-            methods = _methods(role)
-            missing = [name for name in methods if not callable(getattr(built, name, None))]
-            if (missing or not methods) and not isinstance(built, kinds):
-                must = f"a class with the methods {', '.join(methods)}" if methods else "that class"
-                without = f" without {', '.join(missing)}" if missing else ""
-                raise InputError(
-                    f"{path}._target_ must be {must} ({role.__module__}.{role.__name__}), "
-                    f"got {node['_target_']!r}{without}"
-                )
-            return built
+            return played(build(node, path), role, node, path, *kinds)
 
         return make
 
+    def algorithm(node: Any, path: str) -> Any:
+        built = build(node, path)
+        return played(built, PeerAlgorithm if hasattr(built, "mix") else ServerAlgorithm, node, path)
+
+    def played(built: Any, role: type, node: Any, path: str, *kinds: type) -> Any:
+        methods = _methods(role)
+        missing = [name for name in methods if not callable(getattr(built, name, None))]
+        if (missing or not methods) and not isinstance(built, kinds):
+            must = f"a class with the methods {', '.join(methods)}" if methods else "that class"
+            without = f" without {', '.join(missing)}" if missing else ""
+            raise InputError(
+                f"{path}._target_ must be {must} ({role.__module__}.{role.__name__}), got {node['_target_']!r}{without}"
+            )
+        return built
+
     parts: dict[str, Callable[[Any, str], Any]] = {
-        "algorithm": object_like(ServerAlgorithm),
+        "algorithm": algorithm,
         "data": object_like(Source, Dataset),
         "partition": object_like(Partition),
         "schedule": object_like(Schedule),
         "aggregate": object_like(Aggregate),
         "engine": object_like(Engine, Engine),
+        "topology": lambda node, path: None if node is None else object_like(Topology)(node, path),
         "privacy": lambda node, path: None if node is None else object_like(Privacy)(node, path),
         "channel": build_channel,
         "downlink": build_channel,

@@ -22,7 +22,7 @@ class Evaluate:
     Attributes:
         every: rounds between evaluations, >= 1; the first and the last round are always evaluated.
         clients: also report the mean, the standard deviation and the worst tenth of the clients, each on its own test
-            split.
+            split; of peers: the mean and the worst of their own models on all test samples, before and after mixing.
         gradient: also report what is minimised, the weighted mean of all clients' training losses, and the squared norm
             of its gradient at the global model: ``eval/train_loss``, ``eval/grad_norm2``.
     """
@@ -60,6 +60,20 @@ def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clie
     jobs = [Rows(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
     parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
     return summarise(Scores(*(np.concatenate(a) for a in zip(*parts, strict=True))), test, task, clients=clients)
+
+
+def peers_scores(found: np.ndarray, who: str) -> dict[str, float]:
+    """Metrics of the peers' own models.
+
+    Args:
+        found: [n, 2] each model's loss and accuracy, NaN where the task has none.
+        who: ``peer``, or ``unmixed_peer`` before mixing.
+    """
+    losses, scores = found.T
+    out = {f"eval/{who}_loss_mean": float(losses.mean()), f"eval/{who}_loss_worst": float(losses.max())}
+    if np.isnan(scores).all():
+        return out
+    return out | {f"eval/{who}_accuracy_mean": float(scores.mean()), f"eval/{who}_accuracy_worst": float(scores.min())}
 
 
 def gradient(backend: Backend, x: np.ndarray, train: Samples, shares: np.ndarray) -> dict[str, float]:

@@ -12,22 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Stack
-from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.order import check_fields
+from fedsim.checks import is_peers, require_classes, require_rule, require_samples
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.engine.config import Engine
 from fedsim.engine.kernel import Kernel, kernel_rule
-from fedsim.engine.orchestrator import Memory
-from fedsim.engine.rehearsal import broadcasts, messages
+from fedsim.engine.local_part import LocalPart
+from fedsim.engine.orchestrator import Memory, Orchestrator
+from fedsim.engine.peers import Peers
+from fedsim.engine.rehearsal import broadcasts, messages, offers
 from fedsim.engine.serial import Serial
 from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import InputError, require
+from fedsim.evaluate import Evaluate
 from fedsim.layout import Layout
 from fedsim.local import Local
-from fedsim.models import Factory, build, zero_sample
+from fedsim.models import Factory, build
 from fedsim.partition import Population
+from fedsim.schedule import Schedule
+from fedsim.topology import Topology
 from fedsim.tree import leaves, tensors
 from fedsim.types import State
 
@@ -44,6 +50,8 @@ class Prepared:
         parameters: d of every architecture.
         blocks: most clients of each architecture computed at once, ``auto`` resolved.
         why: the reason for each architecture's kernel, in a line.
+        channel: around the clients' messages; peers' is the driver's, and ``setup`` has none.
+        topology: of peers; None for clients of a server.
     """
 
     setup: Setup
@@ -53,6 +61,8 @@ class Prepared:
     parameters: tuple[int, ...]
     blocks: tuple[int, ...]
     why: tuple[str, ...]
+    channel: Channel
+    topology: Topology | None = None
 
     def start(self, engine: Engine, cohort: int = 1) -> Backend:
         """The backend, ready for jobs; the usual size of a cohort tells Ray how much memory to share."""
@@ -63,19 +73,53 @@ class Prepared:
         rows = [sum(t.nbytes for t in leaves(row)) for row in self.rows]
         return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
 
+    def orchestrator(
+        self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
+    ) -> Orchestrator | Peers:
+        """The run, before its first round."""
+        if self.topology is None:
+            return Orchestrator(
+                self.setup,
+                backend,
+                schedule,
+                evaluation,
+                self.x0,
+                self.rows,
+                self.memory,
+                blocks=self.blocks,
+                jobs=engine.jobs,
+                rounds=rounds,
+            )
+        return Peers(
+            self.setup.algorithm.base,  # type: ignore[attr-defined]
+            self.topology,
+            self.setup,
+            self.channel,
+            backend,
+            schedule,
+            evaluation,
+            self.rows[0][0],
+            (self.memory.uplink, self.memory.heard),
+            blocks=self.blocks,
+            jobs=engine.jobs,
+            rounds=rounds,
+        )
+
     @property
     def number(self) -> int | None:
-        """Which architecture the server's model has, or None when the server has no whole model."""
+        """Which architecture the model of all has, or None when there is no such model; peers' is their mean."""
+        if self.topology is not None:
+            return 0
         algorithm = self.setup.algorithm
         numbers = {"model": 0, "parameters": 0, "common": getattr(algorithm, "common", None)}
         return numbers.get(getattr(algorithm, "shares", "model"))
 
-    def module(self, server: Any) -> nn.Module | None:
-        """The global model with the server's final parameters."""
-        if self.number is None:
+    def module(self, x: Tensor | None) -> nn.Module | None:
+        """The model of all with these parameters [d]."""
+        if self.number is None or x is None:
             return None
         model = copy.deepcopy(self.setup.models[self.number]).cpu()  # the engine left its parameters in other vectors
-        return Layout.of(model).load(model, server.x)
+        return Layout.of(model).load(model, x)
 
     def described(self) -> dict[str, Any]:
         """The execution choices, for the run's provenance; one value where there is one architecture."""
@@ -84,7 +128,7 @@ class Prepared:
 
 
 def prepare(
-    algorithm: ServerAlgorithm[Any, Any],
+    algorithm: ServerAlgorithm[Any, Any] | PeerAlgorithm[Any],
     data: Dataset,
     population: Population,
     factories: Sequence[Factory | nn.Module],
@@ -95,19 +139,25 @@ def prepare(
     channel: Channel = Channel(),  # noqa: B008 - a frozen dataclass
     downlink: Channel = Channel(),  # noqa: B008
     rounds: int = 1,
+    topology: Topology | None = None,
 ) -> Prepared:
     """Everything a run needs before any worker exists; raises InputError for what cannot be run.
 
     Client i has the architecture of ``factories[i mod len(factories)]``.
     """
-    _require_rule(algorithm, aggregate)
-    _require_samples(data, population)
+    require_rule(algorithm, aggregate)
+    require_samples(data, population)
+    peers = is_peers(algorithm)
+    if peers:
+        one = f"be one architecture for {type(algorithm).__name__}, whose peers mix whole models"
+        require(len(factories) == 1, "model", one, len(factories))
+    worked: ServerAlgorithm[Any, Any] = LocalPart(algorithm) if peers else algorithm  # type: ignore[assignment]
     require(len(factories) > 0, "model", "be one or more architectures", "none")
     tokens = data.train.x.dtype == np.int64
     models = tuple(build(factory, data.input_shape, data.outputs, {}, seed, tokens=tokens) for factory in factories)
     layouts = [Layout.of(model) for model in models]
     if getattr(algorithm, "classes", False):
-        _require_classes(type(algorithm).__name__, data, models)
+        require_classes(type(algorithm).__name__, data, models)
     if hasattr(algorithm, "own") and not any(len(rows) for rows in population.test or population.train):
         raise InputError("partition must give some client a test sample, for clients are tested on their own, got none")
     dtype = getattr(torch, engine.dtype)
@@ -116,10 +166,10 @@ def prepare(
         d = len(x0s[0])
         require(len(x0s) == 1 and data.x0.shape == (d,), "data.x0", f"have the model's {d} parameters", data.x0.shape)
         x0s = (torch.from_numpy(data.x0).to(dtype),)
-    x0 = _shared(algorithm, layouts, x0s)
-    tensors(algorithm.init_server(x0), "init_server")
-    kept = tuple(_kept(algorithm, layout, x) for layout, x in zip(layouts, x0s, strict=True))
-    states = tuple(algorithm.init_client(own) for own in kept)
+    x0 = _shared(worked, layouts, x0s)
+    tensors(worked.init_server(x0), "init_server")
+    kept = tuple(_kept(worked, layout, x) for layout, x in zip(layouts, x0s, strict=True))
+    states = tuple(worked.init_client(own) for own in kept)
     for state in states:
         tensors(state, "init_client")
     kernels, blocks, why = zip(
@@ -129,14 +179,14 @@ def prepare(
     train = _samples(data, data.train, population.train, dtype, augmented=True)
     test = train if data.test is None else _samples(data, data.test, population.test, dtype, augmented=False)
     setup = Setup(
-        algorithm,
+        worked,
         tuple(model.to(dtype) for model in models),
         data.task,
         train,
         test,
         local,
         aggregate,
-        channel,
+        Channel() if peers else channel,
         downlink,
         kernels,
         dtype,
@@ -145,10 +195,26 @@ def prepare(
         seed,
     )
     parameters = tuple(layout.d for layout in layouts)
-    if not (channel or downlink):
-        return Prepared(setup, tuple((state, {}) for state in states), Memory({}, {}, {}), x0, parameters, blocks, why)
-    links, memory = _memories(setup, states, x0, layouts, rounds, len(population))
-    return Prepared(setup, tuple(zip(states, links, strict=True)), memory, x0, parameters, blocks, why)
+    links: list[State] = [{}] * len(states)
+    memory = Memory({}, {}, {})
+    if peers:
+        memory = _ends(setup, channel, states[0], layouts[0], rounds)
+    elif channel or downlink:
+        links, memory = _memories(setup, states, x0, layouts, rounds, len(population))
+    rows = tuple(zip(states, links, strict=True))
+    return Prepared(setup, rows, memory, x0, parameters, blocks, why, channel, topology)
+
+
+def _ends(setup: Setup, channel: Channel, state: State, layout: Layout, rounds: int) -> Memory:
+    """What the two ends of a peer's link remember before its first message, which is rehearsed."""
+    sample = offers(setup, state, rounds)
+    check_fields("channel", channel.layers, set(sample))
+    mine, theirs = channel.init(sample), channel.init_server(sample)
+    if channel:
+        noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+        arrived, *_ = channel.send(sample, mine, noise, tuple(layout.sizes))
+        channel.receive(arrived, theirs, 1.0, tuple(layout.sizes))
+    return Memory(mine, {}, theirs)
 
 
 def _memories(
@@ -178,25 +244,6 @@ def _memories(
         down, heard = downlink.init(sample), downlink.init_server(sample)
         downlink.send(sample, down, noise, tuple(layouts[0].sizes))
     return links, Memory(far, down, heard)
-
-
-def _require_rule(algorithm: Any, aggregate: Aggregate) -> None:
-    """Raise InputError unless the server rule gives the algorithm what it wants: equal weights, a mean or a stack."""
-    require(
-        aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
-        "aggregate.weights",
-        f"be uniform for {name_of(algorithm)}, whose clients must weigh the same",
-        aggregate.weights,
-        "add aggregate.weights=uniform",
-    )
-    stacked = getattr(algorithm, "stacked", False)
-    require(
-        isinstance(aggregate, Stack) == stacked,
-        "aggregate",
-        f"be {'stack' if stacked else 'a mean'} for {type(algorithm).__name__}",
-        type(aggregate).__name__,
-        f"add aggregate={'stack' if stacked else 'mean'}",
-    )
 
 
 def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
@@ -236,28 +283,6 @@ def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tens
         return layout.views(x0)
     body, head = layout.split(x0)
     return body if keeps == "body" else head
-
-
-def name_of(algorithm: Any) -> str:
-    """Its class; of a mechanism around another algorithm, with that one's."""
-    base = getattr(algorithm, "base", None)
-    return type(algorithm).__name__ + (f" around {name_of(base)}" if base is not None else "")
-
-
-def _require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> None:
-    """Raise InputError unless every model has an output for each class of a classification task."""
-    require(data.task == "classification", "data", f"have classes for {name}", f"a {data.task} task")
-    with torch.no_grad():
-        fewest = min(int(model(zero_sample(model, data.input_shape)).shape[-1]) for model in models)
-    must = f"have an output for each of the {data.outputs} classes for {name}"
-    require(fewest == data.outputs, "model", must, fewest, "the logit of class 1 alone does not do: use model=mlp")
-
-
-def _require_samples(data: Dataset, population: Population) -> None:
-    """Raise InputError unless there is something to train every client on, and something to evaluate on."""
-    if empty := [i for i, rows in enumerate(population.train) if not len(rows)]:
-        raise InputError(f"partition must give every client a training sample, got none for client {empty[0]}")
-    require(data.test is None or len(data.test) > 0, "data.test", "hold samples, or be None", 0)
 
 
 def _kernel(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], engine: Engine) -> tuple[Kernel, int, str]:

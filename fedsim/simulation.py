@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
-from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
 from fedsim.channel.channel import Channel
+from fedsim.checks import require_everyone, require_network
 from fedsim.console import Progress
 from fedsim.data.base import Dataset, Source
 from fedsim.engine.config import Engine
+from fedsim.engine.jobs import Rows
 from fedsim.engine.orchestrator import Orchestrator, Record
+from fedsim.engine.peers import Peers
 from fedsim.errors import Diverged, require
 from fedsim.evaluate import Evaluate
 from fedsim.local import Local
@@ -32,7 +35,7 @@ from fedsim.privacy.config import Ledger, Privacy, check_channel, promised
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status, summarise
 from fedsim.schedule import All, Schedule
-from fedsim.store import Store
+from fedsim.topology import Topology
 from fedsim.tree import tree_map
 
 
@@ -44,9 +47,9 @@ class Result:
         status: ``finished``, ``diverged`` or ``interrupted``.
         metrics: one record per round, round 0 being the initial model: every scalar by its TensorBoard tag.
         summary: last and best of each ``eval/*``, totals of ``comm/*``, ``digest``; as in summary.json.
-        model: the final global model; None for an algorithm that has none.
-        server: the algorithm's final server state.
-        trajectory: [rounds + 1, d] models after each round when asked for, else None.
+        model: the final global model, or the mean of the peers'; None for an algorithm that has none.
+        server: the algorithm's final server state; () where there is no server.
+        trajectory: [rounds + 1, d] models after each round when asked for, [rounds + 1, n, d] of peers, else None.
         run_dir: the run's folder, or None.
         message: why the run stopped early, or "".
         stores: the clients' states, of each architecture; ``client`` reads them.
@@ -60,7 +63,7 @@ class Result:
     trajectory: np.ndarray | None = None
     run_dir: Path | None = None
     message: str = ""
-    stores: tuple[Store, ...] = ()
+    stores: tuple[Rows, ...] = ()
 
     def client(self, number: int) -> Any:
         """The final state of one client, a tree of tensors."""
@@ -69,7 +72,7 @@ class Result:
 
 
 def simulate(
-    algorithm: ServerAlgorithm[Any, Any],
+    algorithm: ServerAlgorithm[Any, Any] | PeerAlgorithm[Any],
     *,
     data: Source | Dataset,
     partition: Partition,
@@ -78,6 +81,7 @@ def simulate(
     schedule: Schedule = All(),  # noqa: B008 - a frozen dataclass
     local: Local = Local(),  # noqa: B008
     aggregate: Aggregate = Mean(),  # noqa: B008
+    topology: Topology | None = None,
     channel: Channel = Channel(),  # noqa: B008
     downlink: Channel = Channel(),  # noqa: B008
     privacy: Privacy | None = None,
@@ -101,13 +105,14 @@ def simulate(
         schedule: who takes part in which round.
         local: a client's work in one round.
         aggregate: the server's rule.
-        channel: what happens to the clients' messages on their way to the server.
+        topology: who gossips with whom, for a decentralized algorithm; None for one with a server.
+        channel: what happens to the clients' messages on their way to the server, or to their neighbours.
         downlink: the same for the server's broadcast.
         privacy: the mechanism around the algorithm, its noise, and how epsilon is computed.
         engine: how the run is executed.
         evaluate: when and what to evaluate.
         seed: of everything random in the run.
-        trajectory: keep the global model after every round.
+        trajectory: keep the global model, or every peer's, after every round.
         run_dir: a new folder for metrics, summary and TensorBoard files; None writes nothing.
         progress: show a progress bar.
         config: what config.yaml shall hold; by default the parts themselves.
@@ -135,14 +140,15 @@ def simulate(
         say("dividing the data")
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
-        _require_everyone(algorithm, schedule, len(population), rounds, seed)
+        require_network(algorithm, topology, schedule, downlink, privacy)
+        require_everyone(algorithm, schedule, len(population), rounds, seed)
         ledger: Ledger | None = None
         if privacy is not None:
             algorithm, ledger = promised(privacy, algorithm, schedule, [len(r) for r in population.train], rounds)
             check_channel(algorithm, channel)
         models = list(model) if isinstance(model, Sequence) else [model]
         prepared = prepare(
-            algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds
+            algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds, topology
         )
         must, model_of_all = f"be false for {type(algorithm).__name__}, which has no global model", prepared.number
         require(not trajectory or model_of_all is not None, "logger.trajectory", must, trajectory)
@@ -152,7 +158,7 @@ def simulate(
         if run_dir is not None:
             parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
             parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
-            parts |= {"channel": channel, "downlink": downlink, "privacy": privacy}
+            parts |= {"channel": channel, "downlink": downlink, "privacy": privacy, "topology": topology}
             parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed}
             folder = RunFolder.create(
                 run_dir,
@@ -167,22 +173,13 @@ def simulate(
             )
             stack.enter_context(folder)
             _draw_split(folder, population.counts(dataset))
+            if topology is not None:
+                _draw_graph(folder, topology, population.counts(dataset), seed)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
         backend = prepared.start(engine, schedule.expected(len(population)))
         stack.callback(backend.close)
-        run = Orchestrator(
-            prepared.setup,
-            backend,
-            schedule,
-            evaluate,
-            prepared.x0,
-            prepared.rows,
-            prepared.memory,
-            blocks=prepared.blocks,
-            jobs=engine.jobs,
-            rounds=rounds,
-        )
-        history = _History(folder, bar, [run.server.x] if trajectory else None, ledger)
+        run = prepared.orchestrator(backend, schedule, evaluate, engine, rounds)
+        history = _History(folder, bar, [run.point()] if trajectory else None, ledger)
         try:
             status, message = _loop(run, history)
         except Exception as error:
@@ -192,18 +189,10 @@ def simulate(
             _draw_confusion(folder, run.confusion, run.done)
         summary = history.finish(status, message, run.digest(), time.perf_counter() - begun)
     where = folder.path if folder else None
-    final = prepared.module(run.server)
+    final = prepared.module(run.model())
     return Result(
         status, history.records, summary, final, run.server, history.trajectory(), where, message, tuple(run.stores)
     )
-
-
-def _require_everyone(algorithm: Any, schedule: Schedule, n: int, rounds: int, seed: int) -> None:
-    """Raise InputError when the algorithm needs all clients in every round and the schedule does not bring them."""
-    if getattr(algorithm, "everyone", False):
-        everyone = all(len(schedule.clients(t, n, seed)) == n for t in range(rounds))
-        must = f"let all {n} clients take part in every round for {type(algorithm).__name__}"
-        require(everyone, "schedule", must, schedule, "add schedule=all")
 
 
 @dataclass
@@ -241,7 +230,7 @@ class _History:
         return summary
 
 
-def _loop(run: Orchestrator, history: _History) -> tuple[Status, str]:
+def _loop(run: Orchestrator | Peers, history: _History) -> tuple[Status, str]:
     """All rounds, or as many as go well; every finished round is on record whatever happens next."""
     try:
         history.add({"round": 0, **run.evaluate()})
@@ -249,7 +238,7 @@ def _loop(run: Orchestrator, history: _History) -> tuple[Status, str]:
             _require_finite(history.records[-1])
             history.add(run.step())
             if history.points is not None:
-                history.points.append(run.server.x)
+                history.points.append(run.point())
         _require_finite(history.records[-1])
     except Diverged as error:
         return "diverged", str(error)
@@ -268,6 +257,20 @@ def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:
     from fedsim.figures import split_by_client
 
     folder.figure("data/split", split_by_client(counts, "training samples by client"))
+
+
+def _draw_graph(folder: RunFolder, topology: Topology, counts: np.ndarray, seed: int) -> None:
+    """The graph of the first round, its peers coloured by how far their labels are from everybody's."""
+    from fedsim.topology.figure import draw
+
+    n, mixing = len(counts), topology.mixing(len(counts), 0, seed)
+    skew = np.abs(counts / counts.sum(1, keepdims=True) - counts.sum(0) / counts.sum()).sum(1) / 2
+    name = type(topology).__name__
+    title = f"{name}, {n} peers, {len(mixing.edges)} edges" + ("" if mixing.static else ", round 1")
+    several = counts.shape[1] > 1
+    folder.figure(
+        "topology/graph", draw(mixing.graph, skew if several else None, title, "label skew" if several else "")
+    )
 
 
 def _draw_confusion(folder: RunFolder, matrix: np.ndarray, done: int) -> None:

@@ -195,6 +195,7 @@ def run_config(**changes: Any) -> dict[str, Any]:
         "channel": {"encode": False},
         "downlink": {},
         "privacy": None,
+        "topology": None,
     }
     rest = {"model": node(model), "local": {}, "evaluate": {}, "logger": {"trajectory": True}, "rounds": 3, "seed": 0}
     return {**parts, **rest, **changes}

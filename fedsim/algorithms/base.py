@@ -27,12 +27,24 @@ of its message: error feedback that is part of the method.
 A class with a method ``own(obj, client, got, rnd) -> x [d]`` gives each client a model of its own: evaluation asks it
 for every client, with the broadcast that a round would begin with, and tests it on that client's test samples.
 
+A decentralized algorithm (``PeerAlgorithm``) has no server: each peer computes, offers a message to its neighbours, and
+mixes what all hold with its row of W. Of itself it may say, besides:
+
+- ``gossip_steps``: exchanges in a round, each with offers of its own; 1.
+- ``static = True``: peers keep copies of their neighbours, so the topology must not change.
+- ``mixes = "columns"``: W must be column-stochastic, for it carries weights of its own (push-sum); ``rows`` otherwise.
+
+A class with a method ``publish(peer, arrived, rnd) -> (peer, message)`` says what is mixed instead of the offer itself:
+``arrived`` is what neighbours decoded of this peer's offer, and the message what they then hold of it (a public copy).
+
 ``local_sgd.LocalSGD`` holds what algorithms with local SGD steps share.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
+
+from torch import Tensor
 
 from fedsim.objective import Objective
 from fedsim.types import Message, Round
@@ -62,4 +74,68 @@ class ServerAlgorithm(Protocol[S, C]):
 
     def server(self, server: S, received: Message, rnd: Round) -> S:
         """The server's step on the aggregated messages."""
+        ...
+
+
+class PeerAlgorithm(Protocol[C]):
+    """A decentralized algorithm in synchronous rounds: all compute, then gossip over W."""
+
+    def init_client(self, x0: Any) -> C:
+        """A peer's state before round 0; every peer starts from the same model [d]."""
+        ...
+
+    def model(self, peer: C) -> Tensor:
+        """The model [d] that the peer predicts with; the mean over peers is what is evaluated."""
+        ...
+
+    def local(self, obj: Objective, peer: C, rnd: Round) -> C:
+        """One peer's own work."""
+        ...
+
+    def offer(self, peer: C, rnd: Round) -> Message:
+        """What it sends to all its neighbours, through the channel."""
+        ...
+
+    def mix(self, peer: C, mixed: Message, rnd: Round) -> C:
+        """Its step on ``sum_j w_ij m_j`` over its neighbours' messages and its own, as decoded."""
+        ...
+
+
+class Clocks(NamedTuple):
+    """The graph's part in the constants of an event algorithm; of graphs that change, the worst."""
+
+    n: int  # peers, each of which computes once a unit of time on average
+    chi1: float  # 1 / (smallest positive eigenvalue of the Laplacian weighted by the edges' rates)
+    chi2: float  # half of the largest effective resistance of an edge in that Laplacian
+
+
+class EventAlgorithm(Protocol[C]):
+    """A decentralized algorithm without rounds: a peer computes, or meets a neighbour, when a Poisson clock rings."""
+
+    def tuned(self, clocks: Clocks) -> Self:
+        """The algorithm with the constants that this graph asks for."""
+        ...
+
+    def init_client(self, x0: Any) -> C:
+        """A peer's state at time 0; every peer starts from the same model [d]."""
+        ...
+
+    def model(self, peer: C) -> Tensor:
+        """The model [d] that the peer predicts with; the mean over peers is what is evaluated."""
+        ...
+
+    def flow(self, peer: C, dt: Tensor) -> C:
+        """What becomes of a peer in ``dt`` units of time (float64 scalar) without any event."""
+        ...
+
+    def local(self, obj: Objective, peer: C, rnd: Round) -> C:
+        """A gradient event of a peer, whose state has come to its time; ``rnd`` is the wave of the event."""
+        ...
+
+    def offer(self, peer: C, rnd: Round) -> Message:
+        """What it sends to the neighbour that it meets."""
+        ...
+
+    def meet(self, peer: C, got: Message, rnd: Round) -> C:
+        """Its side of a meeting: its state has come to the time of it, and it ``got`` the neighbour's offer."""
         ...

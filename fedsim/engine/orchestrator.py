@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +15,8 @@ from fedsim.aggregate import weights_of, whole
 from fedsim.channel import message
 from fedsim.channel.channel import noises
 from fedsim.channel.noise import Addressed
-from fedsim.engine.block import Job, to_numpy
-from fedsim.engine.plan import plan
+from fedsim.engine.block import to_numpy
+from fedsim.engine.jobs import Jobs, digest_of, mean_loss
 from fedsim.engine.worker import Backend, Done, Scores, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, gradient, summarise
@@ -69,7 +68,8 @@ class Orchestrator:
         rounds: int,
     ):
         self.setup, self.backend, self.schedule, self.evaluation = setup, backend, schedule, evaluation
-        self.blocks, self.jobs, self.rounds = blocks, jobs, rounds
+        self.rounds = rounds
+        self.jobs = Jobs(backend, setup.kernels, blocks, jobs)
         self.server: Any = setup.algorithm.init_server(x0)
         self.stores = [Store(row) for row in rows]
         self.memory = memory
@@ -136,7 +136,7 @@ class Orchestrator:
         self.plain["comm/downlink"] += len(clients) * message.size(broadcast)
         record: Record = {
             "round": self.done,
-            "train/loss": float(np.concatenate([a.losses for a in answers]).astype(np.float64).mean()),
+            "train/loss": mean_loss(answers),
             "comm/uplink_bytes": uplink,
             "comm/downlink_bytes": downlink,
             **self.totals,
@@ -170,36 +170,18 @@ class Orchestrator:
 
     def _train(self, rnd: Round, broadcast: Any) -> list[Done]:
         steps = [self.setup.local.count(int(n)) for n in self.sizes[list(rnd.clients)]]
-        jobs, costs = self._cut(rnd, rnd.clients, steps)
-        answers: list[Done] = self.backend.map("train", jobs, costs, broadcast)
-        if bad := sorted(i for answer in answers for i in answer.diverged):
-            raise Diverged(f"non-finite loss or message in round {rnd.index + 1} from clients {bad}")
+        jobs, costs = self.jobs.cut(rnd, rnd.clients, steps, self.stores)
+        answers = self.jobs.train(jobs, costs, broadcast)
         for job, answer in zip(jobs, answers, strict=True):
             self.stores[job.architecture].write(job.clients, answer.rows)
         return answers
-
-    def _cut(self, rnd: Round, clients: Sequence[int], costs: Sequence[int]) -> tuple[list[Job], list[int]]:
-        """Jobs for these clients, each of one architecture, and what each costs."""
-        jobs: list[Job] = []
-        totals: list[int] = []
-        for k, store in enumerate(self.stores):
-            mine = [p for p, i in enumerate(clients) if i % len(self.stores) == k]
-            if not mine:
-                continue
-            block = 1 if self.setup.kernels[k] == "loop" else self.blocks[k]
-            cut = plan([clients[p] for p in mine], [costs[p] for p in mine], block, self.jobs)
-            for blocks in cut.jobs:
-                ids = tuple(i for piece in blocks for i in piece)
-                jobs.append(Job(len(jobs), rnd, k, blocks, store.read(ids)))
-            totals += cut.costs
-        return jobs, totals
 
     def _scores(self) -> Scores:
         """Every client with test samples, each at its own model; the samples in client order."""
         sizes = self.setup.test.sizes()
         tested = np.flatnonzero(sizes).tolist()
         rnd = self._round(self.done, tuple(tested))
-        jobs, costs = self._cut(rnd, tested, sizes[tested].tolist())
+        jobs, costs = self.jobs.cut(rnd, tested, sizes[tested].tolist(), self.stores)
         arrived = self._send(self.setup.algorithm.broadcast(self.server, rnd), self.done)[0]
         answers: list[Scores] = self.backend.map("evaluate_own", jobs, costs, to_numpy(arrived))
         start = self.setup.test.start
@@ -208,16 +190,22 @@ class Orchestrator:
         found = [np.concatenate(arrays) for arrays in zip(*answers, strict=True)]
         return Scores(*(array[order] if len(array) else array for array in found))
 
+    def point(self) -> Tensor:
+        """What a trajectory keeps of this moment: the global model [d]."""
+        x: Tensor = self.server.x
+        return x
+
+    def model(self) -> Tensor | None:
+        """The global model [d], where there is one."""
+        return getattr(self.server, "x", None)
+
     def digest(self) -> str:
         """sha256 over the server's state, field by field, as little-endian bytes.
 
         Where clients predict with models of their own, their states follow in client order.
         """
-        hashed = hashlib.sha256()
         states = [tree_map(lambda t: t.detach().cpu().numpy(), self.server)]
         if self.own:
             clients = range(len(self.sizes))
             states += (self.stores[i % len(self.stores)].read([i])[0] for i in clients)
-        for leaf in (leaf for state in states for leaf in leaves(state)):
-            hashed.update(np.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("<"), copy=False).tobytes())
-        return hashed.hexdigest()
+        return digest_of(leaf for state in states for leaf in leaves(state))

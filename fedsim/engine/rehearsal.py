@@ -27,6 +27,7 @@ class _Two:
     """One minibatch of two samples."""
 
     length = 1
+    expected = torch.tensor(2)
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -46,6 +47,19 @@ def broadcasts(algorithm: Any, x0: Any, population: int, rounds: int) -> Message
         for name, value in algorithm.broadcast(server, Round(t, (0,), population)).items():
             if isinstance(found.get(name), (Known, type(None))):  # what is known in one round may travel in another
                 found[name] = value
+    return found
+
+
+def offers(setup: Setup, state: State, rounds: int) -> Message:
+    """The fields of what peers offer; raises InputError when the algorithm fails."""
+    algorithm = setup.algorithm.base  # type: ignore[attr-defined]
+    found: Message = {}
+    try:
+        for t in reversed(_rounds(rounds)):
+            found |= algorithm.offer(state, Round(t, (0,), len(setup.train.sizes())))
+    except Exception as error:  # user code: any type
+        name = type(algorithm).__name__
+        raise InputError(f"algorithm {name} fails on its first offer: {type(error).__name__}: {error}") from error
     return found
 
 
@@ -73,7 +87,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
             obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
             message, _ = setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)
         except Exception as error:  # user code: any type
-            name = type(setup.algorithm).__name__
+            name = type(getattr(setup.algorithm, "base", setup.algorithm)).__name__
             raise InputError(
                 f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
             ) from error

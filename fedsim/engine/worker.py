@@ -84,6 +84,13 @@ class Weighted:
     weights: np.ndarray  # [rows]
 
 
+@dataclass(frozen=True)
+class Models:
+    """An evaluation job: some models [b, d], each on all test samples."""
+
+    x: np.ndarray
+
+
 class Scores(NamedTuple):
     """The answer to an evaluation job, per example."""
 
@@ -155,7 +162,7 @@ class Worker:
             try:
                 out = self.blocks[job.architecture].run(clients, mine, got, job.round)
             except Exception as error:
-                name = type(self.setup.algorithm).__name__
+                name = type(getattr(self.setup.algorithm, "base", self.setup.algorithm)).__name__
                 raise ClientError(
                     f"{name} failed in round {job.round.index + 1} for clients {clients}: "
                     f"{type(error).__name__}: {error}. To debug, add engine=serial engine.batching=loop"
@@ -191,6 +198,19 @@ class Worker:
         model: Tensor = to_device(x, self.device)
         with _evaluating():
             return [self._scores(self.oracles[0], model, job) for job in jobs]
+
+    @torch.no_grad()
+    def evaluate_models(self, jobs: Sequence[Models], shared: Any) -> list[np.ndarray]:
+        """[b, 2] mean loss and accuracy (NaN where the task has none) of each model over all test samples."""
+        with _evaluating():
+            return [np.array([self._overall(x) for x in to_device(job.x, self.device)]) for job in jobs]
+
+    def _overall(self, x: Tensor) -> tuple[float, float]:
+        total = len(self.test_feed.x)
+        parts = [self._scores(self.oracles[0], x, Rows(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
+        found = _joined(parts)
+        accuracy = float(found.scores.astype(np.float64).mean()) if len(found.scores) else math.nan
+        return float(found.losses.astype(np.float64).mean()), accuracy
 
     @torch.no_grad()
     def gradient(self, jobs: Sequence[Weighted], x: Any) -> list[tuple[Sums, int]]:
@@ -254,7 +274,7 @@ class Backend(Protocol):
         """Answers of ``Worker.<method>(jobs, shared)`` in job order, whoever computed them.
 
         Args:
-            method: ``train``, ``evaluate``, ``evaluate_own`` or ``gradient``.
+            method: ``train``, ``evaluate``, ``evaluate_own``, ``evaluate_models`` or ``gradient``.
             jobs: picklable; workers get runs of consecutive jobs.
             costs: of each job, in any unit, to balance the workers.
             shared: what every job needs, as numpy arrays.

@@ -1,0 +1,93 @@
+"""What cannot be run together, said before anything is spawned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedsim.aggregate import Aggregate, Stack
+from fedsim.channel.channel import Channel
+from fedsim.data.base import Dataset
+from fedsim.errors import InputError, require
+from fedsim.models import zero_sample
+from fedsim.partition import Population
+from fedsim.schedule import Schedule
+from fedsim.topology import Topology
+
+
+def name_of(algorithm: Any) -> str:
+    """Its class; of a mechanism around another algorithm, with that one's."""
+    base = getattr(algorithm, "base", None)
+    return type(algorithm).__name__ + (f" around {name_of(base)}" if base is not None else "")
+
+
+def require_rule(algorithm: Any, aggregate: Aggregate) -> None:
+    """Raise InputError unless the server rule gives the algorithm what it wants: equal weights, a mean or a stack."""
+    require(
+        aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
+        "aggregate.weights",
+        f"be uniform for {name_of(algorithm)}, whose clients must weigh the same",
+        aggregate.weights,
+        "add aggregate.weights=uniform",
+    )
+    stacked = getattr(algorithm, "stacked", False)
+    require(
+        isinstance(aggregate, Stack) == stacked,
+        "aggregate",
+        f"be {'stack' if stacked else 'a mean'} for {type(algorithm).__name__}",
+        type(aggregate).__name__,
+        f"add aggregate={'stack' if stacked else 'mean'}",
+    )
+
+
+def require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> None:
+    """Raise InputError unless every model has an output for each class of a classification task."""
+    require(data.task == "classification", "data", f"have classes for {name}", f"a {data.task} task")
+    with torch.no_grad():
+        fewest = min(int(model(zero_sample(model, data.input_shape)).shape[-1]) for model in models)
+    must = f"have an output for each of the {data.outputs} classes for {name}"
+    require(fewest == data.outputs, "model", must, fewest, "the logit of class 1 alone does not do: use model=mlp")
+
+
+def require_samples(data: Dataset, population: Population) -> None:
+    """Raise InputError unless there is something to train every client on, and something to evaluate on."""
+    if empty := [i for i, rows in enumerate(population.train) if not len(rows)]:
+        raise InputError(f"partition must give every client a training sample, got none for client {empty[0]}")
+    require(data.test is None or len(data.test) > 0, "data.test", "hold samples, or be None", 0)
+
+
+def require_everyone(algorithm: Any, schedule: Schedule, n: int, rounds: int, seed: int) -> None:
+    """Raise InputError when the algorithm needs all clients in every round and the schedule does not bring them."""
+    if getattr(algorithm, "everyone", False):
+        everyone = all(len(schedule.clients(t, n, seed)) == n for t in range(rounds))
+        must = f"let all {n} clients take part in every round for {type(algorithm).__name__}"
+        require(everyone, "schedule", must, schedule, "add schedule=all")
+
+
+def is_peers(algorithm: Any) -> bool:
+    """Whether clients of this algorithm are peers, who talk to each other and to no server."""
+    return hasattr(algorithm, "mix") or hasattr(algorithm, "meet")
+
+
+def require_network(
+    algorithm: Any, topology: Topology | None, schedule: Schedule, downlink: Channel, privacy: object
+) -> None:
+    """Raise InputError unless there is a graph for peers, and none for clients of a server."""
+    name = type(algorithm).__name__
+    virtual = hasattr(schedule, "t_end")
+    if not is_peers(algorithm):
+        must = f"be none for {name}, whose clients talk to a server"
+        require(topology is None, "topology", must, topology, "leave it out, or choose a decentralized algorithm")
+        require(not virtual, "schedule", f"be one of rounds for {name}, which knows no events", "events")
+        return
+    require(topology is not None, "topology", f"be a graph for {name}, whose peers gossip", None, "add topology=ring")
+    events = hasattr(algorithm, "meet")
+    must = "be events, for its peers act at times of their own" if events else "be one of rounds, such as all"
+    require(virtual == events, "schedule", f"{must}, for {name}", schedule)
+    require(
+        not downlink, "downlink", f"be [] for {name}, which has no server; channel=[...] is between peers", downlink
+    )
+    require(privacy is None, "privacy", f"be none for {name}: the mechanisms need clients of a server", privacy)
