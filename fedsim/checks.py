@@ -15,7 +15,7 @@ from fedsim.errors import InputError, require
 from fedsim.models import zero_sample
 from fedsim.partition import Population
 from fedsim.schedule import Schedule
-from fedsim.topology import Topology
+from fedsim.topology import Mixing, Topology
 
 
 def name_of(algorithm: Any) -> str:
@@ -91,3 +91,19 @@ def require_network(
         not downlink, "downlink", f"be [] for {name}, which has no server; channel=[...] is between peers", downlink
     )
     require(privacy is None, "privacy", f"be none for {name}: the mechanisms need clients of a server", privacy)
+
+
+def require_mixing(algorithm: Any, mixing: Mixing) -> None:
+    """Raise InputError unless the algorithm can gossip with this W."""
+    name = type(algorithm).__name__
+    rows = getattr(algorithm, "mixes", "rows") == "rows"
+    if not (mixing.row_stochastic if rows else mixing.column_stochastic):
+        other = "topology.weights=metropolis" if rows else "topology.weights=push_sum"
+        more = ", or algorithm=sgp, which needs no such rows" if rows else ""
+        must = f"give {'rows' if rows else 'columns'} that sum to 1 for {name}"
+        raise InputError(f"topology.weights must {must}, got others; use {other}{more}")
+    if getattr(algorithm, "static", False) and not mixing.static:
+        raise InputError(
+            f"topology must not change with the round for {name}, whose peers keep copies of their neighbours; "
+            "choose another topology, or topology.fresh=false"
+        )

@@ -147,10 +147,11 @@ def report(
             table.add_row(name.replace("_", " "), f"{number(value['last'])}{best}")
         elif group == "comm":
             if name.endswith("_bytes"):
-                table.add_row(name.removesuffix("_bytes").replace("_", " "), megabytes(value))
+                between = "between peers" if name == "edge_bytes" else name.removesuffix("_bytes").replace("_", " ")
+                table.add_row(between, megabytes(value))
             else:
                 table.add_row(name.replace("_", " "), f"{value:,.4g} times fewer bytes than without a channel")
-        elif group == "privacy":
+        elif group in ("privacy", "gossip"):
             table.add_row(name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}")
     wall_s, rounds = summary["time/wall_s"], summary["rounds"]
     table.add_row("rounds", f"{rounds:,}")
@@ -165,6 +166,11 @@ def report(
 def error(message: str) -> None:
     """One clear line on standard error."""
     Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+def warning(message: str) -> None:
+    """One clear line on standard error about something that does not stop the run."""
+    Console(stderr=True, highlight=False).print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
 
 
 def number(value: float) -> str:

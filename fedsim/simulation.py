@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,23 @@ from torch import Tensor, nn
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
 from fedsim.channel.channel import Channel
-from fedsim.checks import require_everyone, require_network
+from fedsim.checkpoint import Checkpointing
+from fedsim.checks import require_everyone, require_mixing, require_network
 from fedsim.console import Progress
 from fedsim.data.base import Dataset, Source
 from fedsim.engine.config import Engine
 from fedsim.engine.jobs import Rows
-from fedsim.engine.orchestrator import Orchestrator, Record
-from fedsim.engine.peers import Peers
-from fedsim.errors import Diverged, require
+from fedsim.engine.orchestrator import Record
+from fedsim.errors import require
 from fedsim.evaluate import Evaluate
+from fedsim.history import History, opened
 from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition
 from fedsim.prepare import prepare
 from fedsim.privacy.config import Ledger, Privacy, check_channel, promised
 from fedsim.provenance import provenance
-from fedsim.run_folder import RunFolder, Status, summarise
+from fedsim.run_folder import RunFolder, Status
 from fedsim.schedule import All, Schedule
 from fedsim.topology import Topology
 from fedsim.tree import tree_map
@@ -90,6 +90,8 @@ def simulate(
     seed: int = 0,
     trajectory: bool = False,
     run_dir: str | Path | None = None,
+    checkpoint: Checkpointing = Checkpointing(),  # noqa: B008
+    resume: bool = False,
     progress: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -113,7 +115,10 @@ def simulate(
         evaluate: when and what to evaluate.
         seed: of everything random in the run.
         trajectory: keep the global model, or every peer's, after every round.
-        run_dir: a new folder for metrics, summary and TensorBoard files; None writes nothing.
+        run_dir: a new folder for metrics, summary, checkpoints and TensorBoard files; None writes nothing.
+        checkpoint: when what the run needs to go on is saved in that folder.
+        resume: go on from the folder's last checkpoint, to the bits of a run that was never interrupted; a folder that
+            has none begins the run anew.
         progress: show a progress bar.
         config: what config.yaml shall hold; by default the parts themselves.
 
@@ -125,6 +130,7 @@ def simulate(
         ClientError: a client's computation failed.
     """
     require(rounds >= 1, "rounds", "be >= 1", rounds)
+    require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
     require(
         engine.device == "cpu" or torch.cuda.is_available(),
         "engine.device",
@@ -141,6 +147,8 @@ def simulate(
         population = partition.split(dataset, seed)
         schedule.check(len(population), rounds)
         require_network(algorithm, topology, schedule, downlink, privacy)
+        if topology is not None:
+            require_mixing(algorithm, topology.mixing(len(population), 0, seed))
         require_everyone(algorithm, schedule, len(population), rounds, seed)
         ledger: Ledger | None = None
         if privacy is not None:
@@ -154,24 +162,29 @@ def simulate(
         require(not trajectory or model_of_all is not None, "logger.trajectory", must, trajectory)
         require(not evaluate.gradient or model_of_all == 0, "evaluate.gradient", must, evaluate.gradient)
         chosen = prepared.described() | {"threads": engine.threads}
-        folder = None
+        folder = checkpoints = saved = None
+        mark: dict[str, Any] = {}
         if run_dir is not None:
             parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
             parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
             parts |= {"channel": channel, "downlink": downlink, "privacy": privacy, "topology": topology}
-            parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed}
-            folder = RunFolder.create(
-                run_dir,
-                config if config is not None else {name: _described(part) for name, part in parts.items()},
-                provenance(
-                    engine.device,
-                    data={"name": dataset.name, "digest": dataset.digest},
-                    partition={"clients": len(population), "digest": population.digest},
-                    engine=chosen,
-                    parameters=prepared.parameters[0] if len(models) == 1 else list(prepared.parameters),
-                ),
+            parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed, "checkpoint": checkpoint}
+            parts |= {"logger": {"trajectory": trajectory}}
+            machine = provenance(
+                engine.device,
+                data={"name": dataset.name, "digest": dataset.digest},
+                partition={"clients": len(population), "digest": population.digest},
+                engine=chosen,
+                parameters=prepared.parameters[0] if len(models) == 1 else list(prepared.parameters),
+            )
+            method = {"data": dataset.digest, "partition": population.digest}
+            method |= {"noise": ledger.noise_multiplier} if ledger else {}
+            described = config if config is not None else {name: _described(part) for name, part in parts.items()}
+            folder, checkpoints, mark, saved = opened(
+                run_dir, described, machine, method, checkpoint, rounds, resume=resume
             )
             stack.enter_context(folder)
+        if folder and not saved:
             _draw_split(folder, population.counts(dataset))
             if topology is not None:
                 _draw_graph(folder, topology, population.counts(dataset), seed)
@@ -179,78 +192,28 @@ def simulate(
         backend = prepared.start(engine, schedule.expected(len(population)))
         stack.callback(backend.close)
         run = prepared.orchestrator(backend, schedule, evaluate, engine, rounds)
-        history = _History(folder, bar, [run.point()] if trajectory else None, ledger)
+        points: list[Tensor] | None = [] if trajectory else None
+        history = History(run, folder, bar, checkpoints, mark, points, ledger, begun)
+        if saved:
+            history.resume(saved)
         try:
-            status, message = _loop(run, history)
+            status, message = history.loop()
         except Exception as error:
-            history.finish("failed", str(error), run.digest(), time.perf_counter() - begun)
+            history.catch_up()
+            if not isinstance(error, OSError):
+                history.save()
+            history.finish("failed", str(error))
             raise
+        if status != "diverged":
+            history.save()
         if folder and run.confusion is not None:
             _draw_confusion(folder, run.confusion, run.done)
-        summary = history.finish(status, message, run.digest(), time.perf_counter() - begun)
+        summary = history.finish(status, message)
     where = folder.path if folder else None
     final = prepared.module(run.model())
     return Result(
         status, history.records, summary, final, run.server, history.trajectory(), where, message, tuple(run.stores)
     )
-
-
-@dataclass
-class _History:
-    """Where records go as they come."""
-
-    folder: RunFolder | None
-    bar: Progress | None
-    points: list[Tensor] | None
-    ledger: Ledger | None = None
-    records: list[Record] = field(default_factory=list)
-
-    def add(self, record: Record) -> None:
-        if self.ledger is not None and "eval/loss" in record:
-            record = record | {"privacy/epsilon": self.ledger.epsilon(int(record["round"]))}
-        self.records.append(record)
-        if self.folder:
-            self.folder.write(record)
-        if self.bar:
-            self.bar.update(record)
-
-    def trajectory(self) -> np.ndarray | None:
-        return None if self.points is None else torch.stack(self.points).numpy()
-
-    def finish(self, status: Status, message: str, digest: str, wall_s: float) -> dict[str, Any]:
-        summary = summarise(self.records, status, digest, wall_s) | ({"message": message} if message else {})
-        if self.ledger is not None:
-            done = self.ledger.releases(max(1, int(summary["rounds"])))
-            summary["privacy/noise_multiplier"] = self.ledger.noise_multiplier
-            summary["privacy/promise"] = self.ledger.accountant.note(done)
-        if self.folder:
-            if (points := self.trajectory()) is not None:
-                self.folder.trajectory(points)
-            self.folder.finish(summary)
-        return summary
-
-
-def _loop(run: Orchestrator | Peers, history: _History) -> tuple[Status, str]:
-    """All rounds, or as many as go well; every finished round is on record whatever happens next."""
-    try:
-        history.add({"round": 0, **run.evaluate()})
-        while run.done < run.rounds:
-            _require_finite(history.records[-1])
-            history.add(run.step())
-            if history.points is not None:
-                history.points.append(run.point())
-        _require_finite(history.records[-1])
-    except Diverged as error:
-        return "diverged", str(error)
-    except KeyboardInterrupt as stop:
-        return "interrupted", f"{type(stop).__name__} after round {run.done}"
-    return "finished", ""
-
-
-def _require_finite(record: Record) -> None:
-    """Raise Diverged when the model was evaluated and its loss has no value, though its parameters may have."""
-    if not math.isfinite(record.get("eval/loss", 0.0)):
-        raise Diverged(f"the loss on the test samples is not finite after round {record['round']:.0f}")
 
 
 def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from fedsim.engine.jobs import Jobs, digest_of, mean_loss
 from fedsim.engine.worker import Backend, Done, Scores, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, gradient, summarise
+from fedsim.interrupts import uninterrupted
 from fedsim.layout import Layout
 from fedsim.schedule import Schedule
 from fedsim.store import Store
@@ -75,6 +76,8 @@ class Orchestrator:
         self.memory = memory
         self.own = hasattr(setup.algorithm, "own")  # clients predict with models of their own
         self.done = 0
+        self.notes: tuple[str, ...] = ()  # what the user should know of the run
+        self.record: Record = {}  # of the last round, without its evaluation
         self.confusion: np.ndarray | None = None  # of the last evaluation
         self.sizes = setup.train.sizes()
         self.parameters = tuple(Layout.of(setup.models[0]).sizes)
@@ -125,25 +128,25 @@ class Orchestrator:
             for store in self.stores:
                 store.drop()
             raise Diverged(f"the server's state is not finite after round {index + 1}")
-        self.server, self.memory, self.done = server, Memory(far, link, heard), index + 1
-        for store in self.stores:
-            store.commit()
-        uplink = sum(a.uplink_bytes for a in answers)
-        downlink = len(clients) * each
-        self.totals["comm/uplink_total_bytes"] += uplink
-        self.totals["comm/downlink_total_bytes"] += downlink
-        self.plain["comm/uplink"] += sum(a.plain_bytes for a in answers)
-        self.plain["comm/downlink"] += len(clients) * message.size(broadcast)
-        record: Record = {
-            "round": self.done,
-            "train/loss": mean_loss(answers),
-            "comm/uplink_bytes": uplink,
-            "comm/downlink_bytes": downlink,
-            **self.totals,
-            **self._ratios(),
-            "time/round_s": time.perf_counter() - start,
-        }
-        return record | (self.evaluate() if self.evaluation.due(self.done, self.rounds) else {})
+        uplink, downlink = sum(a.uplink_bytes for a in answers), len(clients) * each
+        with uninterrupted():
+            self.server, self.memory, self.done = server, Memory(far, link, heard), index + 1
+            for store in self.stores:
+                store.commit()
+            self.totals["comm/uplink_total_bytes"] += uplink
+            self.totals["comm/downlink_total_bytes"] += downlink
+            self.plain["comm/uplink"] += sum(a.plain_bytes for a in answers)
+            self.plain["comm/downlink"] += len(clients) * message.size(broadcast)
+            self.record = {
+                "round": self.done,
+                "train/loss": mean_loss(answers),
+                "comm/uplink_bytes": uplink,
+                "comm/downlink_bytes": downlink,
+                **self.totals,
+                **self._ratios(),
+                "time/round_s": time.perf_counter() - start,
+            }
+        return self.record | (self.evaluate() if self.evaluation.due(self.done, self.rounds) else {})
 
     def _round(self, index: int, clients: tuple[int, ...]) -> Round:
         return Round(index, clients, len(self.sizes), int(self.sizes.min()))
@@ -189,6 +192,19 @@ class Orchestrator:
         order = np.argsort(at)
         found = [np.concatenate(arrays) for arrays in zip(*answers, strict=True)]
         return Scores(*(array[order] if len(array) else array for array in found))
+
+    def snapshot(self) -> State:
+        """Everything that later rounds depend on."""
+        stores = tuple(store.snapshot() for store in self.stores)
+        counted = {"done": self.done, "totals": dict(self.totals), "plain": dict(self.plain)}
+        return {"server": self.server, "memory": self.memory, "stores": stores, **counted}
+
+    def restore(self, snapshot: State) -> None:
+        """Go on from a snapshot of a run with the same parts; this one must not have begun."""
+        self.server, self.memory, self.done = snapshot["server"], snapshot["memory"], snapshot["done"]
+        self.totals, self.plain = snapshot["totals"], snapshot["plain"]
+        for store, rows in zip(self.stores, snapshot["stores"], strict=True):
+            store.restore(rows)
 
     def point(self) -> Tensor:
         """What a trajectory keeps of this moment: the global model [d]."""

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.checks import require_mixing
 from fedsim.engine.block import to_numpy
 from fedsim.engine.gossip import Gossip, receivers
 from fedsim.engine.jobs import Jobs, digest_of, mean_loss
 from fedsim.engine.orchestrator import Record
 from fedsim.engine.worker import Backend, Models, Setup
-from fedsim.errors import Diverged, InputError
+from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, gradient, peers_scores
+from fedsim.interrupts import uninterrupted
 from fedsim.layout import Layout
 from fedsim.schedule import Schedule
 from fedsim.topology import Mixing, Topology, spectral_gap
@@ -82,12 +84,15 @@ class Peers:
         self.states, self.links = tree_map(lambda t: t.expand(n, *t.shape).clone(), (row, links))
         self.gossip = Gossip(algorithm, channel, tuple(Layout.of(setup.models[0]).sizes), setup.seed)
         self.done = 0
+        self.record: Record = {}  # of the last round, without its evaluation
         self.confusion: np.ndarray | None = None  # of the last evaluation
         self.totals = {"comm/edge_total_bytes": 0, "comm/edges_total": 0}
         self.plain = 0  # what the bytes would be without a channel
         self._mixings: dict[int, Mixing] = {}
         self._gaps: dict[int, float] = {}
-        self.period = topology.mixing(n, 0, setup.seed).period
+        first = topology.mixing(n, 0, setup.seed)
+        self.period = first.period
+        self.notes = first.warnings  # what the user should know of W
 
     @property
     def stores(self) -> tuple[Stacked, ...]:
@@ -102,7 +107,7 @@ class Peers:
                 self._mixings.clear()
                 self._gaps.clear()
             self._mixings[at] = found = self.topology.mixing(len(self.sizes), at, self.setup.seed)
-            check_mixing(self.algorithm, found)
+            require_mixing(self.algorithm, found)
         return self._mixings[at]
 
     def evaluate(self) -> Record:
@@ -153,22 +158,25 @@ class Peers:
             plain += size * int(degrees.sum())
         if not all(torch.isfinite(leaf).all() for leaf in leaves(states) if leaf.is_floating_point()):
             raise Diverged(f"a peer's state is not finite after round {index + 1}")
-        self.states, self.links, self.done = states, links, index + 1
-        self.plain += plain
-        self.totals["comm/edge_total_bytes"] += sent
-        self.totals["comm/edges_total"] += steps * len(mixing.edges)
-        record: Record = {
-            "round": self.done,
-            "train/loss": loss,
-            "comm/edge_bytes": sent,
-            "comm/edges": steps * len(mixing.edges),
-            **self.totals,
-            **self._gap(index, mixing),
-            "time/round_s": time.perf_counter() - start,
-        }
-        if self.gossip.channel and self.totals["comm/edge_total_bytes"]:
-            record["comm/edge_ratio"] = self.plain / self.totals["comm/edge_total_bytes"]
-        return record | before | (self.evaluate() if due else {})
+        gap = self._gap(index, mixing)
+        with uninterrupted():
+            self.states, self.links, self.done = states, links, index + 1
+            self.plain += plain
+            self.totals["comm/edge_total_bytes"] += sent
+            self.totals["comm/edges_total"] += steps * len(mixing.edges)
+            self.record = {
+                "round": self.done,
+                "train/loss": loss,
+                "comm/edge_bytes": sent,
+                "comm/edges": steps * len(mixing.edges),
+                **self.totals,
+                **gap,
+                **before,
+                "time/round_s": time.perf_counter() - start,
+            }
+            if self.gossip.channel and self.totals["comm/edge_total_bytes"]:
+                self.record["comm/edge_ratio"] = self.plain / self.totals["comm/edge_total_bytes"]
+        return self.record | (self.evaluate() if due else {})
 
     def _train(self, rnd: Round) -> tuple[State, float]:
         """All peers' states after local work, and the mean training loss of those who worked."""
@@ -216,6 +224,16 @@ class Peers:
         """There is none."""
         return ()
 
+    def snapshot(self) -> State:
+        """Everything that later rounds depend on."""
+        counted = {"done": self.done, "totals": dict(self.totals), "plain": self.plain}
+        return {"states": self.states, "links": self.links, **counted}
+
+    def restore(self, snapshot: State) -> None:
+        """Go on from a snapshot of a run with the same parts; this one must not have begun."""
+        self.states, self.links, self.done = snapshot["states"], snapshot["links"], snapshot["done"]
+        self.totals, self.plain = snapshot["totals"], snapshot["plain"]
+
     def digest(self) -> str:
         """sha256 over all peers' models, as little-endian bytes in client order."""
         return digest_of([self.point().numpy()])
@@ -226,22 +244,6 @@ def consensus(models: Tensor) -> float:
     mean = torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64))
     total = sum(float((model.double() - mean).square().sum()) for model in models)
     return float(np.sqrt(total / len(models)))
-
-
-def check_mixing(algorithm: Any, mixing: Mixing) -> None:
-    """Raise InputError unless the algorithm can gossip with this W."""
-    name = type(algorithm).__name__
-    rows = getattr(algorithm, "mixes", "rows") == "rows"
-    if not (mixing.row_stochastic if rows else mixing.column_stochastic):
-        other = "topology.weights=metropolis" if rows else "topology.weights=push_sum"
-        more = ", or algorithm=sgp, which needs no such rows" if rows else ""
-        must = f"give {'rows' if rows else 'columns'} that sum to 1 for {name}"
-        raise InputError(f"topology.weights must {must}, got others; use {other}{more}")
-    if getattr(algorithm, "static", False) and not mixing.static:
-        raise InputError(
-            f"topology must not change with the round for {name}, whose peers keep copies of their neighbours; "
-            "choose another topology, or topology.fresh=false"
-        )
 
 
 def _like(mixing: Mixing, states: State) -> Any:

@@ -24,6 +24,7 @@ from fedsim.channel.onion import Layer
 from fedsim.channel.randk import RandK
 from fedsim.channel.sign import Sign
 from fedsim.channel.topk import TopK
+from fedsim.checks import is_peers
 from fedsim.config import build, build_run
 from fedsim.data import Dataset
 from fedsim.engine.oracle import ModelOracle
@@ -33,7 +34,8 @@ from fedsim.losses import loss_of
 from fedsim.models import build as build_model
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet
-from fedsim.schedule import All, Uniform
+from fedsim.schedule import All, Events, Uniform
+from fedsim.topology import ExponentialDirected, Ring
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Round
 from tests.conftest import small_cnn
@@ -77,6 +79,10 @@ def aggregate(name: str) -> Mean | Stack:
     return rule(weights=shipped(name)[1])  # type: ignore[arg-type]
 
 
+SERVERS = [name for name in ALGORITHMS if not is_peers(algorithm(name))]
+PEERS = [name for name in ALGORITHMS if is_peers(algorithm(name))]
+
+
 def everything(result: Result) -> list[Any]:
     """The final states of the server and of all seven clients; methods without a server have the latter only."""
     return leaves((result.server, *(result.client(i) for i in range(7))))
@@ -87,9 +93,17 @@ def working(name: str) -> Any:
     return replace(algorithm(name), **EARLY.get(name, {}))
 
 
-def cohorts(name: str) -> All | Uniform:
+def cohorts(name: str) -> All | Uniform | Events:
     """Five of seven clients a round, or all where the method needs them."""
+    if hasattr(algorithm(name), "meet"):
+        return Events(t_end=3.0)
     return All() if getattr(algorithm(name), "everyone", False) else Uniform(cohort=5)
+
+
+def graph(name: str) -> Ring | ExponentialDirected | None:
+    """Where peers gossip: a ring, or one-way for a method that is made for it."""
+    one_way = getattr(algorithm(name), "mixes", "rows") == "columns"
+    return None if name in SERVERS else ExponentialDirected() if one_way else Ring()
 
 
 def run(name: str, data: Dataset, **engine: Any) -> Result:
@@ -101,6 +115,7 @@ def run(name: str, data: Dataset, **engine: Any) -> Result:
         model=small_cnn,
         rounds=3,
         schedule=cohorts(name),
+        topology=graph(name),
         local=Local(epochs=2, batch_size=8),
         aggregate=aggregate(name),
         channel=Channel(UPLINKS.get(name, ())),
@@ -129,6 +144,8 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str, squares: Dataset) 
         partition=Dirichlet(clients=7, alpha=0.5, min_samples=2),
         model=small_cnn,
         rounds=1,
+        schedule=cohorts(name),
+        topology=graph(name),
         aggregate=aggregate(name),
         seed=2,
     )
@@ -161,6 +178,7 @@ class OneBatch:
     """Two equal minibatches of one client."""
 
     length = 2
+    expected = torch.tensor(4)
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -183,7 +201,7 @@ def part(what: str, layout: Layout, x0: torch.Tensor) -> Any:
     return x0
 
 
-EACH_KIND = [*((name, 2) for name in ALGORITHMS), ("powersgd", 3), ("onebit_adam", 0)]  # rounds of another kind
+EACH_KIND = [*((name, 2) for name in SERVERS), ("powersgd", 3), ("onebit_adam", 0)]  # rounds of another kind
 
 
 @pytest.mark.parametrize(("name", "index"), EACH_KIND)
@@ -223,6 +241,42 @@ def test_methods_are_pure(name: str, index: int, squares: Dataset) -> None:
         setattr(rule, field, 0)
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_methods_are_pure(name: str, squares: Dataset) -> None:
+    """No input is mutated, the dataclass is frozen, and calling twice gives the same bits."""
+    rule: Any = working(name)
+    if hasattr(rule, "meet"):
+        rule = rule.tuned(Ring(), 5, 0)
+    model = build_model(small_cnn, squares.input_shape, squares.outputs, {}, 0)
+    x0 = Layout.of(model).flatten(model)
+    oracle = ModelOracle(model, loss_of("classification"), "loop")
+    batch = OneBatch(Batch(torch.rand(4, *squares.input_shape), torch.tensor([0, 1, 2, 3])))
+    rnd = Round(2, (0, 3), 5)
+
+    def once() -> Any:
+        obj = Objective(oracle, batch, torch.tensor(2), torch.tensor(4), everything=batch, oracles=[oracle])
+        peer = rule.init_client(x0)
+        before = [t.clone() for t in leaves((peer, x0))]
+        after = rule.local(obj, peer, rnd)
+        if hasattr(rule, "meet"):
+            done = rule.meet(rule.flow(after, torch.tensor(0.5)), peer)[0]
+        else:
+            held = rule.offer(after, rnd)
+            after, held = rule.publish(after, held, rnd) if hasattr(rule, "publish") else (after, held)
+            done = rule.mix(after, held, rnd)
+        assert rule.model(done).shape == x0.shape
+        for t, kept in zip(leaves((peer, x0)), before, strict=True):
+            assert torch.equal(t, kept), "an input was written in place"
+        assert type(done) is type(peer)
+        return done
+
+    with torch.no_grad():
+        for a, b in zip(leaves(once()), leaves(once()), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(AttributeError):
+        setattr(rule, next(iter(rule.__dataclass_fields__)), 0)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_docstrings_cite_the_paper_and_explain_every_field(name: str) -> None:
     rule = type(algorithm(name))
@@ -256,6 +310,8 @@ def test_yaml_holds_the_dataclass_defaults(name: str) -> None:
 def test_the_command_line_gets_the_weights_that_the_method_needs(name: str) -> None:
     assert build_run(composed(f"algorithm={name}"))["aggregate"] == aggregate(name)
     base = "base." if "base" in shipped(name)[0] else ""  # a method around another holds its lr
+    if "lr" not in (shipped(name)[0]["base"] if base else shipped(name)[0]):
+        return
     chosen = build_run(composed(f"algorithm={name}", "aggregate.weights=uniform", f"algorithm.{base}lr=0.5"))
     solver = chosen["algorithm"].base if base else chosen["algorithm"]
     assert (chosen["aggregate"].weights, solver.lr) == ("uniform", 0.5)
@@ -271,7 +327,7 @@ def test_a_method_around_another_needs_what_the_other_needs() -> None:
 
 def test_uniform_weights_are_demanded_where_the_method_needs_them(squares: Dataset) -> None:
     needing = [name for name in ALGORITHMS if getattr(algorithm(name), "uniform", False)]
-    asking = {name for name in ALGORITHMS if shipped(name)[1] == "uniform"}
+    asking = {name for name in SERVERS if shipped(name)[1] == "uniform"}
     assert needing
     assert asking - set(needing) == {"fedgh", "fd", "fedproto"}  # their papers' code: every owner of a class alike
     assert set(needing) <= asking
