@@ -58,7 +58,8 @@ def main() -> None:
     peers, rnd = type(algorithm.init_client(x[0]))(x), Round(0, tuple(range(n)), n)
     for name in options.topologies:
         w = TOPOLOGIES[name].mixing(n, 0, 0).w.astype(np.float32)
-        sparse = torch.sparse_csr_tensor(*map(torch.from_numpy, (w.indptr, w.indices, w.data)), size=(n, n))
+        indptr, indices, data = (torch.from_numpy(array) for array in (w.indptr, w.indices, w.data))
+        sparse = torch.sparse_csr_tensor(indptr, indices, data, size=(n, n))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         gossip.exchange(peers, ({}, {}), w, rnd, 0)
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
