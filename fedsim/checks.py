@@ -11,10 +11,11 @@ from torch import nn
 from fedsim.aggregate import Aggregate, Stack
 from fedsim.channel.channel import Channel
 from fedsim.data.base import Dataset
+from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
 from fedsim.models import zero_sample
 from fedsim.partition import Population
-from fedsim.schedule import Schedule
+from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
 
 
@@ -73,20 +74,31 @@ def is_peers(algorithm: Any) -> bool:
 
 
 def require_network(
-    algorithm: Any, topology: Topology | None, schedule: Schedule, downlink: Channel, privacy: object
+    algorithm: Any,
+    topology: Topology | None,
+    schedule: Schedule,
+    channel: Channel,
+    downlink: Channel,
+    privacy: object,
 ) -> None:
     """Raise InputError unless there is a graph for peers, and none for clients of a server."""
     name = type(algorithm).__name__
-    virtual = hasattr(schedule, "t_end")
+    virtual = isinstance(schedule, Events)
+    behind = getattr(algorithm, "asynchronous", False)
+    must = f"be async for {name}, whose server does not wait" if behind else f"be one of rounds for {name}, such as all"
+    require(isinstance(schedule, Asynchronous) == behind, "schedule", must, schedule)
     if not is_peers(algorithm):
         must = f"be none for {name}, whose clients talk to a server"
         require(topology is None, "topology", must, topology, "leave it out, or choose a decentralized algorithm")
-        require(not virtual, "schedule", f"be one of rounds for {name}, which knows no events", "events")
+        must = f"be one of rounds for {name}, such as all"
+        require(not virtual, "schedule", must, schedule)
+        require(not behind or not downlink, "downlink", f"be [] for {name}: each client hears another model", downlink)
         return
     require(topology is not None, "topology", f"be a graph for {name}, whose peers gossip", None, "add topology=ring")
     events = hasattr(algorithm, "meet")
-    must = "be events, for its peers act at times of their own" if events else "be one of rounds, such as all"
-    require(virtual == events, "schedule", f"{must}, for {name}", schedule)
+    must = f"be events for {name}, whose peers act at times of their own" if events else must
+    require(virtual == events, "schedule", must, schedule)
+    require(not (events and channel), "channel", f"be [] for {name}: events have no channel", channel)
     require(
         not downlink, "downlink", f"be [] for {name}, which has no server; channel=[...] is between peers", downlink
     )

@@ -29,10 +29,12 @@ class Logger:
     """What a run writes beside its metrics.
 
     Attributes:
-        trajectory: keep the server's model after every round in ``trajectory.npz``.
+        trajectory: keep the server's model, or every peer's, after every round in ``trajectory.npz``.
+        events: keep the events of a run in virtual time in ``events.npz``.
     """
 
     trajectory: bool = False
+    events: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
     """
     from fedsim.aggregate import Aggregate
-    from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
+    from fedsim.algorithms.base import EventAlgorithm, PeerAlgorithm, ServerAlgorithm
+    from fedsim.checkpoint import Checkpointing
     from fedsim.data import Dataset, Source
     from fedsim.engine.config import Engine
     from fedsim.evaluate import Evaluate
@@ -101,7 +104,8 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     def algorithm(node: Any, path: str) -> Any:
         built = build(node, path)
-        return played(built, PeerAlgorithm if hasattr(built, "mix") else ServerAlgorithm, node, path)
+        events, peers = hasattr(built, "meet"), hasattr(built, "mix")
+        return played(built, EventAlgorithm if events else PeerAlgorithm if peers else ServerAlgorithm, node, path)
 
     def played(built: Any, role: type, node: Any, path: str, *kinds: type) -> Any:
         methods = _methods(role)
@@ -129,6 +133,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "local": section(Local),
         "evaluate": section(Evaluate),
         "logger": section(Logger),
+        "checkpoint": section(Checkpointing),
         "rounds": number(1),
         "seed": number(None),
     }
@@ -141,7 +146,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
                 built[key] = make(cfg[key], key)
     _raise(problems)
     logger: Logger = built.pop("logger")
-    return {**built, "trajectory": logger.trajectory}
+    return {**built, "trajectory": logger.trajectory, "events": logger.events}
 
 
 def build(node: Any, path: str) -> Any:

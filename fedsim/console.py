@@ -47,7 +47,7 @@ class Elapsed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """The time of one task."""
-        return Text(_clock((task.finished_time if task.finished else task.elapsed) or 0.0))
+        return Text(clock((task.finished_time if task.finished else task.elapsed) or 0.0))
 
 
 class Progress:
@@ -95,7 +95,7 @@ class Progress:
         self._scores |= headline(record)
         self._first = first, since = self._first or (done, now)
         left = (now - since) / max(done - first, 1) * (self._rounds - done)
-        eta = f"eta {_clock(left)}" if first < done < self._rounds else ""
+        eta = f"eta {clock(left)}" if first < done < self._rounds else ""
         at = f"round {done}/{self._rounds}"
         shown = list(self._scores.items())[: 1 if self._bar and self._console.width < NARROW else None]
         scores = "  ".join(f"{name} {number(value)}" for name, value in shown)
@@ -103,7 +103,7 @@ class Progress:
             self._bar.update(self._task, description=at, completed=done, scores=scores, eta=eta)
         elif (tenth := LINES * done // self._rounds) > self._tenth:
             self._tenth = tenth
-            elapsed = f"elapsed {_clock(now - self._begun)}"
+            elapsed = f"elapsed {clock(now - self._begun)}"
             self._console.print(
                 "  ".join(part for part in (at, scores, elapsed, eta) if part), markup=False, soft_wrap=True
             )
@@ -159,8 +159,14 @@ def report(
     table.add_row("digest", summary["digest"][:16])
     console.print(table)
     command = shlex.join(["tensorboard", "--logdir", str(logdir or folder)])
-    for name, value in (("folder", str(folder)), ("curves", command)):
+    more = [("go on", shlex.join(["fedsim", f"resume={folder}"]))] if summary["status"] == "interrupted" else []
+    for name, value in (("folder", str(folder)), ("curves", command), *more):
         console.print(Text.assemble((f"{name}  ", "bold"), value), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """One line on standard output."""
+    Terminal().print(message, markup=False, soft_wrap=True)
 
 
 def error(message: str) -> None:
@@ -184,7 +190,8 @@ def megabytes(count: float) -> str:
     return f"{size:,.3f} MB (1e6 bytes)" if size >= 1 else f"{size:.3g} MB (1e6 bytes)"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: ``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -10,7 +10,21 @@ class Diverged(ArithmeticError):
 
 
 class ClientError(RuntimeError):
-    """A client's computation raised; the message names algorithm, round, block and clients."""
+    """A client's computation raised; the message names algorithm, round, block and clients.
+
+    Args:
+        message: what happened.
+        round_: in which round, from 1; 0 where it is not known.
+        clients: the block in which it happened.
+    """
+
+    def __init__(self, message: str, round_: int = 0, clients: tuple[int, ...] = ()):
+        super().__init__(message)
+        self.round, self.clients = round_, clients
+
+
+class JobFailed(Exception):
+    """A job of a sweep did not finish and has said why; the others go on."""
 
 
 def require(ok: bool, name: str, must: str, got: object, do: str = "") -> None:

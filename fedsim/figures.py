@@ -15,6 +15,8 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 _COLOURS = "YlGnBu"  # light to dark, also in grey and for colour-blind readers; nothing at all is white
 _INK = "#1d4f72"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b5548f", "#b8860b", "#2d9cdb", "#5b6570")
+"""Colours of lines, told apart by colour-blind readers too (after Okabe and Ito); the same in ``report/page.css``."""
 _WIDE = 60  # clients above which single columns are hard to tell apart
 _COLUMNS = 400  # most columns of a picture, two pixels wide; above, a column is the mean of neighbours
 _NUMBERED = 20  # classes up to which every class is ticked and every cell of a confusion matrix is numbered
@@ -57,7 +59,13 @@ def split_by_client(counts: np.ndarray, title: str) -> Figure:
 
 
 def curves(
-    series: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, *, x: str, y: str, log: Collection[str] = ()
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    title: str,
+    *,
+    x: str,
+    y: str,
+    log: Collection[str] = (),
+    halves: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
     """Lines that compare methods, told apart by colour and dashes.
 
@@ -67,15 +75,20 @@ def curves(
         x: label of the horizontal axis.
         y: label of the vertical axis.
         log: axes with a logarithmic scale, of ``x`` and ``y``; what is not positive is left out there.
+        halves: {method: half the width of a band [k], NaN where there is none}; bands do not widen the axes.
     """
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
     for number, (name, (xs, ys)) in enumerate(series.items()):
         keep = ((xs > 0) | ("x" not in log)) & ((ys > 0) | ("y" not in log))
-        axes.plot(
-            xs[keep], ys[keep], label=name, linestyle=styles[(number + number // 10) % len(styles)], linewidth=1.8
-        )
+        colour, dashes = PALETTE[number % len(PALETTE)], styles[(number + number // len(PALETTE)) % len(styles)]
+        axes.plot(xs[keep], ys[keep], label=name, color=colour, linestyle=dashes, linewidth=1.8)
+    limits = axes.get_ylim()
+    for line, (name, (xs, ys)) in zip(list(axes.lines), series.items(), strict=True):
+        if halves is not None and np.isfinite(half := halves[name]).any():
+            axes.fill_between(xs, ys - half, ys + half, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_ylim(limits)
     axes.set(xlabel=x, ylabel=y, title=title)
     if "x" in log:
         axes.set_xscale("log")

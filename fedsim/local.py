@@ -20,11 +20,15 @@ class Local:
             up). None together with ``steps`` None: one epoch.
         batch_size: examples in a minibatch, >= 1 (the last one of an epoch is smaller when sizes do not divide), or
             ``"full"``: all of the client's examples.
+        sampling: ``shuffle``: minibatches go through the client's examples in random orders; ``poisson``: each example
+            is in each minibatch independently, so that ``batch_size`` is the expected size and some minibatches may be
+            empty: what privacy by sampling assumes.
     """
 
     steps: int | None = None
     epochs: float | None = None
     batch_size: int | Literal["full"] = 32
+    sampling: Literal["shuffle", "poisson"] = "shuffle"
 
     def __post_init__(self) -> None:
         if self.steps is not None:
@@ -36,7 +40,7 @@ class Local:
             require(self.batch_size >= 1, "batch_size", "be an integer >= 1 or 'full'", self.batch_size)
 
     def batch(self, examples: int) -> int:
-        """Examples of a full minibatch for a client that holds ``examples``."""
+        """Examples of a full minibatch, or expected in one, for a client that holds ``examples``."""
         return examples if self.batch_size == "full" else min(self.batch_size, examples)
 
     def count(self, examples: int) -> int:

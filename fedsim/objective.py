@@ -17,9 +17,6 @@ from fedsim.types import Batch
 
 T = TypeVar("T")
 
-EXAMPLE_NUMBERS = 2**23
-"""Most numbers in one client's gradients by example at once: 32 MB in float32."""
-
 
 class Oracle(Protocol):
     """What the engine provides for one model: losses and gradients at x [d] on a minibatch of m examples."""
@@ -40,6 +37,10 @@ class Oracle(Protocol):
         """Gradient of every example's own loss, [m, d]."""
         ...
 
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> Tensor:
+        """Sum [d] of every example's own gradients, less those at ``less``, each clipped to norm ``bound``."""
+        ...
+
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model, [m, k]."""
         ...
@@ -58,6 +59,7 @@ class Minibatches(Protocol):
     """A client's minibatches of this round."""
 
     length: int
+    expected: Tensor  # examples of a full minibatch, or expected in one (scalar)
 
     def __call__(self, k: int) -> Batch:
         """The k-th minibatch."""
@@ -134,21 +136,10 @@ class Objective:
     def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None = None) -> Tensor:
         """Sum [d] over the examples of their own gradients at x [d], each clipped to norm ``bound``.
 
-        With ``less`` [d], of the differences between each example's gradients at x and there. Examples are taken a few
-        at a time, so that their gradients [m, d] need not fit in memory at once.
+        With ``less`` [d], of the differences between each example's gradients at x and there. The gradients [m, d] do
+        not exist at once: not at all in models of linear layers, a few examples or one layer at a time in others.
         """
-        m = batch.y.shape[0]
-        size = max(1, min(m, EXAMPLE_NUMBERS // x.shape[0]))
-        total = torch.zeros_like(x)
-        for a in range(0, m, size):
-            mask = None if batch.mask is None else batch.mask[a : a + size]
-            some = Batch(batch.x[a : a + size], batch.y[a : a + size], mask)
-            g = self.example_grads(x, some)
-            if less is not None:
-                g = g - self.example_grads(less, some)
-            norms = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-            total = total + (g * (bound / norms.clamp(min=torch.finfo(g.dtype).tiny)).clamp(max=1.0)).sum(0)
-        return total
+        return self._oracle.clipped_sum(x, batch, bound, less)
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model for each example at x [d]: [m, k]."""
@@ -192,6 +183,11 @@ class Objective:
 
     def _with(self, oracle: Oracle) -> Objective:
         return Objective(oracle, self._batches, self.steps, self.examples, self._noise, self._everything, self._oracles)
+
+    @property
+    def batch_size(self) -> Tensor:
+        """Examples of a full minibatch, or with Poisson sampling the expected number (scalar tensor, never 0)."""
+        return self._batches.expected
 
     @property
     def noise(self) -> Noise:

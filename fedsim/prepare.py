@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,113 +16,23 @@ from fedsim.channel.order import check_fields
 from fedsim.checks import is_peers, require_classes, require_rule, require_samples
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
+from fedsim.engine.begun import Begun
 from fedsim.engine.config import Engine
+from fedsim.engine.events import Graphs
 from fedsim.engine.kernel import Kernel, kernel_rule
 from fedsim.engine.local_part import LocalPart
-from fedsim.engine.orchestrator import Memory, Orchestrator
-from fedsim.engine.peers import Peers
+from fedsim.engine.orchestrator import Memory
 from fedsim.engine.rehearsal import broadcasts, messages, offers
-from fedsim.engine.serial import Serial
-from fedsim.engine.worker import Backend, Setup
+from fedsim.engine.worker import Setup
 from fedsim.errors import InputError, require
-from fedsim.evaluate import Evaluate
 from fedsim.layout import Layout
 from fedsim.local import Local
 from fedsim.models import Factory, build
 from fedsim.partition import Population
-from fedsim.schedule import Schedule
+from fedsim.prepared import Prepared
 from fedsim.topology import Topology
-from fedsim.tree import leaves, tensors
+from fedsim.tree import tensors
 from fedsim.types import State
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that could start.
-
-    Attributes:
-        setup: what every worker is given.
-        rows: what the store starts from for clients of each architecture: their state, their link's memory.
-        memory: what the channels' far ends start from.
-        x0: what the server starts from: the model, or the part of it that the algorithm shares.
-        parameters: d of every architecture.
-        blocks: most clients of each architecture computed at once, ``auto`` resolved.
-        why: the reason for each architecture's kernel, in a line.
-        channel: around the clients' messages; peers' is the driver's, and ``setup`` has none.
-        topology: of peers; None for clients of a server.
-    """
-
-    setup: Setup
-    rows: tuple[State, ...]
-    memory: Memory
-    x0: Tensor | dict[str, Tensor]
-    parameters: tuple[int, ...]
-    blocks: tuple[int, ...]
-    why: tuple[str, ...]
-    channel: Channel
-    topology: Topology | None = None
-
-    def start(self, engine: Engine, cohort: int = 1) -> Backend:
-        """The backend, ready for jobs; the usual size of a cohort tells Ray how much memory to share."""
-        if engine.backend == "serial":
-            return Serial(self.setup)
-        from fedsim.engine.ray_pool import RayPool
-
-        rows = [sum(t.nbytes for t in leaves(row)) for row in self.rows]
-        return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
-
-    def orchestrator(
-        self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
-    ) -> Orchestrator | Peers:
-        """The run, before its first round."""
-        if self.topology is None:
-            return Orchestrator(
-                self.setup,
-                backend,
-                schedule,
-                evaluation,
-                self.x0,
-                self.rows,
-                self.memory,
-                blocks=self.blocks,
-                jobs=engine.jobs,
-                rounds=rounds,
-            )
-        return Peers(
-            self.setup.algorithm.base,  # type: ignore[attr-defined]
-            self.topology,
-            self.setup,
-            self.channel,
-            backend,
-            schedule,
-            evaluation,
-            self.rows[0][0],
-            (self.memory.uplink, self.memory.heard),
-            blocks=self.blocks,
-            jobs=engine.jobs,
-            rounds=rounds,
-        )
-
-    @property
-    def number(self) -> int | None:
-        """Which architecture the model of all has, or None when there is no such model; peers' is their mean."""
-        if self.topology is not None:
-            return 0
-        algorithm = self.setup.algorithm
-        numbers = {"model": 0, "parameters": 0, "common": getattr(algorithm, "common", None)}
-        return numbers.get(getattr(algorithm, "shares", "model"))
-
-    def module(self, x: Tensor | None) -> nn.Module | None:
-        """The model of all with these parameters [d]."""
-        if self.number is None or x is None:
-            return None
-        model = copy.deepcopy(self.setup.models[self.number]).cpu()  # the engine left its parameters in other vectors
-        return Layout.of(model).load(model, x)
-
-    def described(self) -> dict[str, Any]:
-        """The execution choices, for the run's provenance; one value where there is one architecture."""
-        chosen = {"kernel": self.setup.kernels, "block": self.blocks, "why": self.why}
-        return {name: values[0] if len(values) == 1 else list(values) for name, values in chosen.items()}
 
 
 def prepare(
@@ -140,6 +48,7 @@ def prepare(
     downlink: Channel = Channel(),  # noqa: B008
     rounds: int = 1,
     topology: Topology | None = None,
+    graphs: Graphs | None = None,
 ) -> Prepared:
     """Everything a run needs before any worker exists; raises InputError for what cannot be run.
 
@@ -151,7 +60,9 @@ def prepare(
     if peers:
         one = f"be one architecture for {type(algorithm).__name__}, whose peers mix whole models"
         require(len(factories) == 1, "model", one, len(factories))
-    worked: ServerAlgorithm[Any, Any] = LocalPart(algorithm) if peers else algorithm  # type: ignore[assignment]
+    worked: Any = algorithm
+    if peers or getattr(algorithm, "asynchronous", False):
+        worked = LocalPart(algorithm) if peers else Begun(algorithm)
     require(len(factories) > 0, "model", "be one or more architectures", "none")
     tokens = data.train.x.dtype == np.int64
     models = tuple(build(factory, data.input_shape, data.outputs, {}, seed, tokens=tokens) for factory in factories)
@@ -202,7 +113,7 @@ def prepare(
     elif channel or downlink:
         links, memory = _memories(setup, states, x0, layouts, rounds, len(population))
     rows = tuple(zip(states, links, strict=True))
-    return Prepared(setup, rows, memory, x0, parameters, blocks, why, channel, topology)
+    return Prepared(setup, rows, memory, x0, parameters, blocks, why, channel, topology, graphs)
 
 
 def _ends(setup: Setup, channel: Channel, state: State, layout: Layout, rounds: int) -> Memory:

@@ -11,10 +11,11 @@ import argparse
 import errno
 import gc
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
@@ -35,18 +36,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim import __version__
+from fedsim import __version__, resume
+from fedsim.commands import COMMANDS, command
 from fedsim.config import build_run, collect, did_you_mean, unknown_key
-from fedsim.errors import InputError
+from fedsim.errors import ClientError, InputError, JobFailed, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+SHOWN = ("algorithm", "data", "partition", "model")  # choices in a run's final table
 PATIENCE_S = 5.0
 """Signals that follow the first one so soon are ignored: a run that was told to stop is saving what it has."""
 _stopped: list[tuple[int, float]] = []  # the first signal (SIGINT or SIGTERM) and when it came
-
-
-class JobFailed(Exception):
-    """A job of a sweep failed and has said why; the launcher counts it and goes on."""
 
 
 def main() -> int:
@@ -56,12 +55,16 @@ def main() -> int:
         return 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
     sys.path.append(os.getcwd())  # a user's own classes by dotted path
-    sys.argv[1:] = with_own_classes(sys.argv[1:])
     _stopped.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     gc.disable()  # importing torch makes a million objects; looking for garbage among them takes a fifth of the time
     try:
+        if sys.argv[1:] and sys.argv[1] in COMMANDS:
+            return command(sys.argv[1:])
+        if resume.asked(sys.argv[1:]):
+            return go_on(sys.argv[1:])
+        sys.argv[1:] = as_sweep(with_own_classes(sys.argv[1:]))
         check(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
     except InputError as error:
@@ -69,7 +72,7 @@ def main() -> int:
     except HydraException as error:  # a combination of a sweep's values that cannot be composed
         return _complain(_translated(error), 2)
     except OSError as error:
-        if any(frame.f_code is task.__code__ for frame, _ in walk_tb(error.__traceback__)):
+        if any(frame.f_code is perform.__code__ for frame, _ in walk_tb(error.__traceback__)):
             raise
         what = f"the run's folder must be writable, got {error.filename}: {error.strerror}"
         return _complain(f"{what}; choose another with hydra.run.dir=FOLDER (sweeps: hydra.sweep.dir=FOLDER)", 2)
@@ -89,25 +92,51 @@ def main() -> int:
 
 def task(cfg: DictConfig) -> float:
     """One job: build, simulate, print the table; returns the last evaluation, for sweepers."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    choices = HydraConfig.get().runtime.choices
+    names = {key: str(choices.get(key) or config[key]["_target_"]) for key in SHOWN}
+    return perform(config, Path(HydraConfig.get().runtime.output_dir), names)
+
+
+def go_on(argv: Sequence[str]) -> int:
+    """``fedsim resume=FOLDER``: what is left of a run; returns the exit code."""
+    from fedsim.console import note
+
+    config, run_dir = resume.stopped(argv, config_folder())
+    done = resume.finished(run_dir)
+    if done is not None and config["rounds"] <= done:
+        note(f"the run in {run_dir} has finished its {done} rounds; add rounds=N for more")
+        return 0
+    names = {key: str(config[key].get("_target_", "several")).rpartition(".")[2] for key in SHOWN}
+    perform(config, run_dir, names, resume=True)
+    return 0
+
+
+def perform(config: dict[str, Any], run_dir: Path, names: Mapping[str, str], *, resume: bool = False) -> float:
+    """Build, simulate and print the table; ``names`` are its first rows. Returns the last evaluation."""
+    from fedsim.commands.replay import line
     from fedsim.console import report
     from fedsim.simulation import simulate
+    from fedsim.sweep.attempt import attempt
+    from fedsim.sweep.state import SweepFolder
 
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     gc.freeze()  # what is imported stays; the run's own garbage is collected as ever
     gc.enable()
     try:
-        result = simulate(**build_run(config), run_dir=run_dir, progress=True, config=config)
+        if _sweeping():
+            result = attempt(SweepFolder(HydraConfig.get().sweep.dir), config, progress=True)
+        else:
+            result = simulate(**build_run(config), run_dir=run_dir, progress=True, config=config, resume=resume)
     except InputError as error:
         _fail(str(error), 2)
+    except ClientError as error:
+        if error.clients:
+            error.args = (f"{error}, or: {line(run_dir, error.round, error.clients)}",)
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(f"{error.strerror}, the run in {run_dir} stopped; the rounds that it wrote before are kept", 1)
-    choices = HydraConfig.get().runtime.choices
-    names = {
-        key: str(choices.get(key) or config[key]["_target_"]) for key in ("algorithm", "data", "partition", "model")
-    }
+        _fail(f"{error.strerror}, the run in {run_dir} stopped; what it wrote is kept: fedsim resume={run_dir}", 1)
     report(result.summary, run_dir, extra=names)
     if result.status == "interrupted":
         raise KeyboardInterrupt
@@ -144,6 +173,22 @@ def with_own_classes(argv: Sequence[str]) -> list[str]:
     return out
 
 
+def as_sweep(argv: Sequence[str]) -> list[str]:
+    """Let ``sweep=NAME`` mean ``-m``, ``sweep.KEY`` a key of fedsim's sweeper, and values follow each job's choices.
+
+    Hydra would apply ``algorithm.mu=1`` before a job of ``algorithm=fedavg,fedprox`` has made its choice; in a sweep
+    such keys are handed to the sweeper.
+    """
+    argv = [re.sub(r"^(\+*)sweep\.", r"\1hydra.sweeper.", text) for text in argv]
+    flags = {"-m", "--multirun"} & set(argv)
+    if not flags and not any(text.startswith("sweep=") and text != "sweep=null" for text in argv):
+        return argv
+    later = [text for text in argv if re.match(r"\+*(?!hydra\.)[\w/]+\.[^=]*=", text)]
+    quoted = ",".join("'{}'".format(text.replace("'", "\\'")) for text in later)
+    kept = [text for text in argv if text not in later]
+    return [*([] if flags else ["-m"]), *kept, *([f"hydra.sweeper.arguments=[{quoted}]"] if later else [])]
+
+
 def check(argv: Sequence[str]) -> None:
     """Check a command line: syntax, names and keys, then (where it would run) types and ranges.
 
@@ -162,6 +207,17 @@ def check(argv: Sequence[str]) -> None:
                     build_run(config)
     if problems:  # jobs of a sweep share problems: each line once, in order
         raise InputError("\n".join(dict.fromkeys("\n".join(problems).splitlines())))
+
+
+def compose(argv: Sequence[str]) -> Any:
+    """The resolved configuration of one run's command line, as plain containers.
+
+    Raises:
+        InputError: one line for each problem.
+    """
+    args = _parse(with_own_classes(argv))
+    with _composer(args) as composer:
+        return _composed(composer, args.config_name, _jobs(composer, args)[0])
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -197,25 +253,49 @@ def _composer(args: argparse.Namespace) -> Iterator[Hydra]:
 
 
 def _jobs(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
-    """The command lines to check: of a sweep, the first job, and each further value of each key on its own."""
+    """The command lines to check: of a sweep, few jobs in which every value of every key occurs."""
     parsed = _parsed(composer, args.overrides)
-    sweeps = {o.get_key_element(): o for o in parsed if o.is_sweep_override()}
-    if sweeps and not args.multirun and composer.get_mode(args.config_name, args.overrides) != RunMode.MULTIRUN:
-        raise InputError(
-            "\n".join(
-                f"{key} must be one value, got {o.input_line}; add -m to sweep, or write {key}=[...] for a list"
-                for key, o in sweeps.items()
-            )
-        )
-    fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-    values = {
-        key: [f"{key}={value}" for value in o.sweep_string_iterator()]
-        for key, o in sweeps.items()
-        if o.is_discrete_sweep()
-    }
-    first = {key: options[0] for key, options in values.items() if options}
-    others = [{**first, key: option} for key, options in values.items() for option in options[1:]]
-    return [[*fixed, *chosen.values()] for chosen in (first, *others)]
+    if args.multirun or (
+        any(o.is_sweep_override() for o in parsed)
+        and composer.get_mode(args.config_name, args.overrides) == RunMode.MULTIRUN
+    ):
+        return _sweep(composer, args)
+    lines = [
+        f"{o.get_key_element()} must be one value, got {o.input_line}; add -m to sweep, "
+        f"or write {o.get_key_element()}=[...] for a list"
+        for o in parsed
+        if o.is_sweep_override()
+    ]
+    if lines:
+        raise InputError("\n".join(lines))
+    return [[o.input_line or "" for o in parsed]]
+
+
+def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
+    from fedsim.sweep.expand import covering, overrides_of, params_of
+
+    try:
+        master = composer.compose_config(args.config_name, args.overrides, RunMode.MULTIRUN).hydra
+    except COMPOSE_ERRORS as error:
+        fixed = [o for o in _parsed(composer, args.overrides) if not o.is_sweep_override()]
+        known = composer.compose_config(args.config_name, [], RunMode.MULTIRUN)
+        own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := _unknown(known, [], o))]
+        lines = own or _diagnosed(composer, args.config_name, fixed, error) or [_translated(error)]
+        raise InputError("\n".join(lines).replace("hydra.sweeper", "sweep")) from error
+    given: Any = OmegaConf.to_container(master.sweeper)
+    texts = [*overrides_of(given.get("params") or {}), *args.overrides, *given.get("arguments", ())]
+    parsed = _parsed(composer, texts)
+    settings = given.get("search") or {"sampler": "grid"}
+    params = params_of(o for o in parsed if not o.is_hydra_override())
+    for p in params:
+        if p.only is not None:
+            options = composer.config_loader.get_group_options(p.group)
+            key = f"{p.key}@{p.only}"
+            require(p.only in options, key, f"be for an option of {p.group} ({', '.join(options)})", p.only)
+        do = "or search in it: add sweep.search.sampler=tpe"
+        grid = settings["sampler"] == "grid"
+        require(p.interval is None or not grid, p.key, "be values to run all of", "an interval", do)
+    return [list(job.overrides) for job in covering(params, master.runtime.choices)]
 
 
 def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:
@@ -331,6 +411,11 @@ def _complain(problems: str, code: int) -> int:
 def _fail(message: str, code: int) -> NoReturn:
     """End the run with this exit code; in a sweep, only this job."""
     _complain(message, code)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    if _sweeping():
         raise JobFailed(message)
     raise SystemExit(code)
+
+
+def _sweeping() -> bool:
+    """Whether this is a job of ``hydra/launcher=basic``, which runs them in this process."""
+    return HydraConfig.initialized() and bool(HydraConfig.get().mode == RunMode.MULTIRUN)

@@ -1,10 +1,12 @@
 """A run's folder: everything a run leaves behind, written so that nothing already written is ever lost.
 
     config.yaml       the resolved configuration
-    provenance.json   where the numbers come from (``fedsim.provenance``)
+    provenance.json   where the numbers come from (``fedsim.provenance``); "resumed" tells how the run went on later
     metrics.jsonl     one line per round: every TensorBoard scalar by its tag, and "round"; non-finite numbers are null
-    tensorboard/      one event file
+    tensorboard/      one event file, and one more for each time the run was resumed
+    checkpoints/      what ``fedsim resume=FOLDER`` goes on from (``fedsim.checkpoint``)
     trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, and what else the run recorded
+    events.npz        on request, of a run in virtual time: what happened when
     summary.json      ``summarise``; its presence says that the run came to an end
 
 metrics.jsonl grows by whole lines only, each handed to the operating system before ``write`` returns; the other files
@@ -14,6 +16,7 @@ are written beside their final name, synchronised and renamed.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -27,6 +30,7 @@ import numpy as np
 import yaml
 
 from fedsim.errors import InputError
+from fedsim.papers import papers
 from fedsim.tensorboard import EventFile
 
 if TYPE_CHECKING:
@@ -37,6 +41,11 @@ Status = Literal["finished", "diverged", "failed", "interrupted"]
 LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std", "norm2"})
 
 
+def lower_is_better(tag: str) -> bool:
+    """Whether a metric such as ``eval/loss`` is good when it is small."""
+    return bool(LOWER_IS_BETTER & set(tag.rpartition("/")[2].split("_")))
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` whole, on disk, and only if the block succeeds."""
@@ -44,17 +53,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with temp.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
+        publish(temp, path)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def publish(temp: Path, path: Path) -> None:
+    """Give a complete file its name, on disk: after a power cut there is the old file or the new one, whole."""
+    _sync(temp)
+    os.replace(temp, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 class RunFolder:
@@ -62,10 +79,12 @@ class RunFolder:
 
     Attributes:
         path: the folder, absolute.
+        records: of the rounds that were there when a resumed run opened it.
     """
 
-    def __init__(self, path: Path, metrics: Any, events: EventFile) -> None:
+    def __init__(self, path: Path, metrics: Any, events: EventFile, records: Sequence[dict[str, float]] = ()) -> None:
         self.path = path
+        self.records = records
         self._metrics = metrics
         self._events = events
 
@@ -90,12 +109,54 @@ class RunFolder:
             raise InputError(f"the run's folder must be new, got {path}, which {problem}; choose another") from None
         except OSError as e:
             raise InputError(f"the run's folder must be writable, got {path}: {e.strerror}; choose another") from e
-        text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-        with atomic_file(path / "config.yaml") as file:
-            file.write(text.encode())
+        return cls._begin(path, metrics, config, provenance)
+
+    @classmethod
+    def reopen(
+        cls, path: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any], done: int | None
+    ) -> RunFolder:
+        """Go on in a run's folder: rounds after ``done`` are forgotten, as is how the run ended.
+
+        Args:
+            path: the folder; one without a run begins one.
+            config: resolved configuration; it may differ from the first in how the run is executed.
+            provenance: of what goes on now; noted beside the first.
+            done: the last round to keep; None begins the run anew.
+
+        Raises:
+            InputError: the run is still going on, or a round to keep is not in metrics.jsonl.
+        """
+        path = Path(path).absolute()
+        if not (path / "metrics.jsonl").exists():
+            return cls.create(path, config, provenance)
+        metrics = (path / "metrics.jsonl").open("r+b", buffering=0)
+        _lock(metrics, path)
+        records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
+        metrics.truncate(end)
+        metrics.seek(end)
+        for name in ("summary.json", "trajectory.npz"):
+            (path / name).unlink(missing_ok=True)
+        for piece in path.glob(".*.tmp"):  # of a killed run
+            piece.unlink()
+        if done is None:
+            for file in (path / "tensorboard").glob("events.out.tfevents.*"):
+                file.unlink()
+            return cls._begin(path, metrics, config, provenance)
+        first = json.loads((path / "provenance.json").read_text())
+        resumed = [*first.get("resumed", []), {"after_round": done, **provenance}]
+        _write_config(path, config)
+        _write_json(path / "provenance.json", first | {"resumed": resumed})
+        return cls(path, metrics, EventFile(path / "tensorboard", config, begin=done + 1), records)
+
+    @classmethod
+    def _begin(cls, path: Path, metrics: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> RunFolder:
+        _lock(metrics, path)
+        text = _write_config(path, config)
         _write_json(path / "provenance.json", provenance)
         events = EventFile(path / "tensorboard", config)
         events.text("config", f"```yaml\n{text}```")
+        if cited := papers(config):
+            events.text("papers", "```bibtex\n" + "\n\n".join(paper.bibtex() for paper in cited) + "\n```")
         return cls(path, metrics, events)
 
     def write(self, record: Mapping[str, float | int]) -> None:
@@ -126,11 +187,21 @@ class RunFolder:
         with atomic_file(self.path / "trajectory.npz") as file:
             np.savez(file, allow_pickle=False, x=points, **arrays)
 
+    def events(self, t: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
+        """Write events.npz: [m] times, ascending, peers i and j of a meeting; j = -1 for a gradient event of i."""
+        with atomic_file(self.path / "events.npz") as file:
+            np.savez(file, allow_pickle=False, t=t, i=i, j=j)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json and how the run ended, and close the folder."""
+        """Write summary.json and how the run ended, unless it may go on, and close the folder."""
         _write_json(self.path / "summary.json", summary)
-        self._events.end(success=summary["status"] == "finished")
+        if summary["status"] != "interrupted":  # TensorBoard believes the first end that it reads
+            self._events.end(success=summary["status"] == "finished")
         self.close()
+
+    def sync(self) -> None:
+        """See to it that every round is on disk."""
+        os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Close the files; harmless when they are closed."""
@@ -167,7 +238,7 @@ def summarise(
         smallest value if a word of the tag is in ``LOWER_IS_BETTER``, else the largest, at the earliest round that
         reached it, round 0 included; non-finite values are never best (None if there is no other). For every
         ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last
-        ``comm/*_ratio`` and ``privacy/*``;
+        ``comm/*_ratio``, ``privacy/*`` and ``gossip/*``;
         ``time/wall_s``; ``digest``.
     """
     tags = list(dict.fromkeys(tag for record in records for tag in record))
@@ -175,15 +246,52 @@ def summarise(
     for tag in tags:
         series = [(int(record["round"]), record[tag]) for record in records if tag in record]
         if tag.startswith("eval/"):
-            sign = -1 if LOWER_IS_BETTER & set(tag.removeprefix("eval/").split("_")) else 1
+            sign = -1 if lower_is_better(tag) else 1
             finite = [(at, value) for at, value in series if math.isfinite(value)]
             at, value = max(finite, key=lambda point: sign * point[1], default=(None, None))
             summary[tag] = {"last": series[-1][1], "best": value, "best_round": at}
         elif tag.startswith("comm/") and tag.endswith("_bytes") and "_total_" not in tag:
             summary[tag] = sum(value for _, value in series)
-        elif tag.startswith("privacy/") or tag.endswith("_ratio"):
+        elif tag.startswith(("privacy/", "gossip/")) or tag.endswith("_ratio"):
             summary[tag] = series[-1][1]
     return summary | {"time/wall_s": wall_s, "digest": digest}
+
+
+def _lock(metrics: Any, path: Path) -> None:
+    """Keep others out while this process writes; the lock ends with the file or the process."""
+    try:
+        fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        metrics.close()
+        raise InputError(f"the run in {path} must have ended, got one that is going on; wait, or stop it") from None
+
+
+def _read(path: Path, done: int) -> tuple[list[dict[str, float]], int]:
+    """Rounds 0..done of metrics.jsonl, and where their lines end; what is null there is nan."""
+    records: list[dict[str, float]] = []
+    end = 0
+    for line in path.read_bytes().splitlines(keepends=True)[: done + 1]:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else {}
+        except ValueError:
+            record = {}
+        if record.get("round") != len(records):
+            break
+        records.append({tag: math.nan if value is None else value for tag, value in record.items()})
+        end += len(line)
+    if len(records) != done + 1:
+        raise InputError(
+            f"{path} must hold rounds 0 to {done}, got a damaged line or none for round {len(records)}; "
+            "restore the file, or run again in another folder"
+        )
+    return records, end
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+    with atomic_file(path / "config.yaml") as file:
+        file.write(text.encode())
+    return text
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

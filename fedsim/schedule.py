@@ -78,6 +78,37 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Cyclic:
+    """Clients in turn: the population, shuffled once, is cut into groups, which take part one after another.
+
+    Two rounds with the same client always lie as many rounds apart as there are groups, ``population // cohort``: what
+    ``privacy=banded_matrix`` wants.
+
+    Attributes:
+        cohort: clients in the smallest group, in 1..n; where it does not divide n, others have more.
+    """
+
+    cohort: int
+
+    def __post_init__(self) -> None:
+        require(self.cohort >= 1, "cohort", "be >= 1", self.cohort)
+
+    def check(self, population: int, rounds: int) -> None:
+        """The cohort fits the population."""
+        require(self.cohort <= population, "schedule.cohort", f"be <= the {population} clients", self.cohort)
+
+    def expected(self, population: int) -> int:
+        """The mean size of a group, rounded."""
+        return round(population / (population // self.cohort))
+
+    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+        """Group ``index`` modulo their number; the shuffle is at stream (seed, "cohort")."""
+        groups = population // self.cohort
+        order = numpy_stream(seed, "cohort").permutation(population)
+        return tuple(np.sort(order[index % groups :: groups]).tolist())
+
+
+@dataclass(frozen=True)
 class Bernoulli:
     """Each client independently with probability ``rate``, drawn again when nobody came.
 
@@ -158,6 +189,49 @@ class Cohorts:
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """Cohort ``index`` of the file."""
         return self.cohorts[index]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Virtual time without rounds: a Poisson clock on every peer (one gradient a unit of time) and on every edge.
+
+    A "round" of the run is what happens between two recorded times. The edges' rates are the topology's.
+
+    Attributes:
+        t_end: virtual time until which clocks ring, > 0.
+        record: ascending times in [0, t_end] at which peers are measured, the last of which ends the run; their number
+            takes the place of ``rounds``. None: ``rounds`` equally spaced times, the last one t_end.
+        hold: units of time that each graph of a time-varying topology lasts, > 0.
+    """
+
+    t_end: float = 100.0
+    record: tuple[float, ...] | None = None
+    hold: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("t_end", "hold"):
+            require(getattr(self, name) > 0, name, "be > 0", getattr(self, name))
+        if self.record is not None:
+            require(len(self.record) > 0, "record", "name at least one time, or be null", [])
+            ascending = all(a < b for a, b in pairwise(self.record))
+            within = self.record[0] >= 0 and self.record[-1] <= self.t_end
+            must = f"be ascending times in [0, t_end = {self.t_end:g}]"
+            require(ascending and within, "record", must, list(self.record))
+
+    def times(self, rounds: int) -> tuple[float, ...]:
+        """When peers are measured: at ``record``, or ``rounds`` times."""
+        return self.record or tuple(self.t_end * k / rounds for k in range(1, rounds + 1))
+
+    def check(self, population: int, rounds: int) -> None:
+        """Every population is fine."""
+
+    def expected(self, population: int) -> int:
+        """Any peer may compute between two recorded times."""
+        return population
+
+    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+        """Every peer has a clock."""
+        return tuple(range(population))
 
 
 def _draw(size: int, population: int, rng: np.random.Generator) -> tuple[int, ...]:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
+from fedsim.assemble import assemble, require_measurable
 from fedsim.channel.channel import Channel
 from fedsim.checkpoint import Checkpointing
-from fedsim.checks import require_everyone, require_mixing, require_network
-from fedsim.console import Progress
+from fedsim.console import Progress, warning
 from fedsim.data.base import Dataset, Source
 from fedsim.engine.config import Engine
 from fedsim.engine.jobs import Rows
@@ -30,11 +30,10 @@ from fedsim.history import History, opened
 from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition
-from fedsim.prepare import prepare
-from fedsim.privacy.config import Ledger, Privacy, check_channel, promised
+from fedsim.privacy.config import Privacy
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status
-from fedsim.schedule import All, Schedule
+from fedsim.schedule import All, Events, Schedule
 from fedsim.topology import Topology
 from fedsim.tree import tree_map
 
@@ -89,6 +88,7 @@ def simulate(
     evaluate: Evaluate = Evaluate(),  # noqa: B008
     seed: int = 0,
     trajectory: bool = False,
+    events: bool = False,
     run_dir: str | Path | None = None,
     checkpoint: Checkpointing = Checkpointing(),  # noqa: B008
     resume: bool = False,
@@ -115,6 +115,7 @@ def simulate(
         evaluate: when and what to evaluate.
         seed: of everything random in the run.
         trajectory: keep the global model, or every peer's, after every round.
+        events: keep the events of a run in virtual time, in the run's folder.
         run_dir: a new folder for metrics, summary, checkpoints and TensorBoard files; None writes nothing.
         checkpoint: when what the run needs to go on is saved in that folder.
         resume: go on from the folder's last checkpoint, to the bits of a run that was never interrupted; a folder that
@@ -137,6 +138,10 @@ def simulate(
         "be cpu on a machine without a CUDA device",
         engine.device,
     )
+    must = "be false for rounds, which have no events; it is for schedule=events"
+    require(not events or isinstance(schedule, Events), "logger.events", must, events)
+    if isinstance(schedule, Events):
+        rounds = len(schedule.times(rounds))
     begun = time.perf_counter()
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(rounds)) if progress else None
@@ -144,23 +149,24 @@ def simulate(
         say("reading the data")
         dataset = data if isinstance(data, Dataset) else data.load(seed)
         say("dividing the data")
-        population = partition.split(dataset, seed)
-        schedule.check(len(population), rounds)
-        require_network(algorithm, topology, schedule, downlink, privacy)
-        if topology is not None:
-            require_mixing(algorithm, topology.mixing(len(population), 0, seed))
-        require_everyone(algorithm, schedule, len(population), rounds, seed)
-        ledger: Ledger | None = None
-        if privacy is not None:
-            algorithm, ledger = promised(privacy, algorithm, schedule, [len(r) for r in population.train], rounds)
-            check_channel(algorithm, channel)
-        models = list(model) if isinstance(model, Sequence) else [model]
-        prepared = prepare(
-            algorithm, dataset, population, models, local, aggregate, engine, seed, channel, downlink, rounds, topology
+        assembled = assemble(
+            algorithm,
+            dataset,
+            partition=partition,
+            model=model,
+            rounds=rounds,
+            schedule=schedule,
+            local=local,
+            aggregate=aggregate,
+            topology=topology,
+            channel=channel,
+            downlink=downlink,
+            privacy=privacy,
+            engine=engine,
+            seed=seed,
         )
-        must, model_of_all = f"be false for {type(algorithm).__name__}, which has no global model", prepared.number
-        require(not trajectory or model_of_all is not None, "logger.trajectory", must, trajectory)
-        require(not evaluate.gradient or model_of_all == 0, "evaluate.gradient", must, evaluate.gradient)
+        prepared, population, ledger = assembled.prepared, assembled.population, assembled.ledger
+        require_measurable(algorithm, prepared, evaluate, trajectory=trajectory)
         chosen = prepared.described() | {"threads": engine.threads}
         folder = checkpoints = saved = None
         mark: dict[str, Any] = {}
@@ -169,15 +175,15 @@ def simulate(
             parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
             parts |= {"channel": channel, "downlink": downlink, "privacy": privacy, "topology": topology}
             parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed, "checkpoint": checkpoint}
-            parts |= {"logger": {"trajectory": trajectory}}
+            parts |= {"logger": {"trajectory": trajectory, "events": events}}
             machine = provenance(
                 engine.device,
                 data={"name": dataset.name, "digest": dataset.digest},
                 partition={"clients": len(population), "digest": population.digest},
                 engine=chosen,
-                parameters=prepared.parameters[0] if len(models) == 1 else list(prepared.parameters),
+                parameters=prepared.parameters[0] if len(prepared.parameters) == 1 else list(prepared.parameters),
             )
-            method = {"data": dataset.digest, "partition": population.digest}
+            method: dict[str, Any] = {"data": dataset.digest, "partition": population.digest}
             method |= {"noise": ledger.noise_multiplier} if ledger else {}
             described = config if config is not None else {name: _described(part) for name, part in parts.items()}
             folder, checkpoints, mark, saved = opened(
@@ -189,11 +195,13 @@ def simulate(
             if topology is not None:
                 _draw_graph(folder, topology, population.counts(dataset), seed)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
-        backend = prepared.start(engine, schedule.expected(len(population)))
+        backend = assembled.start()
         stack.callback(backend.close)
-        run = prepared.orchestrator(backend, schedule, evaluate, engine, rounds)
+        run = assembled.orchestrator(backend, evaluate)
         points: list[Tensor] | None = [] if trajectory else None
-        history = History(run, folder, bar, checkpoints, mark, points, ledger, begun)
+        history = History(run, folder, bar, checkpoints, mark, points, ledger, begun, events=events)
+        for note in run.notes if progress else ():
+            warning(note)
         if saved:
             history.resume(saved)
         try:

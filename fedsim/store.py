@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.tree import leaves, tree_map
-from fedsim.types import State
+from fedsim.types import SavedRows, State
 
 CHUNK_BYTES = 2**24
 """Rows are kept in chunks of about this size, which never move: no copy when the store grows, and little to spare."""
@@ -67,6 +67,16 @@ class Store:
             for chunk, at, rows in self._places(clients):
                 tree_map(lambda c, n, at=at, rows=rows: c.__setitem__(rows, n[at]), chunk, new)
         self._staged.clear()
+
+    def snapshot(self) -> SavedRows:
+        """The committed rows that there are, in the order in which their clients first took part (copies)."""
+        ids = list(self._slot)
+        return SavedRows(np.array(ids, dtype=np.int64), self.read(ids))
+
+    def restore(self, rows: SavedRows) -> None:
+        """Fill a store that is still empty with a snapshot."""
+        self.write(rows.ids.tolist(), rows.values)
+        self.commit()
 
     def _places(self, clients: Sequence[int]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
         """Where these clients' rows are: (chunk, positions in ``clients``, rows of the chunk)."""

@@ -28,15 +28,15 @@ DPI = 120  # of figures: sharp on the page, 20 to 60 kB each
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
     """Nested config -> flat hyper-parameters: ``{"algorithm": {"lr": .1}}`` -> ``{"algorithm.lr": .1}``.
 
-    ``_target_`` becomes the name of its class under the group's own key (``algorithm: FedAvg``); lists become text;
-    None and empty mappings are left out.
+    ``_target_`` (``class`` where no configuration made the part) becomes the name of its class under the group's own
+    key (``algorithm: FedAvg``); lists become text; None and empty mappings are left out.
     """
     flat: dict[str, bool | float | str] = {}
     for key, value in config.items():
-        name = prefix.rstrip(".") if key == "_target_" and prefix else f"{prefix}{key}"
+        name = prefix.rstrip(".") if key in ("_target_", "class") and prefix else f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
-        elif key == "_target_":
+        elif key in ("_target_", "class"):
             flat[name] = str(value).rsplit(".", 1)[-1]
         elif value is not None:
             flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
@@ -55,11 +55,18 @@ def charts(tags: set[str]) -> dict[str, dict[str, list[Any]]]:
         "bytes since the start": [tag for tag in sent if "_total_" in tag],
         "times fewer bytes than without a channel": ratios,
     }
+    gossip = {
+        "distance to the mean of the peers": sorted(tags & {"gossip/consensus_distance", "gossip/consensus_before"}),
+        "spectral gap": sorted(tag for tag in tags if tag.startswith("gossip/") and tag.endswith("_gap")),
+    }
+    privacy = {"epsilon": sorted(tags & {"privacy/epsilon"})}
+    clock = {"virtual time": sorted(tags & {"time/virtual_s"})}
+    pages = {"learning": learning, "communication": communication, "gossip": gossip, "privacy": privacy, "time": clock}
     return {
         page: {
             title: ["Multiline", [f"^{re.escape(tag)}$" for tag in shown]] for title, shown in groups.items() if shown
         }
-        for page, groups in (("learning", learning), ("communication", communication))
+        for page, groups in pages.items()
         if any(groups.values())
     }
 
@@ -72,26 +79,37 @@ class EventFile:
     first, and every scalar. The price: scalars are in alphabetical order, ``comm/*`` to the left of ``eval/*``.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any] | None, *, begin: int = 0) -> None:
         """Create ``folder`` and its event file, and record ``config`` as the run's hyper-parameters.
+
+        Args:
+            folder: of event files; a resumed run's is another one beside the run's first.
+            config: resolved configuration; None: no run, only pictures.
+            begin: the first step to come; a resumed run's is > 0, and what other files have from there on is void.
 
         Raises:
             OSError: the folder or the file cannot be written.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.plugins.hparams import metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import SessionStartInfo
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        now = time.time()
+        times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+        now = max([time.time(), *(t + 1 for t in times)])  # files are read in the order of their names
         name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._file = (folder / name).open("xb", buffering=0)
         self._records = RecordWriter(self._file)
         self._event = Event
         self._tags: set[str] = set()  # seen so far; emptied once the layout is written
-        self._laid_out = False
+        self._laid_out = begin > 1
         self._records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        if begin:
+            again = Event(wall_time=now, step=begin, session_log=SessionLog(status=SessionLog.START))
+            self._records.write(again.SerializeToString())
+        if begin or config is None:
+            return
         start = SessionStartInfo(start_time_secs=now)
         for key, value in flatten(config).items():
             field = (

@@ -35,6 +35,13 @@ State: TypeAlias = Any
 """A NamedTuple of tensors declared beside the algorithm that owns it; ``()`` for "no state"."""
 
 
+class SavedRows(NamedTuple):
+    """A part of a saved state with as many rows as have come to be."""
+
+    ids: Any  # [r] int64, whose they are: clients for example
+    values: Any  # tree of [r, ...] arrays or tensors
+
+
 class Batch(NamedTuple):
     """One client's minibatch."""
 

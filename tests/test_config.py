@@ -198,6 +198,7 @@ def run_config(**changes: Any) -> dict[str, Any]:
         "topology": None,
     }
     rest = {"model": node(model), "local": {}, "evaluate": {}, "logger": {"trajectory": True}, "rounds": 3, "seed": 0}
+    rest["checkpoint"] = {}
     return {**parts, **rest, **changes}
 
 

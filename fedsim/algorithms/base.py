@@ -42,7 +42,7 @@ A class with a method ``publish(peer, arrived, rnd) -> (peer, message)`` says wh
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -101,19 +101,21 @@ class PeerAlgorithm(Protocol[C]):
         ...
 
 
-class Clocks(NamedTuple):
-    """The graph's part in the constants of an event algorithm; of graphs that change, the worst."""
+class Constants(NamedTuple):
+    """What the constants of an event algorithm depend on: the graph (where it changes, the worst) and the losses."""
 
     n: int  # peers, each of which computes once a unit of time on average
     chi1: float  # 1 / (smallest positive eigenvalue of the Laplacian weighted by the edges' rates)
     chi2: float  # half of the largest effective resistance of an edge in that Laplacian
+    mu: float | None = None  # least strong convexity of a client's loss; None: not known
+    smooth: float | None = None  # largest smoothness of a client's loss; None: not known
 
 
 class EventAlgorithm(Protocol[C]):
     """A decentralized algorithm without rounds: a peer computes, or meets a neighbour, when a Poisson clock rings."""
 
-    def tuned(self, clocks: Clocks) -> Self:
-        """The algorithm with the constants that this graph asks for."""
+    def tuned(self, constants: Constants) -> EventAlgorithm[C]:
+        """The algorithm with the step sizes that graph and losses ask for."""
         ...
 
     def init_client(self, x0: Any) -> C:

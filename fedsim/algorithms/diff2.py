@@ -39,8 +39,8 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Diff2:
-    """DIFF2-GD.
+class Differences:
+    """The private gradient estimate v that the routines of DIFF2 share; what they do with it, they say.
 
     Attributes:
         lr: learning rate eta, > 0.
@@ -73,6 +73,10 @@ class Diff2:
             bounded = self.c1 is not None and (self.c2 is not None or self.period == 1)
             require(bounded, "c1 and c2", "be given where there is noise: without clipping nothing is private", None)
         require(self.u > 1, "u", "be > 1", self.u)
+
+    def kind(self, rnd: Round) -> int:
+        """Rounds of one kind let out the same, per unit of their bound: 1 for anchors, 0 for differences."""
+        return int(self.anchor(rnd))
 
     def anchor(self, rnd: Round) -> bool:
         """Whether this round releases gradients rather than differences."""
@@ -114,8 +118,8 @@ class Diff2:
         """The model x [d]; the one before is known."""
         return {"x": server.x, "before": Known(server.before)}
 
-    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
-        """Sends the mean over the client's samples of clipped gradients at x, or of their clipped differences, [d]."""
+    def gradient(self, obj: Objective, got: Message, rnd: Round) -> Tensor:
+        """The mean [d] over the client's samples of clipped gradients at x, or of their clipped differences."""
         x, before = got["x"], got["before"]
         bound = self.bound(x, before, rnd)
         less = None if self.anchor(rnd) else before
@@ -126,11 +130,36 @@ class Diff2:
         d = obj.sweep(add, torch.zeros_like(x)) / obj.examples
         if self.noise == "clients" and self.noise_multiplier:
             d = d + self.std(bound, rnd) * math.sqrt(rnd.population) * obj.noise.normal(d)
-        return {"d": d}, client
+        return d
+
+    def estimate(self, server: ServerState, d: Tensor, rnd: Round) -> Tensor:
+        """v [d] of this round from the mean d: d, or v + d, with noise."""
+        v = d if self.anchor(rnd) else server.v + d
+        if self.noise == "server" and self.noise_multiplier:
+            v = v + self.std(self.bound(server.x, server.before, rnd), rnd) * rnd.noise.normal(v)
+        return v
+
+
+@dataclass(frozen=True)
+class Diff2(Differences):
+    """DIFF2-GD."""
+
+    def paper_multiplier(self, epsilon: float, delta: float, rounds: int) -> float:
+        """z of the public code's formula for a nominal epsilon; by a tight accountant it costs less.
+
+        With alpha = int(1 + ceil(2 ln(1/delta) / epsilon)) and N = n_min P the code has for anchors
+        s1^2 = 4 u alpha R / (T N^2 epsilon), without u for T = 1, and for differences
+        s2^2 = 4 u/(u-1) alpha R / (N^2 epsilon); z is s2 N / 2, for T = 1 s1 N / 2.
+        """
+        require(0 < epsilon < math.inf, "target_epsilon", "be > 0 and finite", epsilon)
+        alpha = int(1 + math.ceil(2 * math.log(1 / delta) / epsilon))
+        return math.sqrt(alpha * rounds / epsilon * (self.u / (self.u - 1) if self.period > 1 else 1.0))
+
+    def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
+        """Sends the mean over the client's samples of clipped gradients at x, or of their clipped differences, [d]."""
+        return {"d": self.gradient(obj, got, rnd)}, client
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
         """v <- mean d, or v + mean d, with noise; x <- x - lr v."""
-        v = received["d"] if self.anchor(rnd) else server.v + received["d"]
-        if self.noise == "server" and self.noise_multiplier:
-            v = v + self.std(self.bound(server.x, server.before, rnd), rnd) * rnd.noise.normal(v)
+        v = self.estimate(server, received["d"], rnd)
         return ServerState(server.x - self.lr * v, server.x, v)

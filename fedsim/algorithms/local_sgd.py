@@ -121,6 +121,6 @@ def ascent(g: Tensor, rho: float, eps: float = 1e-7) -> Tensor:
     return e
 
 
-def sam_grad(obj: Objective, y: Tensor, batch: Batch, rho: float) -> Tensor:
+def sam_grad(obj: Objective, y: Tensor, batch: Batch, rho: float, eps: float = 1e-7) -> Tensor:
     """The gradient [d] at y + ascent(gradient at y), both on the same minibatch; the ascent is free of other terms."""
-    return obj.grad(y + ascent(obj.grad(y, batch), rho), batch)
+    return obj.grad(y + ascent(obj.grad(y, batch), rho, eps), batch)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.sgd import full_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Batch, Message, Round
@@ -60,12 +61,8 @@ class MimeLite(LocalSGD):
         def step(y: Tensor, batch: Batch) -> Tensor:
             return self.step(y, (1 - self.beta) * obj.grad(y, batch) + self.beta * m, lr)
 
-        def add(total: Tensor, batch: Batch) -> Tensor:
-            real = batch.y.shape[0] if batch.mask is None else batch.mask.sum()
-            return total + real * obj.grad(x, batch)
-
         update = obj.run(step, x) - x
-        return {"update": update, "gradient": obj.sweep(add, torch.zeros_like(x)) / obj.examples}, client
+        return {"update": update, "gradient": full_gradient(obj, x)}, client
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
         """x <- mean y; m <- (1 - beta) mean full gradient at the old x + beta m."""

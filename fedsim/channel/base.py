@@ -25,6 +25,15 @@ class Noise(Protocol):
     Each method may be called once per use of the layer; the draws of different methods are independent.
     """
 
+    @property
+    def client(self) -> Tensor:
+        """Number of the client whose random numbers these are, int64 scalar."""
+        ...
+
+    def at(self, part: int) -> Noise:
+        """Other numbers for each part of the use: a local step, a chunk of examples."""
+        ...
+
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), in the shape, dtype and device of ``like``."""
         ...

@@ -1,9 +1,10 @@
 """Per-client low-rank: the vector, folded to a near-square matrix, travels as two thin factors.
 
-The vector is projected on a subspace found by subspace iteration from a random start: N. Halko, P.-G. Martinsson, J. A.
-Tropp, Finding structure with randomness, SIAM Review 2011, arXiv:0909.4061, algorithm 4.4. This is not PowerSGD (T.
-Vogels, S. P. Karimireddy, M. Jaggi, NeurIPS 2019, arXiv:1905.13727): that averages the factors over the workers inside
-the iteration and starts from the last round's; here each client's message stands alone.
+The vector is projected on a subspace found by subspace iteration from a random start: Halko, Martinsson, Tropp,
+"Finding structure with randomness: Probabilistic algorithms for constructing approximate matrix decompositions", SIAM
+Review 2011, arXiv 0909.4061, algorithm 4.4. This is not PowerSGD (Vogels et al. 2019, ``algorithm=powersgd``): that
+averages the factors over the workers inside the iteration and starts from the last round's; here each client's message
+stands alone.
 
 Quality: delta = r / p in expectation over the start, p <= m the sides of the matrix, by induction from E tr(S' M S) =
 (r / p) tr(M) for a random r-dimensional S (M = A' A); on decaying spectra it comes close to the best rank r. Wire:

@@ -1,7 +1,7 @@
 """Natural compression: each magnitude is rounded at random to one of the two powers of two around it.
 
-S. Horvath, C.-Y. Ho, L. Horvath, A. N. Sahu, M. Canini, P. Richtarik, Natural Compression for Distributed Deep
-Learning, MSML 2022, arXiv:1905.10988, definition 1. At the ends of the exponents, which the paper leaves open: 0 is 0,
+Horvath, Ho, Horvath, Sahu, Canini, Richtarik, "Natural Compression for Distributed Deep Learning", MSML 2022,
+arXiv 1905.10988, definition 1. At the ends of the exponents, which the paper leaves open: 0 is 0,
 a subnormal becomes 0 or the least normal number (unbiased), nothing finite is rounded up to infinity (the last octave
 rounds down), NaN and infinities come out as infinities.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ class Addressed:
     purpose: str
     index: int
     client: Tensor
+
+    def at(self, part: int) -> Addressed:
+        """Other numbers for each part of the use: a local step, a chunk of examples."""
+        return replace(self, purpose=f"{self.purpose}.{part}")
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), in the shape, dtype and device of ``like``."""

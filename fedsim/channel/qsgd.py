@@ -1,7 +1,8 @@
 """QSGD: each magnitude is rounded at random to one of s + 1 even levels of its bucket's norm.
 
-D. Alistarh, D. Grubic, J. Li, R. Tomioka, M. Vojnovic, QSGD, NeurIPS 2017, arXiv:1610.02132, section 3.1. Deviations:
-levels have a fixed number of bits instead of Elias codes; a bucket of norm 0 is 0.
+Alistarh, Grubic, Li, Tomioka, Vojnovic, "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding",
+NeurIPS 2017, arXiv 1610.02132, section 3.1. Deviations: levels have a fixed number of bits instead of Elias codes; a
+bucket of norm 0 is 0.
 
 Quality: omega = min(B / s^2, sqrt(B) / s) for buckets of B. Wire: one norm a bucket, 1 +
 ceil(log2(s + 1)) bits an entry.

@@ -1,7 +1,8 @@
 """Rand-K: k entries at random positions travel.
 
-S. U. Stich, J.-B. Cordonnier, M. Jaggi, Sparsified SGD with Memory, NeurIPS 2018, arXiv:1809.07599, definition 2.1
-(biased); J. Konecny, P. Richtarik, Randomized Distributed Mean Estimation, 2018, arXiv:1611.07555 (times d / k).
+Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory", NeurIPS 2018, arXiv 1809.07599, definition 2.1 (biased);
+Konecny, Richtarik, "Randomized Distributed Mean Estimation: Accuracy vs. Communication", 2018, arXiv 1611.07555 (times
+d / k).
 Positions are drawn without replacement. Deviation: a vector that is not finite comes out as NaN even where its bad
 entry was not drawn, so that divergence is seen.
 

@@ -1,8 +1,10 @@
 """Sign: one bit an entry and one scale a bucket.
 
-Scale l1, the mean magnitude: S. P. Karimireddy, Q. Rebjock, S. U. Stich, M. Jaggi, Error Feedback Fixes SignSGD, ICML
-2019, arXiv:1901.09847, section 4. Scale l2, the root mean square: H. Tang et al., 1-bit Adam, ICML 2021,
-arXiv:2102.02888 (its implementation in DeepSpeed). Deviation: sign(0) = +1, one bit having no third value.
+Scale l1, the mean magnitude: Karimireddy, Rebjock, Stich, Jaggi, "Error Feedback Fixes SignSGD and other Gradient
+Compression Schemes", ICML 2019, arXiv 1901.09847, section 4. Scale l2, the root mean square: Tang, Gan, Awan,
+Rajbhandari, Li, Lian, Liu, Zhang, He, "1-bit Adam: Communication Efficient Large-Scale Training with Adam's Convergence
+Speed", ICML 2021, arXiv 2102.02888 (its implementation in DeepSpeed). Deviation: sign(0) = +1, one bit having no third
+value.
 
 Quality: l1 delta = 1 / bucket at worst, ||v||_1^2 / (d ||v||_2^2) exactly; l2 is not contractive (its error can exceed
 ||v||^2 for sparse v). Wire: d bits and one number a bucket.

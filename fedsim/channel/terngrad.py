@@ -1,7 +1,8 @@
 """TernGrad: each entry becomes -m, 0 or m, m being the largest magnitude.
 
-W. Wen et al., TernGrad, NeurIPS 2017, arXiv:1705.07878, equations 1-3. Deviation: no gradient clipping before, which
-makes the published code biased; put a ``clip`` layer in front where it is wanted.
+Wen, Xu, Yan, Wu, Wang, Chen, Li, "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning",
+NeurIPS 2017, arXiv 1705.07878, equations 1-3. Deviation: no gradient clipping before, which makes the published code
+biased; put a ``clip`` layer in front where it is wanted.
 
 Quality: omega = ||v||_inf ||v||_1 / ||v||_2^2 - 1 <= (sqrt(d) - 1) / 2, attained where one entry is 1 + sqrt(d) times
 the others. Wire: one number, and five entries in a byte.

@@ -1,6 +1,6 @@
 """Top-K: only the k entries of largest magnitude travel, with their positions.
 
-S. U. Stich, J.-B. Cordonnier, M. Jaggi, Sparsified SGD with Memory, NeurIPS 2018, arXiv:1809.07599, definition 2.1.
+Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory", NeurIPS 2018, arXiv 1809.07599, definition 2.1.
 Deviation: none; ties, which the paper leaves open, go to the lowest position, so that exactly k entries travel.
 
 Quality: delta = k / d. Wire: k values and their positions, about k (2 + log2(d / k)) bits; all d values when k >= d.

@@ -1,8 +1,8 @@
 """Uniform levels: each entry is rounded at random to one of the even levels between -max and +max of its bucket.
 
-A. T. Suresh, F. X. Yu, S. Kumar, H. B. McMahan, Distributed Mean Estimation with Limited Communication, ICML 2017,
-arXiv:1611.00429, section 2.2 (stochastic k-level quantization). Deviations: the grid is symmetric, with 0 on it (step
-max / 127 for 8 bits), and the largest magnitude of each bucket travels instead of its least and greatest value.
+Suresh, Yu, Kumar, McMahan, "Distributed Mean Estimation with Limited Communication", ICML 2017, arXiv 1611.00429,
+section 2.2 (stochastic k-level quantization). Deviations: the grid is symmetric, with 0 on it (step max / 127 for 8
+bits), and the largest magnitude of each bucket travels instead of its least and greatest value.
 
 Quality: omega = B / (4 (2^(bits - 1) - 1)^2) for buckets of B. Wire: one number a bucket, ``bits`` bits an entry.
 """

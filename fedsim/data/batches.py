@@ -1,7 +1,11 @@
 """From a client and a round to its minibatches: which samples, in which order, and the tensors themselves.
 
-The order is addressed: (seed, "batches", round, client) draws a fresh permutation per epoch, (seed, "augment", round,
-client) the augmentation of every sample of every step. Samples lie in client order, so a client is a range of rows.
+The order is addressed: (seed, "batches", round, client) draws a fresh permutation per epoch, or for Poisson sampling
+one number per example and step; (seed, "augment", round, client) the augmentation of every sample of every step.
+Samples lie in client order, so a client is a range of rows.
+
+Poisson minibatches are padded to the largest one really drawn among the clients of a block: no draw is cut or repeated,
+so that their law is exact.
 """
 
 from __future__ import annotations
@@ -99,6 +103,7 @@ class Work(NamedTuple):
     clients: tuple[int, ...]  # [b]
     steps: np.ndarray  # [b] local steps K_i
     sizes: np.ndarray  # [b] examples n_i
+    expected: np.ndarray  # [b] examples of a full minibatch, or expected in one
     counts: np.ndarray  # [b, K] real examples of each minibatch (0 after a client's last step)
     rows: Tensor | None  # [b, K, m] positions in the samples
     draws: Tensor | None  # [b, K, m, 3] augmentation draws
@@ -110,33 +115,66 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     starts = feed.start[ids]
     sizes = feed.start[ids + 1] - starts
     steps = np.array([local.count(n) for n in sizes.tolist()], dtype=np.int64)
-    total, m = int(steps.max()), local.batch(int(sizes.max()))
-    counts = np.zeros((len(clients), total), dtype=np.int64)
-    plain = local.batch_size == "full" and feed.augment is None
-    rows = None if plain else np.repeat(starts, total * m).reshape(len(clients), total, m)  # padding: a row that exists
-    draws = None if feed.augment is None else torch.zeros(len(clients), total, m, 3, dtype=torch.int64)
-    for b, (i, n, k) in enumerate(zip(clients, sizes.tolist(), steps.tolist(), strict=True)):
-        size = local.batch(n)
-        per_epoch = -(-n // size)
-        counts[b, :k] = size
-        counts[b, per_epoch - 1 : k : per_epoch] = n - (per_epoch - 1) * size
-        if draws is not None and feed.augment is not None:  # by the client's own shape, whoever shares its block
-            drawn = feed.augment.draw(rng.stream(seed, "augment", index, i), k * size)
-            draws[b, :k, :size] = drawn.view(k, size, -1)
-        if rows is None:
-            continue
+    expected = np.array([local.batch(n) for n in sizes.tolist()], dtype=np.int64)
+    whole = local.batch_size == "full" and feed.augment is None
+    drawn = []  # of each client: what its minibatches hold [k], and which examples, padded to the largest [k, m]
+    for i, n, k, size in zip(clients, sizes.tolist(), steps.tolist(), expected.tolist(), strict=True):
         generator = rng.stream(seed, "batches", index, i)
-        for first in range(0, k, per_epoch):
-            epoch = np.full(per_epoch * size, starts[b])
-            epoch[:n] += torch.randperm(n, generator=generator).numpy()
-            last = min(first + per_epoch, k)
-            rows[b, first:last, :size] = epoch.reshape(per_epoch, size)[: last - first]
+        if local.sampling == "poisson" and size < n:
+            drawn.append(_poisson(generator, n, k, size / n))
+        else:
+            drawn.append(_shuffled(generator, n, k, size, whole=whole))
+    total, m = int(steps.max()), max(1, *(int(taken.max()) for taken, _ in drawn))
+    counts = np.zeros((len(clients), total), dtype=np.int64)
+    rows = None if whole else np.repeat(starts, total * m).reshape(len(clients), total, m)  # padding: a row that exists
+    draws = None if feed.augment is None else torch.zeros(len(clients), total, m, 3, dtype=torch.int64)
+    for b, (i, k, (taken, chosen)) in enumerate(zip(clients, steps.tolist(), drawn, strict=True)):
+        counts[b, :k] = taken
+        size = chosen.shape[1]
+        if draws is not None and feed.augment is not None:  # by the client's own shape, whoever shares its block
+            decisions = feed.augment.draw(rng.stream(seed, "augment", index, i), k * size)
+            draws[b, :k, :size] = decisions.view(k, size, -1)
+        if rows is not None:
+            rows[b, :k, :size] += chosen
     order = None if rows is None else torch.from_numpy(rows).to(feed.device)
-    return Work(clients, steps, sizes, counts, order, None if draws is None else draws.to(feed.device))
+    return Work(clients, steps, sizes, expected, counts, order, None if draws is None else draws.to(feed.device))
+
+
+def _shuffled(
+    generator: torch.Generator, n: int, steps: int, size: int, *, whole: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes [k] and examples [k, size] of minibatches that go through n examples in random orders.
+
+    With ``whole`` each holds all of them, in stored order.
+    """
+    per_epoch = -(-n // size)
+    taken = np.full(steps, size)
+    taken[per_epoch - 1 :: per_epoch] = n - (per_epoch - 1) * size
+    chosen = np.zeros((steps, 0 if whole else size), dtype=np.int64)
+    for first in range(0, 0 if whole else steps, per_epoch):
+        epoch = np.zeros(per_epoch * size, dtype=np.int64)
+        epoch[:n] = torch.randperm(n, generator=generator).numpy()
+        last = min(first + per_epoch, steps)
+        chosen[first:last] = epoch.reshape(per_epoch, size)[: last - first]
+    return taken, chosen
+
+
+def _poisson(generator: torch.Generator, n: int, steps: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes [k] and examples [k, m] of minibatches that hold each of n examples with this probability."""
+    chances = (torch.rand(n, generator=generator, dtype=torch.float64).numpy() for _ in range(steps))
+    picked = [np.flatnonzero(u < rate) for u in chances]
+    taken = np.array([len(rows) for rows in picked])
+    chosen = np.zeros((steps, int(taken.max())), dtype=np.int64)
+    for k, rows in enumerate(picked):
+        chosen[k, : len(rows)] = rows
+    return taken, chosen
 
 
 SWEEP = 256
-"""Examples at once in a pass over all of a client's examples."""
+"""Examples at once in a pass over all of a client's examples; of small ones as many as hold ``SWEEP_NUMBERS``."""
+
+SWEEP_NUMBERS = 2**14
+"""Numbers in the inputs that are at once in a pass in any case: work that outweighs the price of a call."""
 
 
 class Minibatches:
@@ -148,6 +186,7 @@ class Minibatches:
 
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
         self.feed, self.work, self.lane, self.alone = feed, work, lane, alone
+        self.expected = lane["expected"]
         self.length = work.counts.shape[1]
         self.fewest = int(work.steps.min())
         width = work.counts.max() if work.rows is None else work.rows.shape[2]
@@ -165,6 +204,8 @@ class Minibatches:
         draws = self.lane["draws"][k] if "draws" in self.lane else None
         if self.alone:
             n = int(self.work.counts[0, k])
+            if not n:  # an empty Poisson minibatch: one example that does not count
+                n, mask = 1, torch.zeros(1, dtype=self.feed.dtype, device=self.feed.device)
             rows, draws = rows[:n], None if draws is None else draws[:n]
         x, y = opaque(self.feed.take, self.feed.take_many, rows, draws)
         return Batch(x, y, mask)
@@ -175,19 +216,20 @@ class Minibatches:
 
 
 class Everything:
-    """All examples of one client, once, in stored order and without augmentation, ``SWEEP`` at a time.
+    """All examples of one client, once, in stored order and without augmentation, ``SWEEP`` or more at a time.
 
     Built like ``Minibatches``; every batch of a block carries a mask.
     """
 
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
         self.feed, self.lane, self.alone = feed, lane, alone
+        self.expected = lane["sizes"]
         most = int(work.sizes.max())
-        self.width = min(SWEEP, most)
+        self.width = min(max(SWEEP, SWEEP_NUMBERS // feed.x[0].numel()), most)
         self.length = -(-most // self.width)
 
     def __call__(self, k: int) -> Batch:
-        """The k-th ``SWEEP`` examples."""
+        """The k-th part of the examples."""
         at = k * self.width + torch.arange(self.width, device=self.feed.device)
         if self.alone:
             at = at[: int(self.lane["sizes"]) - k * self.width]
@@ -207,6 +249,7 @@ def lanes(feed: Feed, work: Work) -> dict[str, Tensor]:
         "start": torch.from_numpy(feed.start[list(work.clients)]).to(feed.device),
         "steps": torch.from_numpy(work.steps).to(feed.device),
         "sizes": torch.from_numpy(work.sizes).to(feed.device),
+        "expected": torch.from_numpy(work.expected).to(feed.device),
         "counts": torch.from_numpy(work.counts).to(feed.device),
     }
     if work.rows is not None:

@@ -25,6 +25,7 @@ class Engine:
         device: ``cpu`` or ``cuda``.
         threads: torch threads of every worker, >= 1; part of a run's fingerprint.
         retries: how often the work of a lost actor is run again, >= 0.
+        timeout_s: seconds after which an actor that has not answered is taken for lost, > 0; None waits for ever.
     """
 
     backend: Literal["serial", "ray"] = "ray"
@@ -38,11 +39,13 @@ class Engine:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     retries: int = 2
+    timeout_s: float | None = 3600.0
 
     def __post_init__(self) -> None:
         for name in ("actors", "threads"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
         require(self.jobs == "auto" or self.jobs >= 1, "jobs", "be >= 1 or auto", self.jobs)
         require(self.retries >= 0, "retries", "be >= 0", self.retries)
+        require(self.timeout_s is None or self.timeout_s > 0, "timeout_s", "be > 0 or null", self.timeout_s)
         if self.block != "auto":
             require(self.block >= 2, "block", "be >= 2 or auto", self.block, "use batching=loop for one at a time")

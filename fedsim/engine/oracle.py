@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.engine.example_sums import NUMBERS, ExampleSums, factors
 from fedsim.engine.kernel import Kernel
-from fedsim.engine.stacked import StackedModel, stack
+from fedsim.engine.stacked import StackedModel, Unstackable, stack
 from fedsim.layout import Layout
 from fedsim.losses import Loss, Term
 from fedsim.opaque import opaque
@@ -44,6 +45,14 @@ def _answer(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
     return outputs, seen[-1] if seen else None
 
 
+def _example_sums(model: nn.Module, layout: Layout, loss: Loss) -> ExampleSums | None:
+    """Sums of gradients by example without these gradients, or None where a layer does not allow it."""
+    try:
+        return ExampleSums(stack(model, layout), model, layout, loss)
+    except Unstackable:
+        return None
+
+
 class ModelOracle:
     """Losses and gradients of one model on one device.
 
@@ -58,6 +67,7 @@ class ModelOracle:
         self.layout = Layout.of(model)
         self.parameters = list(model.parameters())
         self.stacked: StackedModel | None = stack(model, self.layout) if kernel == "stacked" else None
+        self.example_sums = _example_sums(model, self.layout, loss)
         self.head = self.layout.head
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:
@@ -79,6 +89,11 @@ class ModelOracle:
         """Gradient of each example's loss at x [d], [m, d]; zero rows for padding."""
         g: Tensor = opaque(self._each, self._each_of_many, x, batch.x, batch.y)
         return g if batch.mask is None else g * batch.mask[:, None]
+
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> Tensor:
+        """Sum of clipped gradients [d]; see ``fedsim.objective.Objective.clipped_sum``."""
+        total: Tensor = opaque(self._clipped, self._clipped_of_many, x, *batch, bound, less)
+        return total
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model at x [d], [m, k]."""
@@ -188,10 +203,39 @@ class ModelOracle:
 
     def _each_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
         """[b, d], [b, m, ...] -> [b, m, d]: b times m clients with one example each."""
+        if self.kernel == "loop":
+            return torch.stack([self._each(*one) for one in zip(x, inputs, y, strict=True)])
         b, m = y.shape[:2]
         one_each = x[:, None].expand(b, m, -1).reshape(b * m, -1)
         g, _ = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
         return g.view(b, m, -1)
+
+    def _clipped(
+        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
+    ) -> Tensor:
+        one = [a[None] if isinstance(a, Tensor) else a for a in (x, inputs, y, mask, bound, less)]
+        return self._clipped_of_many(*one)[0]
+
+    def _clipped_of_many(
+        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
+    ) -> Tensor:
+        """[b, d], [b, m, ...] -> [b, d]: layer by layer where that is possible, else from gradients by example."""
+        if self.example_sums is not None:
+            try:
+                return self.example_sums(x, inputs, y, mask, bound, less)
+            except Unstackable:  # rows that are not examples: seen at work only
+                pass
+        m = y.shape[1]
+        size = max(1, NUMBERS // x.numel())
+        total = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        for some in (slice(first, first + size) for first in range(0, m, size)):
+            g = self._each_of_many(x, inputs[:, some], y[:, some])
+            if less is not None:
+                g = g - self._each_of_many(less, inputs[:, some], y[:, some])
+            norms = torch.linalg.vector_norm(g, dim=2)
+            weights = factors(norms, bound, None if mask is None else mask[:, some])
+            total += torch.bmm(weights.unsqueeze(1), g).squeeze(1)
+        return total
 
     def _answers(self, parameters: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Outputs and features of b clients."""

@@ -7,13 +7,15 @@ of a lost actor is simply computed again, by a new one; Ray's own task retries s
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsim.engine.config import Engine
 from fedsim.engine.worker import Setup, Worker
@@ -34,6 +36,9 @@ STORE_BYTES = 256 * 2**20
 PATIENCE_S = 30
 """How long to wait for CPUs that others use."""
 
+MOST_NAMED = 20
+"""Clients that a message names."""
+
 
 class _Actor:
     """A worker inside an actor process."""
@@ -45,6 +50,15 @@ class _Actor:
     def run(self, method: str, jobs: Sequence[Any], shared: Any) -> list[Any]:
         answers: list[Any] = getattr(self.worker, method)(jobs, shared)
         return answers
+
+
+class _Call(NamedTuple):
+    """A share of a round that an actor works on."""
+
+    actor: int
+    share: list[int]  # job numbers
+    attempt: int  # 1 at first
+    deadline: float  # when, by the monotonic clock, its actor is ended; infinity afterwards
 
 
 class RayPool:
@@ -64,7 +78,9 @@ class RayPool:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(setup.threads)  # the server's step rounds as it does on the serial backend
         try:
-            if self._owner:
+            if not self._owner:
+                _require_same(engine.address)
+            else:
                 _start(engine, _room(setup, engine, message_bytes, row_bytes))
             gpus = 1 / engine.actors if engine.device == "cuda" else 0
             self._places = _reserve(engine, gpus)
@@ -83,21 +99,22 @@ class RayPool:
         return self._class.remote(sys.path, self._setup)
 
     def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
-        """Answers in job order; a lost actor's share is computed again, at most ``engine.retries`` times."""
+        """Answers in job order; the share of a lost or silent actor is computed again, ``engine.retries`` times."""
         reference = ray.put(shared)
         answers: dict[int, Any] = {}
-        pending: dict[Any, tuple[int, list[int], int]] = {}
+        pending: dict[Any, _Call] = {}
+        patience = math.inf if self._engine.timeout_s is None else self._engine.timeout_s
 
         def send(a: int, share: list[int], attempt: int) -> None:
             call = self._actors[a].run.remote(method, [jobs[j] for j in share], reference)
-            pending[call] = (a, share, attempt)
+            pending[call] = _Call(a, share, attempt, time.monotonic() + patience)
 
         for a, share in enumerate(shares(costs, len(self._actors))):
             if share:
                 send(a, share, 1)
         while pending:
-            (done,), _ = ray.wait(list(pending), num_returns=1)
-            a, share, attempt = pending.pop(done)
+            done = self._wait(pending)
+            a, share, attempt, deadline = pending.pop(done)
             try:
                 answers.update(zip(share, ray.get(done), strict=True))
             except RayTaskError as error:
@@ -107,10 +124,25 @@ class RayPool:
                 if getattr(error, "actor_init_failed", False):
                     raise ClientError(f"a Ray actor could not start: {error}") from error
                 if attempt > self._engine.retries:
-                    raise ClientError(f"jobs {share} lost their actor {attempt} times: {error}") from error
+                    silent = f"no answer within engine.timeout_s={patience:g}; raise it if a round may take so long"
+                    why = silent if deadline == math.inf != patience else error
+                    who = _named([jobs[j] for j in share])
+                    raise ClientError(f"{method} of {who} lost their actor {attempt} times: {why}") from error
                 self._actors[a] = self._spawn()
                 send(a, share, attempt + 1)
         return [answers[j] for j in range(len(jobs))]
+
+    def _wait(self, pending: dict[Any, _Call]) -> Any:
+        """A call that has ended. An actor past its deadline (stopped, deadlocked) is ended, and with it its call."""
+        while True:
+            left = min(call.deadline for call in pending.values()) - time.monotonic()
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=None if left == math.inf else max(left, 0.0))
+            if done:
+                return done[0]
+            for key, call in pending.items():
+                if call.deadline <= time.monotonic():
+                    ray.kill(self._actors[call.actor])
+                    pending[key] = call._replace(deadline=math.inf)
 
     def close(self) -> None:
         """Stop the actors, and Ray when this pool started it; give torch its threads back."""
@@ -154,6 +186,42 @@ def _start(engine: Engine, room: int) -> None:
             signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
 
 
+def _require_same(address: str | None) -> None:
+    """Raise InputError when this process is connected to another Ray than the one at ``engine.address``."""
+    here = ray.get_runtime_context().gcs_address
+    same = address in (None, "auto") or _resolved(str(address)) == _resolved(here)
+    must = f"be null or {here!r}, the Ray that this process is connected to"
+    require(same, "engine.address", must, address, "or disconnect first with ray.shutdown()")
+
+
+def _resolved(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    try:
+        return f"{socket.gethostbyname(host)}:{port}"
+    except OSError:
+        return address
+
+
+class Shared(NamedTuple):
+    """A Ray that several processes use."""
+
+    address: str
+    cpus: int
+    auth: str | None  # RAY_AUTH_MODE of those who may
+
+
+def shared(address: str | None, cpus: int) -> Shared:
+    """A Ray for several runs, whose pools connect to it; lives as long as this process, unless it ran before.
+
+    Args:
+        address: of a running cluster; None starts Ray on this machine.
+        cpus: how many it shall have at least when it starts.
+    """
+    _start(Engine(address=address, actors=cpus), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    have = int(ray.cluster_resources().get("CPU", 0))
+    return Shared(address or ray.get_runtime_context().gcs_address, have, os.environ.get("RAY_AUTH_MODE"))
+
+
 def _knock(address: str | None) -> None:
     """Raise ConnectionError at once where nobody listens at host:port; Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
@@ -179,6 +247,13 @@ def _reserve(engine: Engine, gpus: float) -> Any:
         do = f"others have held the rest for {PATIENCE_S} s: stop them, or lower engine.actors"
         require(False, "engine.actors", must, engine.actors, do)
     return places
+
+
+def _named(jobs: Sequence[Any]) -> str:
+    """Whose work these jobs are, for messages."""
+    clients = sorted({i for job in jobs for i in getattr(job, "clients", ())})
+    shown = ", ".join(map(str, clients[:MOST_NAMED])) + (", ..." if len(clients) > MOST_NAMED else "")
+    return f"clients {shown}" if clients else f"{len(jobs)} jobs"
 
 
 def _put(setup: Setup) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,17 @@ from fedsim.layout import Layout
 __all__ = ["StackedModel", "Unstackable", "stack"]
 
 
+Watch: TypeAlias = Callable[[str, Act, Act], Act]
+"""(path of a layer, what enters it, what leaves it) -> what the next layers get."""
+
+
 @dataclass(frozen=True)
 class _Step:
     """One node of the graph: ``target = run(params, *args, **kwargs)``, then forget ``last``."""
 
     target: str
     label: str
+    path: str | None  # of the layer, where it is one
     run: Kernel
     args: tuple[Any, ...]  # fx.Node where a value goes
     kwargs: dict[str, Any]
@@ -81,7 +86,11 @@ class StackedModel:
             raise InputError("model must have a submodule named head, called once, to give features; name it so")
         return self._run(params, inputs, self.head_input)[0]
 
-    def _run(self, params: Params, inputs: Tensor, *wanted: str) -> list[Tensor]:
+    def watched(self, params: Params, inputs: Tensor, watch: Watch) -> Tensor:
+        """Outputs of every client, while ``watch`` sees every layer at work; arguments as for a call."""
+        return self._run(params, inputs, self.result, watch=watch)[0]
+
+    def _run(self, params: Params, inputs: Tensor, *wanted: str, watch: Watch | None = None) -> list[Tensor]:
         """The wanted values, which must be among those that are kept."""
         values: dict[str, Any] = {self.source: Act(inputs, inputs.shape[0])}
 
@@ -96,6 +105,8 @@ class StackedModel:
                 values[step.target] = step.run(params, *args, **kwargs)
             except Unstackable as error:
                 raise Unstackable(f"{step.label}: {error}") from None
+            if watch is not None and step.path is not None:
+                values[step.target] = watch(step.path, args[0], values[step.target])
             for name in step.last:
                 del values[name]
         return [ops.plain(values[name]) for name in wanted]
@@ -140,7 +151,9 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         last = tuple(n.name for n in node.all_input_nodes if n not in seen and n not in keep)
         seen.update(node.all_input_nodes)
         if node in kernels:
-            steps.append(_Step(node.name, _describe(node, modules), kernels[node], node.args, node.kwargs, last))
+            path = str(node.target) if node.op == "call_module" else None
+            label = _describe(node, modules)
+            steps.append(_Step(node.name, label, path, kernels[node], node.args, node.kwargs, last))
     return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
 
 

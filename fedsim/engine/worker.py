@@ -165,7 +165,9 @@ class Worker:
                 name = type(getattr(self.setup.algorithm, "base", self.setup.algorithm)).__name__
                 raise ClientError(
                     f"{name} failed in round {job.round.index + 1} for clients {clients}: "
-                    f"{type(error).__name__}: {error}. To debug, add engine=serial engine.batching=loop"
+                    f"{type(error).__name__}: {error}. To debug, add engine=serial engine.batching=loop",
+                    job.round.index + 1,
+                    clients,
                 ) from error
             weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from fedsim.algorithms.diff2 import Diff2
 from fedsim.errors import require
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.releases import Release, Sampling
+from fedsim.types import Round
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class AnchoredNoise:
 
     Attributes:
         anchor: std in an anchor round: per unit of the clip bound (DIFF2), of the gradient itself (SpiderBoost).
-        difference: std in a difference round per unit of clip bound (DIFF2) or of distance moved (SpiderBoost).
+        difference: std in a difference round per unit of clip bound (DIFF2) or of distance moved (SpiderBoost); not
+            used where every round is an anchor.
         cap: largest std in a difference round; infinite where the method has no cap.
         epsilon: the library's epsilon at the delta and for the rounds asked, tighter than the formula's.
         releases: what was accounted for, sensitivities and stds in the units above.
@@ -52,10 +55,7 @@ def diff2_releases(anchor: float, difference: float, rounds: int, period: int, p
 
 
 def diff2(epsilon: float, rounds: int, period: int, pool: int, accountant: Accountant) -> AnchoredNoise:
-    """DIFF2-GD's noise as calibrated by its public code, at the accountant's delta.
-
-    T. Murata, T. Suzuki, DIFF2, ICML 2023, arXiv:2302.03884: alpha = int(1 + ceil(2 ln(1/delta) / epsilon)), u = 1.25,
-    s1^2 = 4 u alpha R / (T pool^2 epsilon) (no u when T = 1), s2^2 = 4 u/(u-1) alpha R / (pool^2 epsilon).
+    """DIFF2-GD's noise as calibrated by its public code, at the accountant's delta (``Diff2.paper_multiplier``).
 
     Args:
         epsilon: nominal, > 0.
@@ -64,15 +64,11 @@ def diff2(epsilon: float, rounds: int, period: int, pool: int, accountant: Accou
         pool: n_min P.
         accountant: for the delta and the tighter epsilon.
     """
-    require(0 < epsilon < math.inf, "target_epsilon", "be > 0 and finite", epsilon)
     require(rounds >= 1, "rounds", "be >= 1", rounds)
-    require(period >= 1, "period", "be >= 1", period)
     require(pool >= 1, "pool", "be >= 1", pool)
-    alpha = int(1 + math.ceil(2 * math.log(1 / accountant.delta) / epsilon))
-    u = 1.25
-    base = 4 * alpha * rounds / (pool**2 * epsilon)
-    anchor = math.sqrt(base * (u if period > 1 else 1.0) / period)
-    difference = math.sqrt(base * u / (u - 1))
+    rule = Diff2(lr=1.0, period=period)
+    rule = replace(rule, noise_multiplier=rule.paper_multiplier(epsilon, accountant.delta, rounds))
+    anchor, difference = (2 / pool * rule.multiplier(Round(index, (), 1)) for index in (0, 1))
     releases = diff2_releases(anchor, difference, rounds, period, pool)
     return AnchoredNoise(anchor, difference, math.inf, accountant.epsilon(releases), releases)
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from fedsim.channel.channel import Channel
 from fedsim.channel.order import kind
 from fedsim.errors import InputError, require
+from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
+from fedsim.privacy.adaptive import AdaptiveNoise
+from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
+from fedsim.privacy.clipping import fraction_std, value_multiplier
+from fedsim.privacy.discrete import DiscreteNoise
+from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on
 from fedsim.privacy.local import LocalNoise
-from fedsim.privacy.releases import Release, merged
-from fedsim.schedule import Bernoulli, Schedule, Uniform
-from fedsim.types import Round
+from fedsim.privacy.matrix_mechanism import BandedFactor, factorise
+from fedsim.privacy.releases import Release
+from fedsim.schedule import Schedule
 
 
 class Privacy(Protocol):
@@ -28,8 +36,12 @@ class Privacy(Protocol):
         """How epsilon is computed."""
         ...
 
-    def applied(self, algorithm: Any, noise_multiplier: float, expected: int) -> Any:
-        """The algorithm with the mechanism and this much noise; ``expected`` is the usual size of a cohort."""
+    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+        """The algorithm with the mechanism and this much noise."""
+        ...
+
+    def remarks(self, setting: Setting) -> tuple[str, ...]:
+        """What must stand beside the number, beyond what the accountant says."""
         ...
 
 
@@ -64,22 +76,120 @@ class Promise:
         """How epsilon is computed."""
         return Accountant(self.kind, self.delta, self.fixed_as_poisson)
 
+    def remarks(self, setting: Setting) -> tuple[str, ...]:
+        """None."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Own(Promise):
-    """The algorithm is private by itself (``algorithm=diff2``): its noise is set, and its epsilon reported."""
+    """The algorithm is private by itself (``algorithm=diff2``): its noise is set, and its epsilon reported.
 
-    def applied(self, algorithm: Any, noise_multiplier: float, expected: int) -> Any:
+    Attributes:
+        calibration: how noise follows from ``target_epsilon``: ``library``: by the accountant, tightly; ``paper``: by
+            the formula of the algorithm's paper, which the accountant finds to cost less (both are reported).
+    """
+
+    calibration: Literal["library", "paper"] = "library"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.target_epsilon is not None or self.calibration == "library"
+        require(given, "target_epsilon", "be given for calibration=paper", None)
+
+    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
         """The algorithm with this noise multiplier."""
         if not hasattr(algorithm, "releases"):
             name = type(algorithm).__name__
             raise InputError(f"privacy=own needs a private algorithm such as diff2, got {name}; choose a mechanism")
         return replace(algorithm, noise_multiplier=noise_multiplier)
 
+    def nominal(self, algorithm: Any, setting: Setting) -> float | None:
+        """The noise multiplier of the paper's formula, or None for the accountant's."""
+        if self.calibration == "library" or self.target_epsilon is None:
+            return None
+        if not hasattr(algorithm, "paper_multiplier"):
+            name = type(algorithm).__name__
+            raise InputError(f"calibration must be library for {name}, whose paper gives no constants, got paper")
+        return float(algorithm.paper_multiplier(self.target_epsilon, self.delta, setting.rounds))
+
 
 @dataclass(frozen=True)
 class CentralGaussian(Promise):
-    """Client-level: clients clip their messages, the server adds noise to their mean (DP-FedAvg).
+    """Client-level: clients clip their messages, the server adds noise to their mean (``fedsim.privacy.central``).
+
+    Attributes:
+        clip: largest norm of a client's message, > 0.
+        noise_cohort: noise and epsilon as if so many clients came to a round, of ``noise_population``; None: as it is.
+        noise_population: clients of the deployment that noise and epsilon are for, >= noise_cohort.
+    """
+
+    clip: float = 1.0
+    noise_cohort: int | None = None
+    noise_population: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_bound(self.clip)
+        pair = (self.noise_cohort, self.noise_population)
+        must = "be null or 1 <= noise_cohort <= noise_population, both given"
+        known = pair == (None, None) or (None not in pair and 1 <= pair[0] <= pair[1])  # type: ignore[operator]
+        require(known, "(noise_cohort, noise_population)", must, pair)
+
+    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+        """The algorithm between clipping and noise."""
+        cohort, population = self.noise_cohort, self.noise_population
+        return CentralNoise(algorithm, self.clip, noise_multiplier, setting.expected, cohort, population)
+
+    def remarks(self, setting: Setting) -> tuple[str, ...]:
+        """That the noise is another deployment's, where it is."""
+        if self.noise_cohort is None:
+            return ()
+        ran = f"{setting.expected} of {setting.population}"
+        meant = f"{self.noise_cohort} of {self.noise_population} clients"
+        return (f"noise and epsilon are those of Poisson cohorts of {meant}, not of the {ran} that ran",)
+
+
+@dataclass(frozen=True)
+class AdaptiveGaussian(CentralGaussian):
+    """``CentralGaussian`` whose bound follows a quantile of the norms (``fedsim.privacy.adaptive``).
+
+    Attributes:
+        clip: the first round's bound, > 0.
+        quantile: of the norms that the bound is to follow, in [0, 1].
+        rate: how fast it does, > 0: C <- C exp(-rate (fraction within - quantile)).
+    """
+
+    clip: float = 0.1
+    quantile: float = 0.5
+    rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.quantile <= 1, "quantile", "be in [0, 1]", self.quantile)
+        require(self.rate > 0, "rate", "be > 0", self.rate)
+
+    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+        """The algorithm between clipping and noise."""
+        made = AdaptiveNoise(
+            algorithm,
+            self.clip,
+            noise_multiplier,
+            setting.expected,
+            self.noise_cohort,
+            self.noise_population,
+            self.quantile,
+            self.rate,
+        )
+        value_multiplier(noise_multiplier, fraction_std(made.cohort))  # says now what the bits cannot bear
+        return made
+
+
+@dataclass(frozen=True)
+class LocalGaussian(Promise):
+    """Client-level without a trusted server: every client clips its message and adds the noise itself.
+
+    The mechanism and its papers: ``fedsim.privacy.local``.
 
     Attributes:
         clip: largest norm of a client's message, > 0.
@@ -89,25 +199,113 @@ class CentralGaussian(Promise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.clip > 0, "clip", "be > 0", self.clip)
+        _require_bound(self.clip)
 
-    def applied(self, algorithm: Any, noise_multiplier: float, expected: int) -> Any:
-        """The algorithm between clipping and noise."""
-        return CentralNoise(algorithm, self.clip, noise_multiplier, expected)
-
-
-@dataclass(frozen=True)
-class LocalGaussian(CentralGaussian):
-    """Client-level without a trusted server: every client clips its message and adds the noise itself."""
-
-    def applied(self, algorithm: Any, noise_multiplier: float, expected: int) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
         """The algorithm with clipping and noise at the clients."""
         return LocalNoise(algorithm, self.clip, noise_multiplier)
 
 
+@dataclass(frozen=True)
+class BandedMatrix(Promise):
+    """Client-level DP-FTRL: the server's noise is correlated over rounds and cancels (``fedsim.privacy.banded``).
+
+    Attributes:
+        clip: largest norm of a client's message, > 0.
+        min_separation: least distance of two rounds with the same client, >= 1; None: what the schedule keeps.
+        bands: of C, in 1..min_separation; None: as many; 1 is independent noise in every round.
+    """
+
+    clip: float = 1.0
+    min_separation: int | None = None
+    bands: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_bound(self.clip)
+        for name in ("min_separation", "bands"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+
+    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+        """The algorithm between clipping and noise."""
+        separation = self.separation(setting)
+        bands = separation if self.bands is None else self.bands
+        must = f"be in 1..{separation}, the rounds that the schedule keeps between two of the same client"
+        require(bands <= separation, "bands", must, bands)
+        factor = factor_of(setting.rounds, min(bands, setting.rounds))
+        return BandedNoise(algorithm, self.clip, noise_multiplier, setting.expected, factor, separation)
+
+    def separation(self, setting: Setting) -> int:
+        """Rounds that lie at least between two of the same client, verified on the run's cohorts."""
+        kept = setting.separation
+        if self.min_separation is None:
+            return kept
+        do = "add schedule=cyclic, or lower it"
+        require(self.min_separation <= kept, "min_separation", f"be <= {kept}, which the schedule keeps", kept, do)
+        return self.min_separation
+
+    def remarks(self, setting: Setting) -> tuple[str, ...]:
+        """What is assumed of cohorts."""
+        apart = self.separation(setting)
+        return (f"a client's rounds lie at least {apart} apart, which the cohorts keep; nothing is earned by sampling",)
+
+
+@dataclass(frozen=True)
+class DiscreteGaussian(Promise):
+    """Client-level: clients send noisy integers whose sum modulo 2^bits is all that the server sees.
+
+    The mechanism and its paper: ``fedsim.privacy.discrete``. Only the accountant ``rdp`` knows discrete noise.
+
+    Attributes:
+        clip: largest norm of a client's message, > 0.
+        bits: of each number on the wire, in 2..48.
+        deviations: standard deviations of the sum that fit before it wraps, > 0.
+    """
+
+    kind: Literal["pld", "rdp"] = "rdp"
+    clip: float = 1.0
+    bits: int = 16
+    deviations: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_bound(self.clip)
+        require(self.kind == "rdp", "kind", "be rdp for discrete Gaussian noise", self.kind)
+        require(2 <= self.bits <= 48, "bits", "be in 2..48", self.bits)
+        require(self.deviations > 0, "deviations", "be > 0", self.deviations)
+
+    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+        """The algorithm with rounding and integer noise at the clients."""
+        if setting.parameters is None:
+            raise InputError("model must be one architecture for privacy=discrete_gaussian, whose noise depends on d")
+        made = DiscreteNoise(
+            algorithm, self.clip, noise_multiplier, setting.expected, setting.parameters, self.bits, self.deviations
+        )
+        _ = made.rule  # says now what does not fit
+        return made
+
+    def remarks(self, setting: Setting) -> tuple[str, ...]:
+        """Where the noise depends on who came."""
+        return (f"noise made for cohorts of {setting.expected}: those who miss take their share along, as accounted",)
+
+
+def _require_bound(clip: float) -> None:
+    require(0 < clip < math.inf, "clip", "be > 0 and finite: without a bound nothing is private", clip)
+
+
+@lru_cache(maxsize=8)
+def factor_of(rounds: int, bands: int) -> BandedFactor:
+    """The factor of a run; made once, for calibration asks for it again and again."""
+    return factorise(rounds, bands)
+
+
 def check_channel(algorithm: Any, channel: Channel) -> None:
-    """Raise InputError where the server adds the noise and a layer lets messages grow beyond their clipped norm."""
-    if getattr(algorithm, "noise", "clients" if isinstance(algorithm, LocalNoise) else "server") == "clients":
+    """Raise InputError where a layer would undo what the privacy of the messages rests on."""
+    if getattr(algorithm, "integers", False) and channel.layers:
+        raise InputError(
+            f"channel must be [] for messages of integers, which are summed modulo 2^bits, got {channel.layers[0].name}"
+        )
+    if getattr(algorithm, "noise", "server") == "clients":
         return
     for layer in channel.layers:
         if kind(layer) != "layerwise" and not getattr(layer.middleware, "nonexpansive", False):
@@ -119,57 +317,15 @@ def check_channel(algorithm: Any, channel: Channel) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How cohorts are drawn, in the words of a ``Release``."""
-
-    sampling: Literal["none", "poisson", "fixed"] = "none"
-    rate: float | None = None
-    cohort: int | None = None
-    population: int | None = None
-
-    def of(self, release: Release) -> Release:
-        """The release from a cohort that is drawn so."""
-        return replace(release, sampling=self.sampling, rate=self.rate, cohort=self.cohort, population=self.population)
-
-
-def draw_of(schedule: Schedule, population: int) -> Draw:
-    """How a schedule draws; fixed lists of cohorts earn no amplification."""
-    if isinstance(schedule, Bernoulli):
-        return Draw("poisson", rate=schedule.rate)
-    if isinstance(schedule, Uniform) and schedule.cohort < population:
-        return Draw("fixed", cohort=schedule.cohort, population=population)
-    return Draw()
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What a run lets out, round by round."""
-
-    algorithm: Any
-    accountant: Accountant
-    draw: Draw
-    population: int
-    smallest: int
-
-    def releases(self, rounds: int) -> tuple[Release, ...]:
-        """Everything that the first ``rounds`` rounds let out, equal releases counted."""
-        draw = Draw() if getattr(self.algorithm, "unsampled", False) else self.draw
-        each = (self.algorithm.releases(Round(t, (), self.population, self.smallest)) for t in range(rounds))
-        return tuple(draw.of(release) for release in merged(release for some in each for release in some))
-
-    @property
-    def noise_multiplier(self) -> float:
-        """Of the private algorithm."""
-        return float(self.algorithm.noise_multiplier)
-
-    def epsilon(self, rounds: int) -> float:
-        """Epsilon after ``rounds`` rounds."""
-        return self.accountant.running(self.releases(rounds)) if rounds else 0.0
-
-
 def promised(
-    privacy: Privacy, algorithm: Any, schedule: Schedule, sizes: Sequence[int], rounds: int
+    privacy: Privacy,
+    algorithm: Any,
+    schedule: Schedule,
+    sizes: Sequence[int],
+    rounds: int,
+    local: Local = Local(),  # noqa: B008 - a frozen dataclass
+    seed: int = 0,
+    parameters: int | None = None,
 ) -> tuple[Any, Ledger]:
     """The private algorithm, its noise calibrated if a target is given, and its ledger.
 
@@ -179,21 +335,32 @@ def promised(
         schedule: how cohorts are drawn.
         sizes: [n] samples of each client.
         rounds: of the run.
+        local: how clients draw minibatches.
+        seed: of the run, which the cohorts follow from.
+        parameters: d of the model; None where it is not one model for all.
 
     Raises:
         InputError: the accountant has no bound for what would be let out.
     """
+    setting = Setting(schedule, tuple(sizes), rounds, local, seed, parameters)
+    counts = Counts()
 
     def ledger(noise_multiplier: float) -> Ledger:
-        private = privacy.applied(algorithm, noise_multiplier, schedule.expected(len(sizes)))
-        return Ledger(private, privacy.accountant, draw_of(schedule, len(sizes)), len(sizes), min(sizes))
+        return Ledger(privacy.applied(algorithm, noise_multiplier, setting), privacy.accountant, setting, counts)
 
     at: Callable[[float], Sequence[Release]] = lambda z: ledger(z).releases(rounds)  # noqa: E731
-    z = privacy.noise_multiplier
+    check_minibatches(ledger(1.0).algorithm, setting)
+    z, extra = privacy.noise_multiplier, {}
     if privacy.target_epsilon is not None:
-        z = privacy.accountant.calibrate(at, privacy.target_epsilon)
+        z = privacy.nominal(algorithm, setting) if isinstance(privacy, Own) else None
+        if z is not None:
+            extra = {"privacy/epsilon_nominal": privacy.target_epsilon}
+        else:
+            z = privacy.accountant.calibrate(at, privacy.target_epsilon)
     if z is None:
         raise InputError("privacy.noise_multiplier must be given, or privacy.target_epsilon")
     made = ledger(z)
+    remarks = (*privacy.remarks(setting), *remarks_on(setting, made.algorithm))
+    made = replace(made, remarks=remarks, extra=tuple(extra.items()))
     made.accountant.epsilon(made.releases(1))  # says now what has no bound
     return made.algorithm, made

@@ -4,7 +4,8 @@ Duchi, Jordan, Wainwright, "Local Privacy and Statistical Minimax Rates", FOCS 2
 mechanism (Dwork, Roth, "The Algorithmic Foundations of Differential Privacy", 2014, appendix A).
 
 A message is private before it enters the channel, whatever the channel and the server do with it. What counts is how
-often the same client sends; sampling of cohorts earns nothing, since the server sees who sent.
+often the same client sends (the run's epsilon is that of the client which sent most often); that cohorts are drawn at
+random earns nothing beyond, since the server sees who sent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedsim.objective import Objective
-from fedsim.privacy.releases import Release
+from fedsim.privacy.releases import Drawn, Release
 from fedsim.privacy.wrapped import Wrapped, noisy
 from fedsim.types import Message, Round
 
@@ -22,18 +23,23 @@ from fedsim.types import Message, Round
 class LocalNoise(Wrapped):
     """The mechanism."""
 
-    unsampled: ClassVar[bool] = True
+    own_sampling: ClassVar[bool] = True
+    noise: ClassVar[str] = "clients"
 
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         """The algorithm's work; its message clipped, with noise."""
         message, state = self.base.local(obj, client, got, rnd)
-        return noisy(self.clipped(message), self.noise_multiplier * 2 * self.clip, obj.noise), state
+        return noisy(self.clipped(message, self.clip), self.noise_multiplier * 2 * self.clip, obj.noise), state
 
     def server(self, server: Any, received: Message, rnd: Round) -> Any:
         """The algorithm's step."""
         return self.base.server(server, received, rnd)
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
+        """Nothing of all clients together."""
+        return ()
+
+    def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:
         """A client's message, which other data of the client move by at most 2 clip."""
         if not self.noise_multiplier:
             return ()

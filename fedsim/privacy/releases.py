@@ -90,6 +90,49 @@ class Release:
         return replace(self, sampling="none", rate=None, cohort=None, population=None)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """How a client's minibatches of a round come from its examples, by Poisson sampling where they are not all.
+
+    Attributes:
+        examples: n_i.
+        batch: examples expected in a minibatch, in 1..n_i.
+        steps: minibatches K_i.
+    """
+
+    examples: int
+    batch: int
+    steps: int
+
+    @property
+    def rate(self) -> float:
+        """The probability of an example to be in a minibatch."""
+        return self.batch / self.examples
+
+    def release(
+        self, multiplier: float, count: int, rate: float | None = None, relation: Relation = "add_or_remove"
+    ) -> Release:
+        """The noisy sum over one Poisson sample of the client's examples, ``count`` times; a unit is one of them.
+
+        Args:
+            multiplier: noise over sensitivity, > 0.
+            count: minibatches, >= 1.
+            rate: of the sampling, in (0, 1]; None: that of the minibatches.
+            relation: how neighbours differ, as the sensitivity has it.
+        """
+        rate = self.rate if rate is None else rate
+        whole = rate == 1
+        return Release(
+            1.0,
+            multiplier,
+            count,
+            sampling="none" if whole else "poisson",
+            rate=None if whole else rate,
+            unit="sample",
+            relation=relation,
+        )
+
+
 def merged(releases: Iterable[Release]) -> tuple[Release, ...]:
     """Equal releases once, their counts added, in order of first appearance."""
     counts: dict[Release, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +50,10 @@ class Wrapped:
         """As the algorithm."""
         return str(getattr(self.base, "keeps", "model"))
 
+    def kind(self, rnd: Round) -> Hashable:
+        """All rounds let out the same."""
+        return 0
+
     def init_server(self, x0: Any) -> Any:
         """As the algorithm."""
         return self.base.init_server(x0)
@@ -62,14 +67,38 @@ class Wrapped:
         sent: Message = self.base.broadcast(server, rnd)
         return sent
 
-    def clipped(self, message: Message) -> Message:
+    def clipped(self, message: Message, clip: Tensor | float) -> Message:
         """The message scaled down to norm ``clip`` if it is longer."""
+        norm = self.norm(message)
+        scale = (clip / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
+        return {name: value * scale for name, value in message.items()}
+
+    def vector(self, message: Message, d: int) -> tuple[str, Tensor]:
+        """The name and the value [d] of the one field that a message has.
+
+        Raises:
+            InputError: it has others.
+        """
+        if [value.numel() for value in message.values()] != [d]:
+            fields = ", ".join(f"{name} {list(value.shape)}" for name, value in message.items())
+            must = f"be none, central_gaussian, adaptive_gaussian or local_gaussian for {type(self.base).__name__}"
+            raise InputError(
+                f"privacy must {must}, whose messages are not one vector of the model's size, got {fields}"
+            )
+        ((name, value),) = message.items()
+        return name, value
+
+    def norm(self, message: Message) -> Tensor:
+        """The norm of a message, all its fields together."""
         for name, value in message.items():
             if not (isinstance(value, Tensor) and value.is_floating_point()):
                 raise InputError(f"privacy needs messages of numbers, got the field {name!r} of another kind")
-        norm = torch.stack([value.square().sum() for value in message.values()]).sum().sqrt()
-        scale = (self.clip / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
-        return {name: value * scale for name, value in message.items()}
+        return torch.stack([value.square().sum() for value in message.values()]).sum().sqrt()
+
+
+def over_expected(received: Message, rnd: Round, expected: int) -> Message:
+    """The mean over the cohort -> its sum over the expected size: dividing by the real size would let it out."""
+    return {name: value * (len(rnd.clients) / expected) for name, value in received.items()}
 
 
 def noisy(message: Message, std: float, noise: Any) -> Message:

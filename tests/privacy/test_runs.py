@@ -70,7 +70,8 @@ def diff2_loop(data: Dataset, rounds: int, lr: float, period: int, c1: float, c2
 
 
 def run(algorithm: Any, data: Dataset | None = None, rounds: int = 6, **options: Any) -> Result:
-    settings: dict[str, Any] = {"schedule": All(), "batching": "auto", "seed": 0} | options
+    local = Local(steps=1, batch_size="full")
+    settings: dict[str, Any] = {"schedule": All(), "batching": "auto", "seed": 0, "local": local} | options
     engine = Engine(backend="serial", dtype="float64", batching=settings.pop("batching"))
     return simulate(
         algorithm,
@@ -78,8 +79,7 @@ def run(algorithm: Any, data: Dataset | None = None, rounds: int = 6, **options:
         partition=Natural(),
         model=linear_zero,
         rounds=rounds,
-        local=Local(steps=1, batch_size="full"),
-        aggregate=Mean(weights="uniform"),
+        aggregate=settings.pop("aggregate", Mean(weights="uniform")),
         engine=engine,
         evaluate=Evaluate(every=1),
         trajectory=True,

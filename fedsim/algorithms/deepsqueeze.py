@@ -1,0 +1,73 @@
+"""DeepSqueeze: peers gossip about compressed models and add to the next message what the last one lost.
+
+Tang, Lian, Qiu, Yuan, Zhang, Zhang, Liu, "DeepSqueeze: Decentralization Meets Error-Compensated Compression", 2019,
+arXiv 1907.07346, the algorithm box:
+
+    X_half = X - lr G(X);  V = X_half + M;  Q = C(V);  M <- V - Q;  X <- X_half + gamma (W Q - Q)
+
+C is the channel: ``channel=[topk]``. The mean of X moves by the mean step exactly, whatever C loses. No peer holds
+copies of its neighbours, so that the graph may change with the round.
+
+Deviations: with K local steps X_half is where they lead; weight decay, clipping, momentum (zeroed every round) and
+decay of the lr as in ``local_sgd``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.errors import require
+from fedsim.objective import Objective
+from fedsim.types import Message, Round
+
+
+class PeerState(NamedTuple):
+    """What a peer keeps."""
+
+    x: Tensor  # [d] its model
+    m: Tensor  # [d] error: what its messages have lost so far
+
+
+@dataclass(frozen=True)
+class DeepSqueeze(MomentumSGD):
+    """Decentralized SGD with error-compensated messages.
+
+    Attributes:
+        gamma: step of the gossip, in (0, 1]; the coarser the compressor, the smaller.
+    """
+
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.gamma <= 1, "gamma", "be in (0, 1]", self.gamma)
+
+    def init_client(self, x0: Tensor) -> PeerState:
+        """Every peer starts from the same model, without an error."""
+        return PeerState(x0, torch.zeros_like(x0))
+
+    def model(self, peer: PeerState) -> Tensor:
+        """The peer's model [d]."""
+        return peer.x
+
+    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+        """X_half: K local steps from the peer's model."""
+        return peer._replace(x=self.solve(obj, peer.x, self.rate(rnd)))
+
+    def offer(self, peer: PeerState, rnd: Round) -> Message:
+        """v = x_half + m [d]."""
+        return {"v": peer.x + peer.m}
+
+    def publish(self, peer: PeerState, arrived: Message, rnd: Round) -> tuple[PeerState, Message]:
+        """m <- v - q; the peer's own part of the gossip, x <- x_half - gamma q, while q is at hand."""
+        q = arrived["v"]
+        return PeerState(peer.x - self.gamma * q, peer.x + peer.m - q), {"q": q}
+
+    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+        """x_i <- x_half_i + gamma (sum_j w_ij q_j - q_i)."""
+        return peer._replace(x=peer.x + self.gamma * mixed["q"])

@@ -1,0 +1,54 @@
+"""D-PSGD: every peer averages models with its neighbours and steps along the gradient at its model before that.
+
+Lian, Zhang, Zhang, Hsieh, Zhang, Liu, "Can Decentralized Algorithms Outperform Centralized Algorithms? A Case Study for
+Decentralized Parallel Stochastic Gradient Descent", NeurIPS 2017, arXiv 1705.09056, Algorithm 1: X <- W X - lr G(X).
+
+Deviations: with K local steps the gradient is the mean over K minibatches, all at the same x (one large minibatch);
+weight decay, clipping and decay of the lr as in ``local_sgd``. Code bases that call "D-PSGD" several local steps before
+an exchange mean DFedAvg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.sgd import mean_gradient
+from fedsim.objective import Objective
+from fedsim.types import Message, Round
+
+
+class PeerState(NamedTuple):
+    """What a peer keeps."""
+
+    x: Tensor  # [d] its model
+    g: Tensor  # [d] its gradient there; zero unless it computed in this round
+
+
+@dataclass(frozen=True)
+class DPSGD(LocalSGD):
+    """Decentralized parallel SGD."""
+
+    def init_client(self, x0: Tensor) -> PeerState:
+        """Every peer starts from the same model."""
+        return PeerState(x0, torch.zeros_like(x0))
+
+    def model(self, peer: PeerState) -> Tensor:
+        """The peer's model [d]."""
+        return peer.x
+
+    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+        """g: the mean gradient at x over the K minibatches."""
+        return peer._replace(g=self.bounded(peer.x, mean_gradient(obj, peer.x)))
+
+    def offer(self, peer: PeerState, rnd: Round) -> Message:
+        """The peer's model x [d]."""
+        return {"x": peer.x}
+
+    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+        """x_i <- sum_j w_ij x_j - lr g_i."""
+        return PeerState(mixed["x"] - self.rate(rnd) * peer.g, torch.zeros_like(peer.g))

@@ -1,0 +1,67 @@
+"""Gradient tracking: peers also gossip about the gradient, so that a constant lr reaches the exact optimum.
+
+Nedic, Olshevsky, Shi, "Achieving Geometric Convergence for Distributed Optimization over Time-Varying Graphs", SIAM
+Journal on Optimization 2017, arXiv 1607.03218, the algorithm box of DIGing; with minibatches: Pu, Nedic, "Distributed
+Stochastic Gradient Tracking Methods", Mathematical Programming 2021, arXiv 1805.11454, the algorithm box of DSGT
+(GT-SGD).
+
+    DIGing:  X+ = W X - lr Y       DSGT:  X+ = W (X - lr Y)       both:  Y+ = W Y + G(X+) - G(X), at first Y = G(X)
+
+Deviations: with K local steps the gradient is the mean over K minibatches, all at the same x; the lr may decay. W must
+be doubly stochastic. Everybody computes in every round, or the mean of y would not be that of the gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.sgd import mean_gradient
+from fedsim.objective import Objective
+from fedsim.types import Message, Round
+
+
+class PeerState(NamedTuple):
+    """What a peer keeps."""
+
+    x: Tensor  # [d] its model
+    y: Tensor  # [d] its estimate of the mean gradient
+    g: Tensor  # [d] its own gradient where it last computed one
+
+
+@dataclass(frozen=True)
+class GradientTracking(LocalSGD):
+    """Gradient tracking over a doubly stochastic W.
+
+    Attributes:
+        form: where the step is taken: ``diging`` after mixing, ``dsgt`` before it, which allows a larger lr.
+    """
+
+    everyone: ClassVar[bool] = True
+    form: Literal["diging", "dsgt"] = "diging"
+
+    def init_client(self, x0: Tensor) -> PeerState:
+        """Every peer starts from the same model; the first y is the first gradient."""
+        return PeerState(x0, torch.zeros_like(x0), torch.zeros_like(x0))
+
+    def model(self, peer: PeerState) -> Tensor:
+        """The peer's model [d]."""
+        return peer.x
+
+    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+        """y <- y + g - the g before, g the mean gradient at x over the K minibatches."""
+        g = self.bounded(peer.x, mean_gradient(obj, peer.x))
+        return PeerState(peer.x, peer.y + g - peer.g, g)
+
+    def offer(self, peer: PeerState, rnd: Round) -> Message:
+        """The model, for ``dsgt`` after its step, and y, [d] each."""
+        return {"x": peer.x if self.form == "diging" else peer.x - self.rate(rnd) * peer.y, "y": peer.y}
+
+    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+        """x_i <- sum_j w_ij x_j - lr y_i, without the step for ``dsgt``; y_i <- sum_j w_ij y_j."""
+        x = mixed["x"] - self.rate(rnd) * peer.y if self.form == "diging" else mixed["x"]
+        return PeerState(x, mixed["y"], peer.g)

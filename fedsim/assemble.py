@@ -1,0 +1,118 @@
+"""The parts of a run put together and checked, before anything is spawned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fedsim.aggregate import Aggregate
+from fedsim.channel.channel import Channel
+from fedsim.checks import require_everyone, require_mixing, require_network
+from fedsim.data.base import Dataset
+from fedsim.engine.config import Engine
+from fedsim.engine.curvature import tuned
+from fedsim.engine.events import graphs_of
+from fedsim.engine.worker import Backend
+from fedsim.errors import require
+from fedsim.evaluate import Evaluate
+from fedsim.local import Local
+from fedsim.models import Factory
+from fedsim.partition import Partition, Population
+from fedsim.prepare import prepare
+from fedsim.prepared import Prepared, Run
+from fedsim.privacy.config import Privacy, check_channel, promised
+from fedsim.privacy.ledger import Ledger
+from fedsim.schedule import Events, Schedule
+from fedsim.topology import Topology
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run that could start.
+
+    Attributes:
+        prepared: model, samples, what workers need.
+        population: who holds what.
+        schedule: who takes part when.
+        engine: how it is executed.
+        rounds: how many there will be; those of a schedule of events are its own.
+        ledger: what the run lets out, or None.
+    """
+
+    prepared: Prepared
+    population: Population
+    schedule: Schedule
+    engine: Engine
+    rounds: int
+    ledger: Ledger | None
+
+    def start(self) -> Backend:
+        """Workers, ready for jobs."""
+        return self.prepared.start(self.engine, self.schedule.expected(len(self.population)))
+
+    def orchestrator(self, backend: Backend, evaluation: Evaluate) -> Run:
+        """The run before its first round."""
+        return self.prepared.orchestrator(backend, self.schedule, evaluation, self.engine, self.rounds)
+
+
+def assemble(
+    algorithm: Any,
+    dataset: Dataset,
+    *,
+    partition: Partition,
+    model: Factory | nn.Module | Sequence[Factory | nn.Module],
+    rounds: int,
+    schedule: Schedule,
+    local: Local,
+    aggregate: Aggregate,
+    topology: Topology | None,
+    channel: Channel,
+    downlink: Channel,
+    privacy: Privacy | None,
+    engine: Engine,
+    seed: int,
+) -> Assembled:
+    """From the arguments of ``fedsim.simulate``.
+
+    Raises:
+        InputError: the parts do not go together.
+    """
+    population = partition.split(dataset, seed)
+    n = len(population)
+    schedule.check(n, rounds)
+    require_network(algorithm, topology, schedule, channel, downlink, privacy)
+    graphs = None
+    if topology is not None and isinstance(schedule, Events):
+        rounds = len(schedule.times(rounds))
+        graphs = graphs_of(topology, n, seed, schedule)
+    elif topology is not None:
+        require_mixing(algorithm, topology.mixing(n, 0, seed))
+    require_everyone(algorithm, schedule, n, rounds, seed)
+    ledger: Ledger | None = None
+    if privacy is not None:
+        algorithm, ledger = promised(privacy, algorithm, schedule, [len(rows) for rows in population.train], rounds)
+        check_channel(algorithm, channel)
+    models = list(model) if isinstance(model, Sequence) else [model]
+    common = (local, aggregate, engine, seed, channel, downlink, rounds, topology, graphs)
+    prepared = prepare(algorithm, dataset, population, models, *common)
+    if graphs is not None:
+        prepared = replace(prepared, setup=tuned(prepared.setup, graphs))
+    return Assembled(prepared, population, schedule, engine, rounds, ledger)
+
+
+def configured(parts: Mapping[str, Any]) -> Assembled:
+    """From what ``fedsim.config.build_run`` built; raises InputError when the parts do not go together."""
+    data = parts["data"]
+    dataset = data if isinstance(data, Dataset) else data.load(parts["seed"])
+    others = ("data", "algorithm", "evaluate", "trajectory", "events", "checkpoint")
+    return assemble(parts["algorithm"], dataset, **{name: part for name, part in parts.items() if name not in others})
+
+
+def require_measurable(algorithm: Any, prepared: Prepared, evaluate: Evaluate, *, trajectory: bool) -> None:
+    """Raise InputError when a global model is to be measured or kept, and there is none."""
+    must = f"be false for {type(algorithm).__name__}, which has no global model"
+    require(not trajectory or prepared.number is not None, "logger.trajectory", must, trajectory)
+    require(not evaluate.gradient or prepared.number == 0, "evaluate.gradient", must, evaluate.gradient)

@@ -1,0 +1,104 @@
+"""A run that could start: what its parts came to, its backend, its orchestrator and its final model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from fedsim.channel.channel import Channel
+from fedsim.delays import Asynchronous
+from fedsim.engine.asynchronous import AsynchronousServer
+from fedsim.engine.config import Engine
+from fedsim.engine.events import Graphs
+from fedsim.engine.orchestrator import Memory, Orchestrator
+from fedsim.engine.peers import Peers
+from fedsim.engine.serial import Serial
+from fedsim.engine.virtual import VirtualTime
+from fedsim.engine.worker import Backend, Setup
+from fedsim.evaluate import Evaluate
+from fedsim.layout import Layout
+from fedsim.schedule import Events, Schedule
+from fedsim.topology import Topology
+from fedsim.tree import leaves
+from fedsim.types import State
+
+Run: TypeAlias = Orchestrator | Peers | VirtualTime | AsynchronousServer
+"""A run in progress, of whatever kind: all have the same face."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start.
+
+    Attributes:
+        setup: what every worker is given.
+        rows: what the store starts from for clients of each architecture: their state, their link's memory.
+        memory: what the channels' far ends start from.
+        x0: what the server starts from: the model, or the part of it that the algorithm shares.
+        parameters: d of every architecture.
+        blocks: most clients of each architecture computed at once, ``auto`` resolved.
+        why: the reason for each architecture's kernel, in a line.
+        channel: around the clients' messages; peers' is the driver's, and ``setup`` has none.
+        topology: of peers; None for clients of a server.
+        graphs: of peers in virtual time.
+    """
+
+    setup: Setup
+    rows: tuple[State, ...]
+    memory: Memory
+    x0: Tensor | dict[str, Tensor]
+    parameters: tuple[int, ...]
+    blocks: tuple[int, ...]
+    why: tuple[str, ...]
+    channel: Channel
+    topology: Topology | None = None
+    graphs: Graphs | None = None
+
+    def start(self, engine: Engine, cohort: int = 1) -> Backend:
+        """The backend, ready for jobs; the usual size of a cohort tells Ray how much memory to share."""
+        if engine.backend == "serial":
+            return Serial(self.setup)
+        from fedsim.engine.ray_pool import RayPool
+
+        rows = [sum(t.nbytes for t in leaves(row)) for row in self.rows]
+        return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
+
+    def orchestrator(
+        self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
+    ) -> Run:
+        """The run, before its first round."""
+        setup, algorithm = self.setup, getattr(self.setup.algorithm, "base", self.setup.algorithm)
+        cut: dict[str, Any] = {"blocks": self.blocks, "jobs": engine.jobs, "rounds": rounds}
+        if self.graphs is not None and isinstance(schedule, Events):
+            return VirtualTime(self.graphs, setup, backend, schedule, evaluation, self.rows[0][0], **cut)
+        if self.topology is not None:
+            links, row = (self.memory.uplink, self.memory.heard), self.rows[0][0]
+            parts = (algorithm, self.topology, setup, self.channel, backend, schedule, evaluation, row, links)
+            return Peers(*parts, **cut)
+        if isinstance(schedule, Asynchronous):
+            return AsynchronousServer(setup, backend, schedule, evaluation, self.x0, self.rows[0], **cut)
+        return Orchestrator(setup, backend, schedule, evaluation, self.x0, self.rows, self.memory, **cut)
+
+    @property
+    def number(self) -> int | None:
+        """Which architecture the model of all has, or None when there is no such model; peers' is their mean."""
+        if self.topology is not None:
+            return 0
+        algorithm = self.setup.algorithm
+        numbers = {"model": 0, "parameters": 0, "common": getattr(algorithm, "common", None)}
+        return numbers.get(getattr(algorithm, "shares", "model"))
+
+    def module(self, x: Tensor | None) -> nn.Module | None:
+        """The model of all with these parameters [d]."""
+        if self.number is None or x is None:
+            return None
+        model = copy.deepcopy(self.setup.models[self.number]).cpu()  # the engine left its parameters in other vectors
+        return Layout.of(model).load(model, x)
+
+    def described(self) -> dict[str, Any]:
+        """The execution choices, for the run's provenance; one value where there is one architecture."""
+        chosen = {"kernel": self.setup.kernels, "block": self.blocks, "why": self.why}
+        return {name: values[0] if len(values) == 1 else list(values) for name, values in chosen.items()}

@@ -1,0 +1,139 @@
+"""Client-level differential privacy by discrete Gaussian noise of the clients and a sum modulo 2^bits.
+
+Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation",
+ICML 2021, arXiv 2102.06387, algorithms 1 and 2; the arithmetic is ``fedsim.privacy.secure_sum``. Around any algorithm
+that sends one vector of the model's size: clients turn, scale, clip and round it to integers, add their share of the
+noise, and send them modulo 2^bits; the server is given the sum alone. A client that is missing takes its share of the
+noise along: what each round cost follows from who came.
+
+Deviation: the signs of the rotation follow from the number of the round, which everybody knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.aggregate import Sums
+from fedsim.channel.packing import Reader, pack_unsigned, unpack_unsigned
+from fedsim.errors import InputError
+from fedsim.objective import Objective
+from fedsim.opaque import opaque
+from fedsim.privacy.releases import Drawn, Release
+from fedsim.privacy.secure_sum import SecureSum, draw_signs
+from fedsim.privacy.wrapped import Wrapped
+from fedsim.rng import numpy_stream
+from fedsim.tree import leaves, tree_map
+from fedsim.types import Message, Round
+
+
+@dataclass(frozen=True)
+class ModularSum:
+    """The server's rule for messages of integers: it learns their sum and nothing else.
+
+    Attributes:
+        weights: clients weigh the same.
+    """
+
+    integers: ClassVar[bool] = True
+    weights: Literal["uniform"] = "uniform"
+
+    def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
+        """{field: sum [2^k] int64 of the packed messages [b, bytes]}."""
+        for name, packed in messages.items():
+            total = sum(unpacked(row.cpu().numpy().tobytes()) for row in packed)
+            new = torch.from_numpy(np.asarray(total))
+            sums[name] = new if name not in sums else sums[name] + new
+        return sums
+
+    def merge(self, left: Sums, right: Sums) -> Sums:
+        """Their sums."""
+        return tree_map(np.add, left, right)  # type: ignore[no-any-return]
+
+    def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
+        """The sums, int64; modulo 2^bits they are what a secure sum gives."""
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in sums.items()}
+
+
+def packed(integers: np.ndarray, bits: int) -> np.ndarray:
+    """Integers [2^k] in [-2^(bits-1), 2^(bits-1)) -> uint8: bits and k, a byte each, then ``bits`` bits of each."""
+    head = bytes([bits, (len(integers) - 1).bit_length()])
+    return np.array(bytearray(head + pack_unsigned(integers % (1 << bits), bits)), np.uint8)
+
+
+def unpacked(data: bytes) -> NDArray[np.int64]:
+    """The inverse of ``packed``, but for a multiple of 2^bits: numbers in [0, 2^bits)."""
+    reader = Reader(data)
+    bits, k = reader.byte(), reader.byte()
+    return unpack_unsigned(reader, 1 << k, bits)
+
+
+@dataclass(frozen=True)
+class DiscreteNoise(Wrapped):
+    """The mechanism.
+
+    Attributes:
+        expected: clients expected in a round, >= 1; scale and local noise are made for it.
+        parameters: d, numbers in a message.
+        bits: of each number on the wire, in 2..48.
+        deviations: standard deviations of the sum that fit before it wraps, > 0.
+    """
+
+    own_sampling: ClassVar[bool] = True
+    by_cohort: ClassVar[bool] = True
+    integers: ClassVar[bool] = True
+    expected: int
+    parameters: int
+    bits: int = 16
+    deviations: float = 4.0
+
+    @property
+    def rule(self) -> SecureSum:
+        """The arithmetic."""
+        return SecureSum(self.clip, self.noise_multiplier, self.expected, self.bits, self.deviations)
+
+    def kind(self, rnd: Round) -> Hashable:
+        """How many clients came."""
+        return len(rnd.clients)
+
+    def releases(self, rnd: Round) -> tuple[Release, ...]:
+        """Nothing of clients that did not come."""
+        return ()
+
+    def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:
+        """The sum over those who came, for each of them."""
+        return (self.rule.release(self.parameters, len(rnd.clients)),) if self.noise_multiplier else ()
+
+    def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
+        """The algorithm's work; its message as packed integers [bytes]."""
+        message, state = self.base.local(obj, client, got, rnd)
+        name, value = self.vector(message, self.parameters)
+        rule, signs = self.rule, self._signs(rnd)
+
+        def alone(v: Tensor, seed: Tensor) -> Tensor:
+            whole = rule.encode(v.double().cpu().numpy(), signs, np.random.default_rng(int(seed)))
+            return torch.from_numpy(packed(whole, rule.bits)).to(v.device)
+
+        def together(v: Tensor, seed: Tensor) -> Tensor:
+            return torch.stack([alone(*one) for one in zip(v, seed, strict=True)])
+
+        return {name: opaque(alone, together, value.reshape(-1), obj.noise.seed(value))}, state
+
+    def server(self, server: Any, received: Message, rnd: Round) -> Any:
+        """The algorithm's step on the decoded sum over the expected cohort."""
+        ((name, total),) = received.items()
+        if total.dtype != torch.int64:
+            raise InputError("aggregate must be fedsim.privacy.discrete.ModularSum for the sum of integers, got a mean")
+        summed = self.rule.decode(total.cpu().numpy(), self.parameters, self._signs(rnd)) / self.expected
+        like = next(leaf for leaf in leaves(server) if leaf.is_floating_point())
+        return self.base.server(server, {name: torch.from_numpy(summed).to(like)}, rnd)
+
+    def _signs(self, rnd: Round) -> np.ndarray:
+        """The +-1 [2^k] of this round's rotation."""
+        return draw_signs(self.parameters, numpy_stream(0, "rotation", rnd.index))

@@ -1,0 +1,245 @@
+"""What a run lets out of whom, round by round, and what the worst-off unit's epsilon is.
+
+A private algorithm, or a mechanism around one, says with ``releases(rnd)`` what a round lets out that concerns every
+unit alike, and where samples of different clients fare differently, with ``client_releases(rnd, drawn)`` what it lets
+out of one sample of a client that takes part and draws its minibatches so. Of itself it may say, besides:
+
+- ``kind(rnd)``: rounds of one kind let out the same; without it, every round is asked for its own.
+- ``exposed(rnd)``: the clients that ``client_releases`` is about; without it, the round's cohort.
+- ``own_sampling = True``: the schedule's way of drawing cohorts earns nothing beyond what the releases say.
+- ``by_cohort = True``: what a round lets out depends on who came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from fedsim.errors import InputError
+from fedsim.local import Local
+from fedsim.privacy.accountant import Accountant
+from fedsim.privacy.releases import Drawn, Release, merged
+from fedsim.schedule import Bernoulli, Schedule, Uniform
+from fedsim.types import Round
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a promise must know of a run.
+
+    Attributes:
+        schedule: who takes part when.
+        sizes: [n] samples of each client.
+        rounds: how many there will be.
+        local: how clients draw minibatches.
+        seed: of the run, which the cohorts follow from.
+        parameters: d of the model; None where it is not one model for all.
+    """
+
+    schedule: Schedule
+    sizes: tuple[int, ...]
+    rounds: int
+    local: Local
+    seed: int
+    parameters: int | None = None
+
+    @property
+    def population(self) -> int:
+        """n."""
+        return len(self.sizes)
+
+    @property
+    def expected(self) -> int:
+        """Usual size of a cohort."""
+        return self.schedule.expected(self.population)
+
+    def cohort(self, index: int) -> tuple[int, ...]:
+        """Who takes part in round ``index``."""
+        return self.schedule.clients(index, self.population, self.seed)
+
+    @cached_property
+    def separation(self) -> int:
+        """Least distance of two rounds with the same client, >= 1; the rounds of the run where none comes twice."""
+        last: dict[int, int] = {}
+        least = self.rounds
+        for t in range(self.rounds):
+            for client in self.cohort(t):
+                least = min(least, t - last.get(client, -self.rounds))
+                last[client] = t
+        return least
+
+    def drawn(self, client: int) -> Drawn:
+        """How a client draws its minibatches."""
+        n = self.sizes[client]
+        return Drawn(n, self.local.batch(n), self.local.count(n))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How cohorts are drawn, in the words of a ``Release``."""
+
+    sampling: Literal["none", "poisson", "fixed"] = "none"
+    rate: float | None = None
+    cohort: int | None = None
+    population: int | None = None
+
+    def of(self, release: Release) -> Release:
+        """The release from a cohort that is drawn so."""
+        return replace(release, sampling=self.sampling, rate=self.rate, cohort=self.cohort, population=self.population)
+
+
+def draw_of(schedule: Schedule, population: int) -> Draw:
+    """How a schedule draws; fixed lists of cohorts earn no amplification."""
+    if isinstance(schedule, Bernoulli) and schedule.rate < 1:
+        return Draw("poisson", rate=schedule.rate)
+    if isinstance(schedule, Uniform) and schedule.cohort < population:
+        return Draw("fixed", cohort=schedule.cohort, population=population)
+    return Draw()
+
+
+@dataclass
+class Counts:
+    """How often what happened in the rounds so far; no noise is in it."""
+
+    done: int = 0
+    rounds: dict[Hashable, int] = field(default_factory=dict)  # of each kind
+    example: dict[Hashable, Round] = field(default_factory=dict)  # one of them
+    clients: dict[Hashable, np.ndarray] = field(default_factory=dict)  # [n] of them that each client was exposed in
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A private run's account.
+
+    Attributes:
+        algorithm: the private algorithm.
+        accountant: how epsilon is computed.
+        setting: of the run.
+        remarks: what must stand beside the number.
+        extra: further entries of the summary.
+        counts: of the rounds so far; ledgers of the same run but for the noise may share them.
+    """
+
+    algorithm: Any
+    accountant: Accountant
+    setting: Setting
+    counts: Counts = field(default_factory=Counts, compare=False, repr=False)
+    remarks: tuple[str, ...] = ()
+    extra: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of the private algorithm."""
+        return float(self.algorithm.noise_multiplier)
+
+    def common(self, rounds: int) -> tuple[Release, ...]:
+        """What the first ``rounds`` rounds let out that concerns every unit alike, equal releases counted."""
+        counts = self._counted(rounds)
+        draw = Draw()
+        if not getattr(self.algorithm, "own_sampling", False):
+            draw = draw_of(self.setting.schedule, self.setting.population)
+        each = ((r, counts.rounds[kind]) for kind, rnd in counts.example.items() for r in self.algorithm.releases(rnd))
+        return merged(draw.of(replace(r, count=r.count * times)) for r, times in each)
+
+    def releases(self, rounds: int) -> tuple[Release, ...]:
+        """Everything that the first ``rounds`` rounds let out of the unit that fares worst."""
+        return self._worst(rounds)[1]
+
+    def epsilon(self, rounds: int) -> float:
+        """Epsilon after ``rounds`` rounds, of the unit that fares worst."""
+        return self._worst(rounds)[0] if rounds else 0.0
+
+    def summary(self, rounds: int) -> dict[str, Any]:
+        """What stands in summary.json beside ``privacy/epsilon``: the noise, and the promise in words."""
+        _, done, client = self._worst(max(1, rounds))
+        said = [self.accountant.note(done), *self.remarks]
+        if client is not None:
+            said.insert(1, f"the largest of all clients, that of client {client}")
+        promise = "; ".join(text for text in said if text)
+        return {"privacy/noise_multiplier": self.noise_multiplier, "privacy/promise": promise, **dict(self.extra)}
+
+    def _worst(self, rounds: int) -> tuple[float, tuple[Release, ...], int | None]:
+        """The largest epsilon, the releases it is of, and the client, if clients differ."""
+        accountant, common = self.accountant, self.common(rounds)
+        exact = accountant.epsilon if rounds >= self.setting.rounds else accountant.running
+        if not hasattr(self.algorithm, "client_releases"):
+            return exact(common), common, None
+        cheap = replace(accountant, kind="rdp")
+        listed = [(merged((*common, *own)), client) for own, client in self._owners(rounds)]
+        listed.sort(key=lambda one: (-cheap.epsilon(one[0]), one[1]))
+        best: tuple[float, tuple[Release, ...], int | None] = (-1.0, *listed[0])
+        for releases, client in listed:
+            if cheap.epsilon(releases) <= best[0]:  # which the accountant's own bound never exceeds
+                break
+            if (epsilon := exact(releases)) > best[0]:
+                best = (epsilon, releases, client)
+        return best
+
+    def _owners(self, rounds: int) -> Iterator[tuple[tuple[Release, ...], int]]:
+        """What was let out by each client alone, for every client that no other one surely fares worse than."""
+        counts = self._counted(rounds)
+        kinds = list(counts.example)
+        alike = np.stack([np.array(self.setting.sizes), *(counts.clients[kind] for kind in kinds)])
+        distinct, first = np.unique(alike, axis=1, return_index=True)
+        own: dict[int, list[Release]] = {}
+        rows: dict[int, list[float]] = {}
+        for i, (_, *often) in zip(first.tolist(), distinct.T.tolist(), strict=True):
+            drawn = self.setting.drawn(i)
+            own[i], rows[i] = [], []
+            for kind, count in zip(kinds, often, strict=True):
+                for release in self.algorithm.client_releases(counts.example[kind], drawn):
+                    rows[i] += [count * release.count, release.fraction, 1 / release.multiplier]
+                    if count:
+                        own[i].append(replace(release, count=release.count * count))
+        for width in sorted({len(row) for row in rows.values()}):
+            mine = [i for i, row in rows.items() if len(row) == width]
+            table = np.array([rows[i] for i in mine])
+            for i, row in zip(mine, table, strict=True):  # another is nowhere smaller and somewhere larger
+                if not ((table >= row).all(1) & (table > row).any(1)).any():
+                    yield tuple(own[i]), i
+
+    def _counted(self, rounds: int) -> Counts:
+        """The counts of the first ``rounds`` rounds; those of the last call are gone on from."""
+        counts, n = self.counts, self.setting.population
+        if rounds < counts.done:
+            counts.done, counts.rounds, counts.example, counts.clients = 0, {}, {}, {}
+        mine = hasattr(self.algorithm, "client_releases")
+        for t in range(counts.done, rounds):
+            cohort = self.setting.cohort(t) if mine or getattr(self.algorithm, "by_cohort", False) else ()
+            rnd = Round(t, cohort, n, min(self.setting.sizes))
+            kind = self.algorithm.kind(rnd) if hasattr(self.algorithm, "kind") else t
+            counts.rounds[kind] = counts.rounds.get(kind, 0) + 1
+            counts.example.setdefault(kind, rnd)
+            if mine:
+                exposed = self.algorithm.exposed(rnd) if hasattr(self.algorithm, "exposed") else cohort
+                seen = counts.clients.setdefault(kind, np.zeros(n, dtype=np.int64))
+                seen[list(exposed)] += 1
+        counts.done = max(counts.done, rounds)
+        return counts
+
+
+def check_minibatches(algorithm: Any, setting: Setting) -> None:
+    """Raise InputError unless minibatches are drawn as the accounts of single samples assume."""
+    if not hasattr(algorithm, "client_releases") or setting.local.sampling == "poisson":
+        return
+    size = max(setting.sizes)
+    drawn = setting.drawn(setting.sizes.index(size))
+    first = Round(0, setting.cohort(0), setting.population, min(setting.sizes))
+    if drawn.rate < 1 and any(release.unit == "sample" for release in algorithm.client_releases(first, drawn)):
+        raise InputError(
+            f"local.sampling must be poisson for the privacy of {type(algorithm).__name__}, whose bound is for Poisson "
+            f"sampling, got {setting.local.sampling}; add local.sampling=poisson or local.batch_size=full"
+        )
+
+
+def remarks_on(setting: Setting, algorithm: Any) -> tuple[str, ...]:
+    """Where the run differs from what its bound assumes, in words."""
+    schedule, n = setting.schedule, setting.population
+    if isinstance(schedule, Bernoulli) and schedule.rate < 1 and not getattr(algorithm, "own_sampling", False):
+        empty = (1 - schedule.rate) ** n
+        return (f"an empty cohort (probability {empty:.2g} in a round) is drawn again, unlike in Poisson sampling",)
+    return ()

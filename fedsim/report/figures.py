@@ -1,0 +1,61 @@
+"""The curves of a report as files: a PDF for papers, and pictures for TensorBoard beside the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+
+from fedsim.figures import curves
+from fedsim.report.axes import Axis
+from fedsim.report.compare import Comparison
+from fedsim.report.page import SHOWN, Report
+from fedsim.report.tables import name
+from fedsim.run_folder import atomic_file, lower_is_better
+from fedsim.tensorboard import EventFile
+
+MOST = 3  # settings drawn, at a second each; the page has all
+DRAWN = ("rounds", "MB", "epsilon", "virtual time")  # axes in files; the page has all
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Write the charts of the first settings.
+
+    ``curves.pdf`` has a page for each chart; ``tensorboard/`` has those against rounds, and replaces what an earlier
+    report left there.
+    """
+    charts = [chart for comparison in report.comparisons[:MOST] for chart in _charts(comparison)]
+    if not charts:
+        return []
+    for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        old.unlink()
+    events = EventFile(folder / "tensorboard", None)
+    with atomic_file(folder / "curves.pdf") as file, PdfPages(file, metadata={"CreationDate": None}) as pages:
+        for tag, axis, figure in charts:
+            if axis.name == "rounds":
+                events.figure(tag, figure, 0)
+                figure.set_layout_engine("none")  # it has its layout now, and finding one is half of the work
+            pages.savefig(figure)
+    events.close()
+    return [folder / "curves.pdf", folder / "tensorboard"]
+
+
+def _charts(comparison: Comparison) -> Iterator[tuple[str, Axis, Figure]]:
+    """A tag, an axis and a figure for each metric and axis."""
+    where = f"{comparison.setting.label}/" if comparison.setting.label else ""
+    for tag in comparison.metrics:
+        for axis in comparison.axes:
+            found = {
+                row.method.label: curve
+                for row in comparison.rows[:SHOWN]
+                if (curve := row.curves.get(tag)) is not None and axis.name in curve.axes
+            }
+            if axis.name not in DRAWN or not found:
+                continue
+            series = {label: (curve.axes[axis.name], curve.mean) for label, curve in found.items()}
+            halves = {label: curve.half for label, curve in found.items()}
+            log = ("y",) if lower_is_better(tag) and all((curve.mean > 0).all() for curve in found.values()) else ()
+            figure = curves(series, comparison.setting.label, x=axis.label, y=name(tag), log=log, halves=halves)
+            yield f"comparison/{where}{name(tag)}", axis, figure

@@ -1,0 +1,1 @@
+"""Sweeps: many runs from one command, side by side, which survive what happens to them."""

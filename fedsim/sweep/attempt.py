@@ -1,0 +1,61 @@
+"""One job of a sweep, in this process: its state file says how it stands before, during and after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import build_run
+from fedsim.simulation import Result, simulate
+from fedsim.sweep.state import SweepFolder, identity, now, summary_of
+
+
+def attempt(
+    sweep: SweepFolder, config: Mapping[str, Any], *, address: str | None = None, progress: bool = False
+) -> Result:
+    """Run a job that the sweep has claimed, from its last checkpoint if it has begun before.
+
+    Args:
+        sweep: where the job was claimed.
+        config: its resolved configuration.
+        address: of the Ray cluster that its actors share with other jobs, instead of starting one.
+        progress: show a progress bar.
+
+    Raises:
+        whatever the run raises; the state file says so too.
+    """
+    state = sweep.find(identity(config))
+    if state is None:
+        raise KeyError(identity(config))
+    folder = sweep.path / state.folder
+    resume = (folder / "metrics.jsonl").exists()
+    attempts = state.attempts + 1
+    state = replace(state, status="running", message="", started=now(), ended=None, attempts=attempts)
+    sweep.write(state)
+    command, sys.argv = sys.argv, ["fedsim", *state.overrides]  # provenance.json shall hold the command of this job
+    try:
+        parts = build_run(config)
+        if address is not None:
+            parts["engine"] = replace(parts["engine"], address=address)
+        result = simulate(**parts, run_dir=folder, resume=resume, progress=progress, config=config)
+    except (KeyboardInterrupt, SystemExit):
+        sweep.write(replace(state, status="interrupted", message="stopped before its first round", ended=now()))
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        sweep.write(replace(state, status="failed", message=lines[0], ended=now()))
+        raise
+    finally:
+        sys.argv = command
+    ended = {"rounds": result.summary["rounds"], "summary": summary_of(folder), "code": _code(folder), "ended": now()}
+    sweep.write(replace(state, status=result.status, message=result.message, **ended))
+    return result
+
+
+def _code(folder: Path) -> dict[str, Any]:
+    facts = json.loads((folder / "provenance.json").read_text())
+    return {"version": facts["versions"]["fedsim"], "commit": (facts["git"] or {}).get("commit")}

@@ -1,0 +1,179 @@
+"""Worker processes that run jobs one after another, so that torch is imported and warmed up once, not once a job.
+
+On Linux they are forked from the process of the command, which has imported torch but computed nothing and started no
+thread; elsewhere they are fresh interpreters. A worker ends when the command does, however that happens, even by
+kill -9: it watches a pipe whose other end only the command holds.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from fedsim.errors import InputError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+
+class Ray(NamedTuple):
+    """The Ray that jobs share: ``fedsim.engine.ray_pool.Shared`` for processes that have not imported ray."""
+
+    address: str
+    cpus: int
+    auth: str | None
+
+
+class Process:
+    """A process of this command with a line to it.
+
+    Args:
+        target: what it runs, given its end of the line and ``arguments``.
+    """
+
+    _context: Any = multiprocessing.get_context(METHOD)
+    _lifeline: tuple[Connection, Connection] | None = None
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        if Process._lifeline is None:
+            Process._lifeline = self._context.Pipe(duplex=False)
+        read, write = Process._lifeline
+        self.line, theirs = self._context.Pipe()
+        ends = (self.line, write) if METHOD == "fork" else ()
+        self._process = self._context.Process(
+            target=_begin, args=(target, read, ends, list(sys.path), theirs, *arguments), daemon=True
+        )
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal now would end it with a traceback
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+
+    def ended(self) -> str:
+        """Why a process that is no more ended."""
+        self._process.join()
+        code = self._process.exitcode or 0
+        return f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process exited ({code})"
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        if self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGINT)
+
+    def close(self, patience_s: float = 0.0) -> None:
+        """End it: by a word through the line, which what it runs waits for, and after a while by force."""
+        with suppress(OSError):
+            self.line.send(None)
+        self._process.join(patience_s)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self.line.close()
+
+
+def serve(line: Connection, sweep: Path) -> None:
+    """A worker: runs what comes through the line and answers after each job; the state file has the result."""
+    from fedsim.sweep.attempt import attempt
+    from fedsim.sweep.state import SweepFolder
+
+    gc.freeze()
+    gc.enable()
+    folder = SweepFolder(sweep)
+    for number in (1, 2):
+        stream = open(number, "w", buffering=1, closefd=False)  # noqa: SIM115 - for the life of the process
+        setattr(sys, ("stdout", "stderr")[number - 1], stream)
+    while True:
+        try:
+            job: tuple[str, Mapping[str, Any], Ray | None] | None = line.recv()
+        except KeyboardInterrupt:
+            return
+        if job is None:
+            return
+        name, config, ray = job
+        if ray is not None and ray.auth is not None:
+            os.environ["RAY_AUTH_MODE"] = ray.auth
+        with _Output(sweep / name / "output.log"):
+            try:
+                stopped = attempt(folder, config, address=ray and ray.address).status == "interrupted"
+            except (KeyboardInterrupt, SystemExit):  # the latter from Ray's own handler, in force while Ray starts
+                stopped = True
+            except InputError as error:
+                stopped = False
+                sys.stderr.write(f"{error}\n")
+            except Exception:
+                stopped = False
+                traceback.print_exc()
+        with suppress(BrokenPipeError):
+            line.send(stopped)
+        if stopped:
+            return
+
+
+def keep_ray(line: Connection, address: str | None, cpus: int) -> None:
+    """One Ray for all jobs: answers with a ``Ray``, or with why there is none, and waits for the end."""
+    from fedsim.engine.ray_pool import shared
+
+    try:
+        line.send(Ray(*shared(address, cpus)))
+        line.recv()
+    except InputError as error:
+        line.send(error)
+    except KeyboardInterrupt:
+        line.recv()  # the jobs are saving what they have; the command says when they are done
+
+
+class _Output:
+    """What a job prints goes into a file of its folder; no file is left when it prints nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._path.stat().st_size == 0:
+            self._path.unlink()
+
+
+def _begin(
+    target: Callable[..., None], lifeline: Connection, ends: tuple[Connection, ...], path: list[str], *rest: Any
+) -> None:
+    for end in ends:
+        end.close()  # the command's, copied by fork
+    sys.path[:] = path  # the user's own modules
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:  # further ones change nothing: it is saving what it has
+            raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    target(*rest)
+
+
+def _watch(lifeline: Connection) -> None:
+    with suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    os._exit(1)

@@ -1,0 +1,67 @@
+"""Four rounds are two rounds, a checkpoint, and two more in a fresh run: to the bit, for every algorithm and layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from fedsim import Engine, Evaluate, Local
+from fedsim.checkpoint import Checkpointing, Checkpoints
+from fedsim.data import Dataset
+from fedsim.models import mlp
+from fedsim.partition import Dirichlet
+from fedsim.prepare import prepare
+from tests.laws import test_catalogue as algorithms
+from tests.laws import test_channel_catalogue as channels
+from tests.laws.test_catalogue import ALGORITHMS, Channel
+from tests.test_checkpoint import same
+
+ENGINE = Engine(backend="serial")
+
+
+def small(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    return mlp(input_shape, outputs, (8,))
+
+
+def fresh(name: str, data: Dataset, channel: Channel, downlink: Channel) -> Any:
+    """A run of four rounds, before the first."""
+    rule, local = algorithms.working(name), Local(steps=2, batch_size=8)
+    population = Dirichlet(clients=7, alpha=0.5, min_samples=2).split(data, 1)
+    mean, graph = algorithms.aggregate(name), algorithms.graph(name)
+    prepared = prepare(rule, data, population, [small], local, mean, ENGINE, 1, channel, downlink, 4, graph)
+    return prepared.orchestrator(prepared.start(ENGINE), algorithms.cohorts(name), Evaluate(), ENGINE, 4)
+
+
+def rounds(run: Any, count: int) -> list[dict[str, float]]:
+    """What so many rounds recorded, times left out."""
+    records = [run.step() for _ in range(count)]
+    return [{k: v for k, v in record.items() if k == "time/virtual_s" or k[:5] != "time/"} for record in records]
+
+
+def check(first: Any, second: Any, folder: Path) -> None:
+    rounds(first, 2)
+    checkpoints = Checkpoints(folder, Checkpointing(seconds=0))
+    assert checkpoints.save(first.done, first.snapshot(), {})
+    found = checkpoints.newest()
+    assert found is not None
+    before = second.snapshot()
+    second.restore(found.into(before))
+    assert not same(first.snapshot(), before)
+    assert rounds(second, 2) == rounds(first, 2)
+    assert same(second.snapshot(), first.snapshot())
+    assert second.digest() == first.digest()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_goes_on_to_the_same_bits(name: str, squares: Dataset, tmp_path: Path) -> None:
+    up, down = (Channel(layers.get(name, ())) for layers in (algorithms.UPLINKS, algorithms.DOWNLINKS))
+    check(fresh(name, squares, up, down), fresh(name, squares, up, down), tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in channels.STACKS if name in channels.INSIDE or "+" in name])
+def test_every_layer_that_remembers_goes_on_to_the_same_bits(name: str, squares: Dataset, tmp_path: Path) -> None:
+    up = channels.channel(name)
+    check(fresh("fedavg", squares, up, up), fresh("fedavg", squares, up, up), tmp_path)
