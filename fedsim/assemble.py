@@ -21,7 +21,7 @@ from fedsim.evaluate import Evaluate
 from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition, Population
-from fedsim.prepare import prepare
+from fedsim.prepare import length_of, prepare
 from fedsim.prepared import Prepared, Run
 from fedsim.privacy.config import Privacy, check_channel, promised
 from fedsim.privacy.ledger import Ledger
@@ -91,11 +91,12 @@ def assemble(
     elif topology is not None:
         require_mixing(algorithm, topology.mixing(n, 0, seed))
     require_everyone(algorithm, schedule, n, rounds, seed)
+    models = list(model) if isinstance(model, Sequence) else [model]
     ledger: Ledger | None = None
     if privacy is not None:
-        algorithm, ledger = promised(privacy, algorithm, schedule, [len(rows) for rows in population.train], rounds)
+        sizes, d = [len(rows) for rows in population.train], length_of(dataset, models, seed)
+        algorithm, ledger = promised(privacy, algorithm, schedule, sizes, rounds, local, seed, d)
         check_channel(algorithm, channel)
-    models = list(model) if isinstance(model, Sequence) else [model]
     common = (local, aggregate, engine, seed, channel, downlink, rounds, topology, graphs)
     prepared = prepare(algorithm, dataset, population, models, *common)
     if graphs is not None:

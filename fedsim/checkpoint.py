@@ -32,7 +32,7 @@ from torch import Tensor
 
 from fedsim.console import warning
 from fedsim.errors import InputError, require
-from fedsim.run_folder import publish
+from fedsim.files import publish
 from fedsim.types import SavedRows
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from fedsim.rng import numpy_stream
 class Asynchronous:
     """Some clients are at work at any time; who finishes is replaced by an idle client, drawn uniformly.
 
-    A participation takes its latency, steps * step_s / speed * jitter, and its bytes by the speeds of the links. Speeds of clients and jitter of participations are lognormal with median 1.
+    A participation takes its latency, steps * step_s / speed * jitter, and its bytes by the speeds of the links. Speeds
+    of clients and jitter of participations are lognormal with median 1.
 
     Attributes:
         concurrency: clients at work at once, in 1..n.

@@ -64,8 +64,7 @@ def prepare(
     if peers or getattr(algorithm, "asynchronous", False):
         worked = LocalPart(algorithm) if peers else Begun(algorithm)
     require(len(factories) > 0, "model", "be one or more architectures", "none")
-    tokens = data.train.x.dtype == np.int64
-    models = tuple(build(factory, data.input_shape, data.outputs, {}, seed, tokens=tokens) for factory in factories)
+    models = _built(data, factories, seed)
     layouts = [Layout.of(model) for model in models]
     if getattr(algorithm, "classes", False):
         require_classes(type(algorithm).__name__, data, models)
@@ -114,6 +113,17 @@ def prepare(
         links, memory = _memories(setup, states, x0, layouts, rounds, len(population))
     rows = tuple(zip(states, links, strict=True))
     return Prepared(setup, rows, memory, x0, parameters, blocks, why, channel, topology, graphs)
+
+
+def _built(data: Dataset, factories: Sequence[Factory | nn.Module], seed: int) -> tuple[nn.Module, ...]:
+    """The models, as they start."""
+    tokens = data.train.x.dtype == np.int64
+    return tuple(build(factory, data.input_shape, data.outputs, {}, seed, tokens=tokens) for factory in factories)
+
+
+def length_of(data: Dataset, factories: Sequence[Factory | nn.Module], seed: int) -> int | None:
+    """d of the one model that all clients have, or None where they have several."""
+    return Layout.of(_built(data, factories, seed)[0]).d if len(factories) == 1 else None
 
 
 def _ends(setup: Setup, channel: Channel, state: State, layout: Layout, rounds: int) -> Memory:

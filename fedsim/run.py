@@ -71,6 +71,9 @@ def main() -> int:
         return _complain(str(error), 2)
     except HydraException as error:  # a combination of a sweep's values that cannot be composed
         return _complain(_translated(error), 2)
+    except BrokenPipeError:  # `fedsim --info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if any(frame.f_code is perform.__code__ for frame, _ in walk_tb(error.__traceback__)):
             raise
@@ -185,8 +188,9 @@ def as_sweep(argv: Sequence[str]) -> list[str]:
         return argv
     later = [text for text in argv if re.match(r"\+*(?!hydra\.)[\w/]+\.[^=]*=", text)]
     quoted = ",".join("'{}'".format(text.replace("'", "\\'")) for text in later)
-    kept = [text for text in argv if text not in later]
-    return [*([] if flags else ["-m"]), *kept, *([f"hydra.sweeper.arguments=[{quoted}]"] if later else [])]
+    handed = f"hydra.sweeper.arguments=[{quoted}]"  # where the first of them stood: argparse wants them together
+    argv = [handed if text in later[:1] else text for text in argv if text not in later[1:]]
+    return argv if flags else ["-m", *argv]
 
 
 def check(argv: Sequence[str]) -> None:
@@ -205,6 +209,10 @@ def check(argv: Sequence[str]) -> None:
                 config = _composed(composer, args.config_name, overrides)
                 if not (args.help or args.cfg or args.info):
                     build_run(config)
+    if args.multirun:
+        problems = [
+            re.sub(r"^unknown key (\w+\.[\w.]+) .*", r"\g<0>; for one option only: \1@OPTION=...", p) for p in problems
+        ]
     if problems:  # jobs of a sweep share problems: each line once, in order
         raise InputError("\n".join(dict.fromkeys("\n".join(problems).splitlines())))
 

@@ -20,16 +20,16 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
 
 from fedsim.errors import InputError
+from fedsim.files import atomic_file
 from fedsim.papers import papers
 from fedsim.tensorboard import EventFile
 
@@ -44,34 +44,6 @@ LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity"
 def lower_is_better(tag: str) -> bool:
     """Whether a metric such as ``eval/loss`` is good when it is small."""
     return bool(LOWER_IS_BETTER & set(tag.rpartition("/")[2].split("_")))
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under ``path`` whole, on disk, and only if the block succeeds."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temp.open("wb") as file:
-            yield file
-        publish(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-
-
-def publish(temp: Path, path: Path) -> None:
-    """Give a complete file its name, on disk: after a power cut there is the old file or the new one, whole."""
-    _sync(temp)
-    os.replace(temp, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 class RunFolder:

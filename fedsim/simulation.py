@@ -185,6 +185,7 @@ def simulate(
             )
             method: dict[str, Any] = {"data": dataset.digest, "partition": population.digest}
             method |= {"noise": ledger.noise_multiplier} if ledger else {}
+            method |= {"rounds": rounds} if isinstance(schedule, Events) else {}  # they divide the time
             described = config if config is not None else {name: _described(part) for name, part in parts.items()}
             folder, checkpoints, mark, saved = opened(
                 run_dir, described, machine, method, checkpoint, rounds, resume=resume
@@ -214,7 +215,7 @@ def simulate(
             raise
         if status != "diverged":
             history.save()
-        if folder and run.confusion is not None:
+        if folder and run.confusion is not None and status != "interrupted":  # that one may go on, to another matrix
             _draw_confusion(folder, run.confusion, run.done)
         summary = history.finish(status, message)
     where = folder.path if folder else None

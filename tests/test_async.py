@@ -83,7 +83,7 @@ def loop(algorithm: Any, schedule: Asynchronous, rounds: int, data: Quadratics, 
     busy: set[int] = set()
     counts = dict.fromkeys(range(data.n), 0)
     buffer: list[np.ndarray] = []
-    points = []
+    points: list[np.ndarray] = []
 
     def start(now: float) -> None:
         nonlocal started
@@ -210,7 +210,7 @@ def test_links_remember_with_error_feedback() -> None:
     layers: list[tuple[Layer, ...]] = [(), (Layer("topk", TopK(k=4)),), (Layer("topk", TopK(k=1)),)]
     layers.append((Layer("ef14", EF14()), Layer("topk", TopK(k=1))))
     exact, whole, lossy, remembered = (
-        finish(asynchronous(rule, schedule, 50, data=data, channel=Channel(each)))[-1] for each in layers
+        finish(asynchronous(rule, schedule, 25, data=data, channel=Channel(each)))[-1] for each in layers
     )
     np.testing.assert_allclose(whole, exact, rtol=0, atol=1e-12)
     assert np.linalg.norm(remembered - exact) < 0.5 * np.linalg.norm(lossy - exact)

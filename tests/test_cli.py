@@ -30,7 +30,7 @@ def composed(*overrides: str, whole: bool = False) -> dict[str, Any]:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("config", list(overrides), return_hydra_config=whole)
     if whole:
-        return {"run": cfg.hydra.run.dir, "sweep": cfg.hydra.sweep.dir}
+        return {"run": cfg.hydra.run.dir}
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     return plain  # type: ignore[no-any-return]
 
@@ -172,9 +172,7 @@ def test_command_line_wins_over_experiment_over_data() -> None:
 
 
 def test_runs_of_the_same_second_have_their_own_folders() -> None:
-    first, second = composed(whole=True), composed(whole=True)
-    assert first["run"] != second["run"]
-    assert first["sweep"] != second["sweep"]
+    assert composed(whole=True)["run"] != composed(whole=True)["run"]
 
 
 def test_an_own_class_replaces_the_node() -> None:
@@ -267,18 +265,20 @@ def test_a_diverged_run_keeps_its_results(
     assert status(tmp_path / "out") == "diverged"
 
 
+@pytest.mark.parametrize("launcher", ["fedsim", "basic"])
 def test_a_sweep_goes_on_after_jobs_that_fail(
-    main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, launcher: str
 ) -> None:
-    assert main("-m", *SMALL, "partition.clients=100000,4", "algorithm.lr=1e30,0.1", "hydra.sweep.dir=out") == 1
+    sweep = ("partition.clients=100000,4", "algorithm.lr=1e30,0.1", "hydra.sweep.dir=out", f"hydra/launcher={launcher}")
+    assert main("-m", *SMALL, *sweep) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert err.count("100000") >= 2
     assert err.count("the run diverged") == 1
-    assert not (tmp_path / "out" / "0" / "summary.json").exists()
-    assert not (tmp_path / "out" / "1" / "summary.json").exists()
-    assert status(tmp_path / "out" / "2") == "diverged"
-    assert status(tmp_path / "out" / "3") == "finished"
+    ended = {path.parent.name: status(path.parent) for path in tmp_path.glob("out/*/summary.json")}
+    assert ended == {"clients4-lr1e+30": "diverged", "clients4-lr0.1": "finished"}
+    states = [json.loads(path.read_text())["status"] for path in tmp_path.glob("out/jobs/*.json")]
+    assert sorted(states) == ["diverged", "failed", "failed", "finished"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

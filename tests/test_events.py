@@ -77,12 +77,12 @@ def test_levels_keep_every_peers_order_and_waves_hold_disjoint_peers() -> None:
 def test_waves_are_the_events_one_by_one(rule: DADAO | A2CiD2) -> None:
     """With minibatches and a measurement after every event, which makes each a wave of its own."""
     data, local = Quadratics(n=10, m=9), Local(steps=2, batch_size=3)
-    run = virtual(rule, Irregular(), data, Events(8.0), local=local)
+    run = virtual(rule, Irregular(), data, Events(4.0), local=local)
     each = tuple(run.events.t.tolist())
     *_, together = finish(run)
-    alone = virtual(rule, Irregular(), data, Events(8.0, (*each, 8.0)), local=local)
+    alone = virtual(rule, Irregular(), data, Events(4.0, (*each, 4.0)), local=local)
     *_, last = finish(alone)
-    assert len(each) > 150
+    assert len(each) > 80
     assert len(np.unique(run.levels)) < len(each) / 2
     np.testing.assert_allclose(together, last, rtol=0, atol=1e-12)  # blocks of other sizes: rounding
     assert run.totals == alone.totals

@@ -11,6 +11,7 @@ from fedsim.config import build_run
 from fedsim.errors import InputError
 from fedsim.partition import Classes, Dirichlet, DirichletPerClient, Iid, Quantity
 from fedsim.schedule import All, Bernoulli, Uniform
+from fedsim.topology import RandomRegular
 from tests.test_cli import composed
 
 FOLDER = Path(__file__).parent.parent / "configs/experiment"
@@ -120,3 +121,18 @@ def test_fedghs_numbers(name: str) -> None:
     if name in FULL:
         batch, epochs = (64, 10) if name.startswith("cifar100_") else (512, 30)
         assert (parts["rounds"], parts["local"].batch_size, parts["local"].epochs) == (500, batch, epochs)
+
+
+@pytest.mark.parametrize("alpha", ["03", "06"])
+def test_dfedsams_numbers(alpha: str) -> None:
+    """As github EricLoong/da-dpfl gives them; the small sibling differs in data, model, rounds and local work only."""
+    full, small = (build_run(composed(f"experiment=dfedsam_{data}_dir{alpha}")) for data in ("cifar10", "mnist"))
+    rule = full["algorithm"]
+    assert (rule.lr, rule.lr_decay, rule.rho, rule.momentum, rule.gossip_steps) == (0.1, 0.998, 0.01, 0, 1)
+    assert (full["local"].epochs, full["local"].batch_size, full["schedule"]) == (5, 128, All())
+    assert full["topology"] == RandomRegular(10)
+    assert full["partition"] == DirichletPerClient(100, int(alpha) / 10)
+    for part in ("schedule", "topology", "partition", "algorithm"):
+        assert small[part] == full[part]
+    base = build_run(composed(f"experiment=dfedsam_cifar10_dir{alpha}", "algorithm=dfedavg", "~algorithm.rho"))
+    assert (type(base["algorithm"]).__name__, base["topology"]) == ("DFedAvg", RandomRegular(10))

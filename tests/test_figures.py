@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 
 from fedsim.figures import confusion, curves, split_by_client
 
@@ -157,3 +158,17 @@ def test_ten_curves_repeat_no_pair_of_colour_and_dashes():
     line = (np.arange(3.0), np.arange(3.0))
     axes = curves({str(number): line for number in range(10)}, "", x="", y="").axes[0]
     assert len({(each.get_color(), str(each._unscaled_dash_pattern)) for each in axes.lines}) == 10
+
+
+def test_bands_have_the_colours_of_their_lines_and_do_not_widen_the_axes():
+    xs = np.arange(4.0)
+    series = {"a": (xs, xs), "b": (xs, 2 * xs)}
+    halves = {"a": np.array([np.nan, 1.0, 1.0, 50.0]), "b": np.full(4, np.nan)}
+    plain, banded = (curves(series, "", x="", y="", halves=h).axes[0] for h in (None, halves))
+    assert banded.get_ylim() == plain.get_ylim()
+    assert len(plain.collections) == 0
+    (band,) = banded.collections
+    assert to_hex(band.get_facecolor()[0]) == banded.lines[0].get_color()
+    outline = band.get_paths()[0].vertices
+    assert {(1.0, 0.0), (1.0, 2.0), (3.0, -47.0), (3.0, 53.0)} <= {(x, y) for x, y in outline}
+    assert outline[:, 0].min() == 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ from fedsim.run_folder import RunFolder
 from fedsim.schedule import Uniform
 from fedsim.store import Store
 from fedsim.tree import leaves
-from tests.test_cli import composed, main  # noqa: F401 - a fixture
+from tests.test_cli import ROOT, composed, main  # noqa: F401 - a fixture
 
 SMALL = (
     "engine=serial",
@@ -144,7 +145,7 @@ def test_stopped_twice_and_resumed_is_the_uninterrupted_run(case: str, tmp_path:
     resumed = run(case, other, resume=True, trajectory=keep)
     assert_same(one, other)
     assert stored(resumed) == stored(whole)
-    assert bool(stored(whole)) == (case not in ("fedavg", "momentum"))
+    assert bool(stored(whole)) == (case not in ("fedavg", "momentum", "private"))
     if keep:
         np.testing.assert_array_equal(resumed.trajectory, whole.trajectory)
     assert [entry["after_round"] for entry in json.loads((other / "provenance.json").read_text())["resumed"]] == [2, 5]
@@ -152,10 +153,11 @@ def test_stopped_twice_and_resumed_is_the_uninterrupted_run(case: str, tmp_path:
 
 def during_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = Store.commit
+    times: list[Store] = []
 
     def interrupted(self: Store) -> None:
-        if len(self) and self.read([0])[0].h[0] != 0:  # some rounds on
-            monkeypatch.setattr(Store, "commit", commit)
+        times.append(self)
+        if len(times) == 3:
             signal.raise_signal(signal.SIGINT)
         commit(self)
 
@@ -317,6 +319,50 @@ def test_what_comes_after_the_checkpoint_is_forgotten(tmp_path: Path) -> None:
     run("fedavg", tmp_path / "other", resume=True)
     assert_same(tmp_path / "one", tmp_path / "other")
     assert (tmp_path / "other/config.yaml").read_text() == config
+
+
+def started(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
+    """The console command in a process of its own, and group, so that whatever it starts can be found."""
+    command = [sys.executable, "-m", "fedsim", *argv]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def wait_for(metrics: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, "it ended by itself"
+        time.sleep(0.005)
+
+
+def workers(process: subprocess.Popen[bytes]) -> list[str]:
+    """What is left of the session that a process started."""
+    listed = subprocess.run(["ps", "-s", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True)
+    return listed.stdout.splitlines()
+
+
+RAY = [*SMALL[1:], "rounds=60", *CASES["compressed"], "schedule.cohort=4", "engine.actors=2"]
+
+
+@pytest.mark.slow
+def test_ray_kill_9_and_sigterm_in_different_rounds(tmp_path: Path) -> None:
+    """The driver is killed, resumed, told to stop, resumed serially; with the actors gone each time."""
+    metrics, rounds = tmp_path / "other/metrics.jsonl", []
+    first = started(tmp_path, *RAY, "hydra.run.dir=other")
+    wait_for(metrics, 8, first)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    rounds.append(metrics.read_bytes().count(b"\n"))
+    second = started(tmp_path, "resume=other", "engine.actors=3")
+    wait_for(metrics, rounds[0] + 5, second)
+    assert len(workers(second)) > 3
+    second.terminate()
+    assert second.wait() == 143
+    assert workers(second) == []
+    rounds.append(summary(tmp_path / "other")["rounds"])
+    assert rounds[0] < rounds[1] < 60
+    assert started(tmp_path, "resume=other", "engine=serial").wait() == 0
+    assert started(tmp_path, *RAY, "engine=serial", "hydra.run.dir=one").wait() == 0
+    assert_same(tmp_path / "one", tmp_path / "other")
 
 
 LINE = [*SMALL, *CASES["scaffold"], "schedule.cohort=4"]

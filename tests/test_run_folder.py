@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from fedsim.errors import InputError
-from fedsim.run_folder import RunFolder, atomic_file, summarise
+from fedsim.files import atomic_file
+from fedsim.run_folder import RunFolder, summarise
 
 CONFIG = {"seed": 3, "algorithm": {"_target_": "fedsim.algorithms.FedAvg", "lr": 1e-5}, "betas": (0.5, math.inf)}
 RECORDS = [

@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from fedsim.run_folder import RunFolder
-from fedsim.tensorboard import DPI, charts, flatten
+from fedsim.tensorboard import DPI, EventFile, charts, flatten
 
 CONFIG = {"seed": 1, "algorithm": {"_target_": "fedsim.algorithms.FedDyn", "alpha": 0.1, "normalize": True}}
 RECORDS = [
@@ -109,6 +109,34 @@ def test_the_layout_is_written_once_and_puts_both_losses_together(run: Path) -> 
     }
 
 
+def test_gossip_privacy_and_virtual_time_have_pages_of_their_own() -> None:
+    tags = {"gossip/consensus_distance", "gossip/consensus_before", "gossip/spectral_gap", "gossip/period_gap"}
+    pages = charts(tags | {"privacy/epsilon", "time/virtual_s", "time/round_s"})
+    shown = {page: {title: lines[1] for title, lines in groups.items()} for page, groups in pages.items()}
+    assert shown == {
+        "gossip": {
+            "distance to the mean of the peers": ["^gossip/consensus_before$", "^gossip/consensus_distance$"],
+            "spectral gap": ["^gossip/period_gap$", "^gossip/spectral_gap$"],
+        },
+        "privacy": {"epsilon": ["^privacy/epsilon$"]},
+        "time": {"virtual time": ["^time/virtual_s$"]},
+    }
+
+
+def test_the_papers_to_cite_stand_beside_the_configuration(tmp_path: Path) -> None:
+    config = {"algorithm": {"_target_": "fedsim.algorithms.feddyn.FedDyn"}}
+    for name, cfg in (("cited", config), ("not", {"seed": 1})):
+        RunFolder.create(tmp_path / name, cfg, {}).close()
+    (event,) = read(tmp_path / "cited").Tensors("papers/text_summary")
+    assert b"@inproceedings{acar2021federated," in event.tensor_proto.string_val[0]
+    assert "papers/text_summary" not in read(tmp_path / "not").Tags()["tensors"]
+
+
+def test_pictures_alone_make_no_row_of_hyper_parameters(tmp_path: Path) -> None:
+    EventFile(tmp_path / "tensorboard", None).close()
+    assert metadata.SESSION_START_INFO_TAG not in read(tmp_path).summary_metadata
+
+
 def test_no_chart_without_curves() -> None:
     assert charts({"eval/loss", "time/round_s"}) == {"learning": {"loss": ["Multiline", ["^eval/loss$"]]}}
 
@@ -116,3 +144,4 @@ def test_no_chart_without_curves() -> None:
 def test_flatten_names_classes_and_leaves_nothing_nested() -> None:
     config = {"_target_": "x", "a": {"_target_": "m.B", "k": None, "deep": {"v": [1, 2]}}, "empty": {}, "on": False}
     assert flatten(config) == {"_target_": "x", "a": "B", "a.deep.v": "[1, 2]", "on": False}
+    assert flatten({"algorithm": {"class": "FedAvg", "lr": 0.1}}) == {"algorithm": "FedAvg", "algorithm.lr": 0.1}

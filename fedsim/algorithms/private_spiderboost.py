@@ -1,7 +1,7 @@
 """Private SpiderBoost: anchors of private gradients, private differences in between, noise that shrinks with the steps.
 
 Arora, Bassily, Gonzalez, Guzman, Menart, Ullah, "Faster Rates of Convergence to Stationary Points in Differentially
-Private Optimization", ICML 2023, arXiv 2206.00846, algorithm 2, on distributed data.
+Private Optimization", ICML 2023, arXiv 2206.00846, its Algorithm 2, on distributed data.
 
 Deviations: the paper assumes a Lipschitz bound L0 and a smoothness L1 of each sample's loss, here they are enforced by
 clipping a gradient to L0 and a difference to min(L1 ||w_t - w_(t-1)||, 2 L0); its noise min(s2 ||dw||, sh2) then is one

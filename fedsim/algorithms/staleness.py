@@ -1,8 +1,8 @@
 """How much a server trusts an update that began from an older model: FedAsync's families of discounts.
 
 Xie, Koyejo, Gupta, "Asynchronous Federated Optimization", 2019, arXiv 1903.03934, its section on adaptive mixing. With
-staleness s, the server's updates since the client began: constant 1, polynomial (1 + s)^-a, and hinge, which is 1 up to b
-and 1 / (a (s - b) + 1) beyond.
+staleness s, the steps of the server since the client began: constant 1; polynomial (1 + s)^-a; hinge, 1 up to b, then
+1 / (a (s - b) + 1).
 """
 
 from __future__ import annotations

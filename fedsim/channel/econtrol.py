@@ -84,5 +84,8 @@ class EControl:
 
 
 def econtrol(eta: float | None = None, init: Literal["zero", "full", "compressed"] = "zero") -> EControl:
-    """What configurations build: ``init`` is the key of ``start``, whose name is that of a method."""
+    """Error feedback with a controlled error around an estimate that both ends hold.
+
+    What configurations build of ``EControl``: ``init`` is the key of ``start``, whose name is that of a method.
+    """
     return EControl(eta, init)

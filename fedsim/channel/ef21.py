@@ -122,15 +122,24 @@ Start = Literal["full", "zero", "compressed"]
 
 
 def ef21(init: Start = "full") -> EF21:
-    """What configurations build: ``init`` is the key of ``start``, whose name is that of a method."""
+    """Sends the change of an estimate that both ends hold.
+
+    What configurations build of ``EF21``: ``init`` is the key of ``start``, whose name is that of a method.
+    """
     return EF21(init)
 
 
 def ef21_plus(init: Start = "full") -> EF21Plus:
-    """The same for EF21+."""
+    """Sends the better one of C(v) and the change of an estimate that both ends hold.
+
+    What configurations build of ``EF21Plus``: ``init`` is the key of ``start``, whose name is that of a method.
+    """
     return EF21Plus(init)
 
 
 def ef21_sgdm(init: Start = "full", a: float = 0.1) -> EF21SGDM:
-    """The same with momentum."""
+    """Sends the change of an estimate of a moving average of v.
+
+    What configurations build of ``EF21SGDM``: ``init`` is the key of ``start``, whose name is that of a method.
+    """
     return EF21SGDM(init, a)

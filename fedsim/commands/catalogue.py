@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,9 @@ def options(folders: list[Path], group: str) -> dict[str, Option]:
 def describe(found: list[Option]) -> dict[str, str]:
     """A line for each: of its class, or of its file where several options build the same or nothing says what."""
     sharing = Counter(option.target for option in found)
-    lines = {o.name: o.documentation.split("\n")[0] for o in found if o.target and sharing[o.target] == 1}
+    lines = {
+        o.name: o.documentation.split("\n")[0].replace("``", "") for o in found if o.target and sharing[o.target] == 1
+    }
     return {o.name: lines.get(o.name) or o.comment for o in found}
 
 
@@ -143,8 +146,7 @@ def _table(head: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> None
     """A table on a terminal; lines with tabs in a pipe."""
     console = Terminal()
     if not console.is_terminal:
-        for row in rows:
-            console.print("\t".join(row), markup=False, soft_wrap=True)
+        sys.stdout.writelines("\t".join(row) + "\n" for row in rows)
         return
     table = Table(box=SIMPLE_HEAD, header_style="dim")
     table.add_column(head[0], style="bold", no_wrap=True)

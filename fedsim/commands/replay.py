@@ -30,8 +30,8 @@ from fedsim.resume import stopped
 from fedsim.run import config_folder
 from fedsim.tree import leaves, tree_map
 
-NEVER_ENDS = 10**9
-"""Rounds between checkpoints of a folder that is only read."""
+MOST_NAMED = 8
+"""Clients that the command of ``line`` names; of more, it replays the whole round."""
 
 
 class Lit(Exception):
@@ -88,8 +88,9 @@ def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug
     require(round_ <= config["rounds"], "round", f"be 1..{config['rounds']}", round_)
     assembled = configured(build_run(config))
     setup = assembled.prepared.setup
-    each: tuple[Kernel, ...] = ("loop",) * len(setup.kernels)
-    alone = replace(setup, models=copy.deepcopy(setup.models), kernels=each)  # before rounds take the models over
+    each: Kernel = "loop"
+    kernels = (each,) * len(setup.kernels)
+    alone = replace(setup, models=copy.deepcopy(setup.models), kernels=kernels)  # before rounds take the models over
     last = len(assembled.population) - 1
     for i in clients or ():
         require(0 <= i <= last, "client", f"be 0..{last}", i)
@@ -109,6 +110,9 @@ def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug
             raise
         pdb.post_mortem(failure.__traceback__)
         return 1
+    finally:
+        if debugger is not None:
+            debugger.clear_all_breaks()  # which outlive it
     _show(round_, done)
     return 0
 
@@ -119,7 +123,7 @@ def find(assembled: Assembled, folder: Path, round_: int, clients: tuple[int, ..
     spotlight = Spotlight(backend, clients)
     try:
         run = assembled.orchestrator(spotlight, Evaluate(every=assembled.rounds))
-        saved = Checkpoints(folder / "checkpoints", Checkpointing(every=NEVER_ENDS)).newest(round_ - 1)
+        saved = Checkpoints(folder / "checkpoints", Checkpointing()).newest(round_ - 1)
         if saved is not None:
             of_run = replace(
                 saved,
@@ -149,8 +153,14 @@ def work(worker: Worker, client: int, job: Job, shared: Any, debugger: pdb.Pdb |
     got = to_device(shared, worker.device)
     run = worker.blocks[job.architecture].run
     call = ((client,), row, got, job.round)
-    outcome: Any = run(*call) if debugger is None else debugger.runcall(run, *call)
-    return Work(client, int(worker.setup.train.sizes()[client]), outcome)
+    samples = int(worker.setup.train.sizes()[client])
+    if debugger is None:
+        return Work(client, samples, run(*call))
+    debugger.rcLines = ["continue"]  # past the engine's first line, where it would stop else
+    outcome: Any = debugger.runcall(run, *call)
+    if outcome is None:  # the user has quit
+        raise BdbQuit
+    return Work(client, samples, outcome)
 
 
 def _debugger(algorithm: Any) -> pdb.Pdb:
@@ -159,7 +169,6 @@ def _debugger(algorithm: Any) -> pdb.Pdb:
         algorithm = algorithm.base
     code = inspect.unwrap(type(algorithm).local).__code__
     debugger = pdb.Pdb(nosigint=True)
-    debugger.rcLines = ["continue"]  # past the engine's first line, where it would stop else
     debugger.set_break(code.co_filename, code.co_firstlineno, funcname=code.co_name)
     return debugger
 
@@ -186,7 +195,3 @@ def line(run_dir: Path, round_: int, clients: Sequence[int]) -> str:
     """The command that replays these clients of a round."""
     who = f" client={','.join(map(str, clients))}" if 0 < len(clients) <= MOST_NAMED else ""
     return f"fedsim replay {run_dir} round={round_}{who}"
-
-
-MOST_NAMED = 8
-"""Clients that the command names; of more, it replays the whole round."""

@@ -68,7 +68,7 @@ class AsynchronousServer:
     ):
         self.setup, self.backend, self.schedule, self.evaluation = setup, backend, schedule, evaluation
         self.algorithm: Any = setup.algorithm
-        self.rounds, self.buffer = rounds, int(self.algorithm.base.buffer)
+        self.rounds, self.buffer = rounds, int(setup.algorithm.base.buffer)  # type: ignore[attr-defined]
         self.jobs = Jobs(backend, setup.kernels, blocks, jobs)
         self.server: Any = self.algorithm.init_server(x0)
         (state, begun), link = row

@@ -277,7 +277,8 @@ def _whole(g: Tensor, half: int | None) -> Whole:
 
 def _weight(site: Site, a: Tensor, rows: Tensor, half: int | None) -> Piece:
     """Gradients of a weight whose layer gave rows [b, m, t, o]."""
-    columns, features = _columns(site.module), site.module.weight[0].numel()
+    module: Any = site.module
+    columns, features = _columns(module), module.weight[0].numel()
     models: list[tuple[Tensor, Tensor]] = [(a, rows)]
     if half is not None:
         models = [(a[:half], rows[:half]), (a[half:], rows[half:])]
@@ -297,7 +298,7 @@ def _columns(module: nn.Linear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
 
     def patches(a: Tensor) -> Tensor:
         taken = F.unfold(a.flatten(0, 1), module.kernel_size, module.dilation, _pair(module.padding), module.stride)
-        return taken.transpose(1, 2).unflatten(0, a.shape[:2])
+        return taken.transpose(1, 2).reshape(*a.shape[:2], -1, taken.shape[1])
 
     return patches
 

@@ -213,8 +213,10 @@ class ModelOracle:
     def _clipped(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
     ) -> Tensor:
-        one = [a[None] if isinstance(a, Tensor) else a for a in (x, inputs, y, mask, bound, less)]
-        return self._clipped_of_many(*one)[0]
+        """One client as a block of one."""
+        bounds = bound[None] if isinstance(bound, Tensor) else bound
+        masks, others = (None if a is None else a[None] for a in (mask, less))
+        return self._clipped_of_many(x[None], inputs[None], y[None], masks, bounds, others)[0]
 
     def _clipped_of_many(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None

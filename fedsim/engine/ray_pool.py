@@ -14,7 +14,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fedsim.engine.config import Engine
@@ -210,16 +211,20 @@ class Shared(NamedTuple):
     auth: str | None  # RAY_AUTH_MODE of those who may
 
 
-def shared(address: str | None, cpus: int) -> Shared:
-    """A Ray for several runs, whose pools connect to it; lives as long as this process, unless it ran before.
+@contextmanager
+def shared(address: str | None, cpus: int) -> Iterator[Shared]:
+    """A Ray for several runs, whose pools connect to it; one that ran before lives on after the block.
 
     Args:
         address: of a running cluster; None starts Ray on this machine.
         cpus: how many it shall have at least when it starts.
     """
     _start(Engine(address=address, actors=cpus), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
-    have = int(ray.cluster_resources().get("CPU", 0))
-    return Shared(address or ray.get_runtime_context().gcs_address, have, os.environ.get("RAY_AUTH_MODE"))
+    try:
+        have = int(ray.cluster_resources().get("CPU", 0))
+        yield Shared(address or ray.get_runtime_context().gcs_address, have, os.environ.get("RAY_AUTH_MODE"))
+    finally:
+        ray.shutdown()
 
 
 def _knock(address: str | None) -> None:

@@ -37,9 +37,11 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
     for path, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, _NormBase) and (module.track_running_stats or "BatchNorm" in kind):
+            mixes = " and which mixes samples, so that per-sample gradients do not exist" if "BatchNorm" in kind else ""
             raise InputError(
                 f"model has {kind} at {path or 'the top'}, whose running statistics have no owner when clients share "
-                "a round; use model=resnet18_gn, a model with GroupNorm, or model.batchnorm=groupnorm to convert it"
+                f"a round{mixes}; use model=resnet18_gn, a model with GroupNorm, or model.batchnorm=groupnorm to "
+                "convert it"
             )
         p = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
         if isinstance(p, (int, float)) and p > 0:

@@ -42,10 +42,23 @@ class AdaptiveNoise(CentralNoise):
     Attributes:
         quantile: of the norms that the bound is to follow, in [0, 1].
         rate: eta_C, how fast it does, > 0.
+        bits_std: of the noise on the sum of bits, > 0; None: the paper's, a twentieth of the cohort.
     """
 
     quantile: float = 0.5
     rate: float = 0.2
+    bits_std: float | None = None
+
+    @property
+    def split(self) -> tuple[float, float]:
+        """Multiplier of the updates' noise, and standard deviation of that on the sum of bits."""
+        bits_std = fraction_std(self.cohort) if self.bits_std is None else self.bits_std
+        return value_multiplier(self.noise_multiplier, bits_std), bits_std
+
+    def check(self) -> None:
+        """The bits' share must leave some of the budget to the updates."""
+        if self.noise_multiplier:
+            _ = self.split
 
     def init_server(self, x0: Any) -> AdaptiveState:
         """As the algorithm, and the first bound."""
@@ -70,8 +83,7 @@ class AdaptiveNoise(CentralNoise):
         summed = over_expected(values, rnd, self.expected)
         noise = 0.0
         if self.noise_multiplier:
-            bits_std = fraction_std(self.cohort)
-            z = value_multiplier(self.noise_multiplier, bits_std)
+            z, bits_std = self.split
             summed = noisy(summed, z * clip / self.cohort, rnd.noise)
             noise = bits_std * self.expected / self.cohort * float(rnd.noise.at(1).normal(server.clip))
         within = round(arrived * (float(received["within"]) + 0.5))

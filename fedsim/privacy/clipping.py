@@ -31,7 +31,7 @@ def value_multiplier(noise_multiplier: float, bits_std: float) -> float:
     """
     require(0 < noise_multiplier < math.inf, "noise_multiplier", "be > 0 and finite", noise_multiplier)
     must = f"be < 2 * bits_std = {2 * bits_std:g}, the multiplier of the bits"
-    do = "raise bits_std (the paper: cohort / 20) or lower the noise"
+    do = "raise bits_std (the paper: cohort / 20), or take larger cohorts"
     require(noise_multiplier < 2 * bits_std, "noise_multiplier", must, noise_multiplier, do)
     return float((noise_multiplier**-2 - (2 * bits_std) ** -2) ** -0.5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
 from fedsim.channel.channel import Channel
@@ -16,12 +16,12 @@ from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
-from fedsim.privacy.clipping import fraction_std, value_multiplier
 from fedsim.privacy.discrete import DiscreteNoise
 from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import BandedFactor, factorise
 from fedsim.privacy.releases import Release
+from fedsim.privacy.wrapped import Wrapped
 from fedsim.schedule import Schedule
 
 
@@ -158,20 +158,24 @@ class AdaptiveGaussian(CentralGaussian):
         clip: the first round's bound, > 0.
         quantile: of the norms that the bound is to follow, in [0, 1].
         rate: how fast it does, > 0: C <- C exp(-rate (fraction within - quantile)).
+        bits_std: of the noise on the number of norms within, which its noise_multiplier must be below twice of, > 0;
+            None: a twentieth of the cohort.
     """
 
     clip: float = 0.1
     quantile: float = 0.5
     rate: float = 0.2
+    bits_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.quantile <= 1, "quantile", "be in [0, 1]", self.quantile)
         require(self.rate > 0, "rate", "be > 0", self.rate)
+        require(self.bits_std is None or self.bits_std > 0, "bits_std", "be > 0", self.bits_std)
 
     def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
         """The algorithm between clipping and noise."""
-        made = AdaptiveNoise(
+        return AdaptiveNoise(
             algorithm,
             self.clip,
             noise_multiplier,
@@ -180,9 +184,8 @@ class AdaptiveGaussian(CentralGaussian):
             self.noise_population,
             self.quantile,
             self.rate,
+            self.bits_std,
         )
-        value_multiplier(noise_multiplier, fraction_std(made.cohort))  # says now what the bits cannot bear
-        return made
 
 
 @dataclass(frozen=True)
@@ -278,11 +281,9 @@ class DiscreteGaussian(Promise):
         """The algorithm with rounding and integer noise at the clients."""
         if setting.parameters is None:
             raise InputError("model must be one architecture for privacy=discrete_gaussian, whose noise depends on d")
-        made = DiscreteNoise(
+        return DiscreteNoise(
             algorithm, self.clip, noise_multiplier, setting.expected, setting.parameters, self.bits, self.deviations
         )
-        _ = made.rule  # says now what does not fit
-        return made
 
     def remarks(self, setting: Setting) -> tuple[str, ...]:
         """Where the noise depends on who came."""
@@ -348,7 +349,6 @@ def promised(
     def ledger(noise_multiplier: float) -> Ledger:
         return Ledger(privacy.applied(algorithm, noise_multiplier, setting), privacy.accountant, setting, counts)
 
-    at: Callable[[float], Sequence[Release]] = lambda z: ledger(z).releases(rounds)  # noqa: E731
     check_minibatches(ledger(1.0).algorithm, setting)
     z, extra = privacy.noise_multiplier, {}
     if privacy.target_epsilon is not None:
@@ -356,11 +356,29 @@ def promised(
         if z is not None:
             extra = {"privacy/epsilon_nominal": privacy.target_epsilon}
         else:
-            z = privacy.accountant.calibrate(at, privacy.target_epsilon)
+            z = _calibrated(ledger, privacy, rounds)
     if z is None:
         raise InputError("privacy.noise_multiplier must be given, or privacy.target_epsilon")
     made = ledger(z)
+    if isinstance(made.algorithm, Wrapped):
+        made.algorithm.check()
     remarks = (*privacy.remarks(setting), *remarks_on(setting, made.algorithm))
     made = replace(made, remarks=remarks, extra=tuple(extra.items()))
     made.accountant.epsilon(made.releases(1))  # says now what has no bound
     return made.algorithm, made
+
+
+def _calibrated(ledger: Callable[[float], Ledger], privacy: Privacy, rounds: int) -> float:
+    """The least noise multiplier at which no client's epsilon exceeds the target."""
+    target = privacy.target_epsilon or 0.0
+    _, _, client = ledger(1.0).worst(rounds)
+    while True:  # for one client, then for one that fares worse at that noise: each needs more than the one before
+        z = privacy.accountant.calibrate(partial(_of, ledger, rounds, client), target)
+        epsilon, _, worst = ledger(z).worst(rounds)
+        if epsilon <= target or worst == client:
+            return z
+        client = worst
+
+
+def _of(ledger: Callable[[float], Ledger], rounds: int, client: int | None, z: float) -> Sequence[Release]:
+    return ledger(z).releases(rounds, client)

@@ -98,6 +98,10 @@ class DiscreteNoise(Wrapped):
         """The arithmetic."""
         return SecureSum(self.clip, self.noise_multiplier, self.expected, self.bits, self.deviations)
 
+    def check(self) -> None:
+        """Scale and noise must fit the bits."""
+        _ = self.rule
+
     def kind(self, rnd: Round) -> Hashable:
         """How many clients came."""
         return len(rnd.clients)

@@ -139,30 +139,34 @@ class Ledger:
     def common(self, rounds: int) -> tuple[Release, ...]:
         """What the first ``rounds`` rounds let out that concerns every unit alike, equal releases counted."""
         counts = self._counted(rounds)
-        draw = Draw()
-        if not getattr(self.algorithm, "own_sampling", False):
-            draw = draw_of(self.setting.schedule, self.setting.population)
-        each = ((r, counts.rounds[kind]) for kind, rnd in counts.example.items() for r in self.algorithm.releases(rnd))
-        return merged(draw.of(replace(r, count=r.count * times)) for r, times in each)
+        draw = draw_of(self.setting.schedule, self.setting.population)
+        each = [
+            replace(release, count=release.count * counts.rounds[kind])
+            for kind, rnd in counts.example.items()
+            for release in self.algorithm.releases(rnd)
+        ]
+        return merged(each if getattr(self.algorithm, "own_sampling", False) else map(draw.of, each))
 
-    def releases(self, rounds: int) -> tuple[Release, ...]:
-        """Everything that the first ``rounds`` rounds let out of the unit that fares worst."""
-        return self._worst(rounds)[1]
+    def releases(self, rounds: int, client: int | None = None) -> tuple[Release, ...]:
+        """Everything that the first ``rounds`` rounds let out of a client's unit; None: of the one that fares worst."""
+        if client is None:
+            return self.worst(rounds)[1]
+        return merged((*self.common(rounds), *self._own(client, rounds)))
 
     def epsilon(self, rounds: int) -> float:
         """Epsilon after ``rounds`` rounds, of the unit that fares worst."""
-        return self._worst(rounds)[0] if rounds else 0.0
+        return self.worst(rounds)[0] if rounds else 0.0
 
     def summary(self, rounds: int) -> dict[str, Any]:
         """What stands in summary.json beside ``privacy/epsilon``: the noise, and the promise in words."""
-        _, done, client = self._worst(max(1, rounds))
+        _, done, client = self.worst(max(1, rounds))
         said = [self.accountant.note(done), *self.remarks]
         if client is not None:
             said.insert(1, f"the largest of all clients, that of client {client}")
         promise = "; ".join(text for text in said if text)
         return {"privacy/noise_multiplier": self.noise_multiplier, "privacy/promise": promise, **dict(self.extra)}
 
-    def _worst(self, rounds: int) -> tuple[float, tuple[Release, ...], int | None]:
+    def worst(self, rounds: int) -> tuple[float, tuple[Release, ...], int | None]:
         """The largest epsilon, the releases it is of, and the client, if clients differ."""
         accountant, common = self.accountant, self.common(rounds)
         exact = accountant.epsilon if rounds >= self.setting.rounds else accountant.running
@@ -184,23 +188,28 @@ class Ledger:
         counts = self._counted(rounds)
         kinds = list(counts.example)
         alike = np.stack([np.array(self.setting.sizes), *(counts.clients[kind] for kind in kinds)])
-        distinct, first = np.unique(alike, axis=1, return_index=True)
-        own: dict[int, list[Release]] = {}
+        distinct = np.unique(alike, axis=1, return_index=True)[1].tolist()
         rows: dict[int, list[float]] = {}
-        for i, (_, *often) in zip(first.tolist(), distinct.T.tolist(), strict=True):
-            drawn = self.setting.drawn(i)
-            own[i], rows[i] = [], []
-            for kind, count in zip(kinds, often, strict=True):
-                for release in self.algorithm.client_releases(counts.example[kind], drawn):
-                    rows[i] += [count * release.count, release.fraction, 1 / release.multiplier]
-                    if count:
-                        own[i].append(replace(release, count=release.count * count))
+        for i in distinct:
+            some = [(times, r) for times, each in self._each(i, rounds) for r in each]
+            rows[i] = [part for times, r in some for part in (times * r.count, r.fraction, 1 / r.multiplier)]
         for width in sorted({len(row) for row in rows.values()}):
             mine = [i for i, row in rows.items() if len(row) == width]
             table = np.array([rows[i] for i in mine])
             for i, row in zip(mine, table, strict=True):  # another is nowhere smaller and somewhere larger
                 if not ((table >= row).all(1) & (table > row).any(1)).any():
-                    yield tuple(own[i]), i
+                    yield self._own(i, rounds), i
+
+    def _own(self, client: int, rounds: int) -> tuple[Release, ...]:
+        """What was let out of this client alone."""
+        each = self._each(client, rounds)
+        return tuple(replace(r, count=r.count * times) for times, some in each if times for r in some)
+
+    def _each(self, client: int, rounds: int) -> Iterator[tuple[int, tuple[Release, ...]]]:
+        """For each kind of round, how often the client was exposed, and what that let out each time."""
+        counts, drawn = self._counted(rounds), self.setting.drawn(client)
+        for kind, rnd in counts.example.items():
+            yield int(counts.clients[kind][client]), self.algorithm.client_releases(rnd, drawn)
 
     def _counted(self, rounds: int) -> Counts:
         """The counts of the first ``rounds`` rounds; those of the last call are gone on from."""

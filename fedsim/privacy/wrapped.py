@@ -50,6 +50,9 @@ class Wrapped:
         """As the algorithm."""
         return str(getattr(self.base, "keeps", "model"))
 
+    def check(self) -> None:
+        """Raise InputError when this much noise cannot be made."""
+
     def kind(self, rnd: Round) -> Hashable:
         """All rounds let out the same."""
         return 0

@@ -12,14 +12,16 @@ from rich.box import ROUNDED
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from fedsim.config import collect
 from fedsim.console import Terminal, error
 from fedsim.errors import InputError
 from fedsim.report.build import build, write
 from fedsim.report.export import NO_PARQUET
 from fedsim.report.page import Report
-from fedsim.report.runs import Run, find, read
+from fedsim.report.runs import find
+from fedsim.report.sweeps import read_all
 from fedsim.report.tables import Table, costs, results
+
+SHOWN = 5  # columns in the terminal; the files have all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,12 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     console = Terminal()
     try:
-        runs, skipped = _read(find(args.folders))
+        runs, notes = read_all(find(args.folders))
+        if not runs:
+            raise InputError("\n".join(notes))
         target = _target(args.target)
         metrics = [_tag(name) for name in args.metric]
         title = args.title or f"Comparison of the runs in {', '.join(folder.resolve().name for folder in args.folders)}"
         report = build(
-            runs, title=title, metrics=metrics, target=target, baseline=args.baseline, method_keys=args.method
+            runs,
+            title=title,
+            metrics=metrics,
+            target=target,
+            baseline=args.baseline,
+            method_keys=args.method,
+            notes=notes,
         )
         out = args.out or args.folders[0] / "report"
         parquet = importlib.util.find_spec("pyarrow") is not None
@@ -42,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             files += draw(report, out)
     except InputError as problem:
-        error(str(problem))
+        for line in str(problem).splitlines():
+            error(line)
         return 2
     except OSError as problem:
         error(f"{problem.filename}: {problem.strerror}; choose another folder with --out")
         return 2
     _show(report, console)
-    for line in [*skipped, *report.notes, *([] if parquet else [NO_PARQUET])]:
+    for line in [*report.notes, *([] if parquet else [NO_PARQUET])]:
         console.print(f"[yellow]note[/]  {escape(line)}", soft_wrap=True)
     for file in files:
         console.print(f"[bold]wrote[/] {escape(str(file))}", soft_wrap=True)
@@ -85,18 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The readable runs, and a line for each other one."""
-    runs: list[Run] = []
-    problems: list[str] = []
-    for path in paths:
-        with collect(problems):
-            runs.append(read(path))
-    if not runs:
-        raise InputError("\n".join(problems))
-    return runs, [f"left out: {problem}" for problem in problems]
-
-
 def _target(text: str | None) -> tuple[str, float] | None:
     if text is None:
         return None
@@ -120,12 +119,12 @@ def _show(report: Report, console: Terminal) -> None:
 
 def _rich(table: Table, label: str) -> Shown:
     shown = Shown(title=escape(f"{label}: {table.title}" if label else table.title), box=ROUNDED, border_style="dim")
-    for number, column in enumerate(table.columns):
+    for number, column in enumerate(table.columns[:SHOWN]):
         shown.add_column(escape(column), justify="right" if number else "left")
     colours = {1: "green", -1: "red", 0: ""}
     for row in table.rows:
         texts = []
-        for cell in row:
+        for cell in row[:SHOWN]:
             style = "bold" if cell.best else colours[cell.sign]
             texts.append(f"[{style}]{escape(cell.text)}[/]" if style else escape(cell.text))
         shown.add_row(*texts)

@@ -17,7 +17,7 @@ from fedsim.report.statistics import short
 
 WIDTH, HEIGHT = 640, 380
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 50
-LABELS = 164  # room for direct labels
+LABELS = 174  # room for direct labels
 LABEL_LENGTH = 18
 DIRECT = 8  # most lines with labels at their ends; above, the legend tells
 POINTS = 160  # of a line; more would fall on the same pixels

@@ -1,4 +1,4 @@
-"""The command line that runs a method again, from what Hydra kept of it."""
+"""The command line that runs a method again, from what the sweep or Hydra kept of it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ def _line(arguments: tuple[str, ...], seeds: Sequence[int]) -> str:
 def _arguments(run: Run) -> tuple[str, ...]:
     """A run's arguments without the seed: its overrides, or its whole configuration as the one to start from."""
     kept = run.path / ".hydra" / "overrides.yaml"
-    if kept.exists():
-        overrides = [str(text) for text in load_yaml(kept) or []]
+    if "overrides" in run.job or kept.exists():
+        listed = run.job["overrides"] if "overrides" in run.job else load_yaml(kept)
+        overrides = [str(text) for text in listed or []]
+        if "resumed" in run.provenance:  # perhaps with more rounds
+            overrides = [
+                *(text for text in overrides if not text.startswith("rounds=")),
+                f"rounds={run.config['rounds']}",
+            ]
         return tuple(text for text in _as_typed(overrides) if not text.startswith("seed="))
     if "_target_" in dict(run.config.get("algorithm") or {}):
         return ("--config-path", str(run.path), "--config-name", "config")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import InputError
+from fedsim.files import atomic_file
 from fedsim.report.axes import reached
 from fedsim.report.commands import command
 from fedsim.report.compare import Comparison
 from fedsim.report.runs import Run
-from fedsim.run_folder import atomic_file
 
 NO_PARQUET = "results.parquet is left out: it needs pyarrow; pip install 'fedsim-ray[report]'"
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from fedsim.figures import curves
+from fedsim.files import atomic_file
 from fedsim.report.axes import Axis
 from fedsim.report.compare import Comparison
 from fedsim.report.page import SHOWN, Report
 from fedsim.report.tables import name
-from fedsim.run_folder import atomic_file, lower_is_better
+from fedsim.run_folder import lower_is_better
 from fedsim.tensorboard import EventFile
 
 MOST = 3  # settings drawn, at a second each; the page has all
+DECADE = 10  # losses that span more are drawn on a logarithmic scale
 DRAWN = ("rounds", "MB", "epsilon", "virtual time")  # axes in files; the page has all
 
 
@@ -56,6 +59,7 @@ def _charts(comparison: Comparison) -> Iterator[tuple[str, Axis, Figure]]:
                 continue
             series = {label: (curve.axes[axis.name], curve.mean) for label, curve in found.items()}
             halves = {label: curve.half for label, curve in found.items()}
-            log = ("y",) if lower_is_better(tag) and all((curve.mean > 0).all() for curve in found.values()) else ()
+            means = np.concatenate([curve.mean for curve in found.values()])
+            log = ("y",) if lower_is_better(tag) and 0 < DECADE * means.min() < means.max() else ()
             figure = curves(series, comparison.setting.label, x=axis.label, y=name(tag), log=log, halves=halves)
             yield f"comparison/{where}{name(tag)}", axis, figure

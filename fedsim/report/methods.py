@@ -18,7 +18,7 @@ from fedsim.report.runs import Run
 METHOD = ("algorithm", "aggregate", "channel", "downlink", "privacy", "topology")
 LAYERS = ("channel", "downlink")
 ENGINE = tuple(f"engine.{key}" for key in ("backend", "actors", "address", "jobs", "retries"))
-SAME_BITS = ("seed", "resume", "logger", "checkpoint", "channel.encode", "downlink.encode", "data.root", *ENGINE)
+SAME_BITS = ("seed", "evaluate", "logger", "checkpoint", "channel.encode", "downlink.encode", "data.root", *ENGINE)
 Flat = Mapping[str, bool | float | str]
 
 

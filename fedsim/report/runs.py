@@ -31,6 +31,7 @@ class Run:
             ``round`` ascends.
         summary: summary.json, or {} while there is none.
         provenance: provenance.json, or {}.
+        job: the sweep's record of it, or {}.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Run:
     metrics: Mapping[str, np.ndarray]
     summary: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    job: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def flat(self) -> dict[str, bool | float | str]:
@@ -52,7 +54,8 @@ class Run:
     @property
     def status(self) -> str:
         """``finished``, ``diverged``, ``failed``, ``interrupted`` or ``unfinished``."""
-        return str(self.summary.get("status", UNFINISHED))
+        known = self.job.get("status")
+        return str(self.summary.get("status", known if known in ("failed", "interrupted") else UNFINISHED))
 
     @property
     def rounds(self) -> np.ndarray:
@@ -85,8 +88,8 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def read(path: Path) -> Run:
-    """Read one run.
+def read(path: Path, job: Mapping[str, Any] | None = None) -> Run:
+    """Read one run; ``job`` is the sweep's record of it.
 
     A last line of metrics.jsonl that is still being written is left out; of a round on record twice the last counts.
 
@@ -100,7 +103,7 @@ def read(path: Path) -> Run:
     if not isinstance(config, dict):
         raise InputError(f"{path / 'config.yaml'} holds no configuration")
     summary, provenance = (_json(path / name) for name in ("summary.json", "provenance.json"))
-    return Run(path, config, _metrics(path / "metrics.jsonl"), summary, provenance)
+    return Run(path, config, _metrics(path / "metrics.jsonl"), summary, provenance, job or {})
 
 
 def load_yaml(path: Path) -> Any:

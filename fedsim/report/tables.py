@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim.report.compare import Comparison, Row
+from fedsim.report.compare import Comparison, Cost, Row
 from fedsim.report.statistics import Estimate, short
 from fedsim.run_folder import lower_is_better
 
@@ -89,7 +89,9 @@ def results(comparison: Comparison) -> Table:
 
     def value(row: Row, tag: str) -> Cell:
         so_far = "" if row.final.at is None else f" (round {row.final.at})"
-        return Cell(plus_minus(row.final.values.get(tag)) + so_far, row is best.get(tag))
+        found, top = row.final.values.get(tag), best[tag]
+        wins = row.final.complete and found is not None and top is not None and found.mean == top.mean
+        return Cell(plus_minus(found) + so_far, wins)
 
     def difference(row: Row) -> Cell:
         if row.method.label == comparison.baseline:
@@ -121,25 +123,19 @@ def costs(comparison: Comparison) -> Table | None:
         return None
     tag, target = comparison.target
     axes = [axis.name for axis in comparison.axes]
-    reached = [row for row in comparison.rows if row.cost is not None]
-    cheapest = {
-        axis: min(
-            (row for row in reached if row.cost and row.cost.got == row.cost.of and axis in row.cost.spent),
-            key=lambda row: row.cost.spent[axis].mean if row.cost else math.inf,
-            default=None,
-        )
-        for axis in axes
-    }
-    rows = tuple(
-        (
-            Cell(row.method.label),
-            Cell(f"{row.cost.got} of {row.cost.of}"),
-            *(Cell(plus_minus(row.cost.spent.get(axis)), row is cheapest[axis] and len(reached) > 1) for axis in axes),
-        )
-        for row in reached
-        if row.cost
+    rows = [(row.method.label, row.cost) for row in comparison.rows if row.cost is not None]
+    sure = [cost.spent for _, cost in rows if cost.got == cost.of]
+    least = {axis: min((spent[axis].mean for spent in sure if axis in spent), default=math.nan) for axis in axes}
+
+    def cell(cost: Cost, axis: str) -> Cell:
+        spent = cost.spent.get(axis)
+        wins = len(rows) > 1 and cost.got == cost.of and spent is not None and spent.mean == least[axis]
+        return Cell(plus_minus(spent), wins)
+
+    cells = tuple(
+        (Cell(label), Cell(f"{cost.got} of {cost.of}"), *(cell(cost, axis) for axis in axes)) for label, cost in rows
     )
-    return Table(f"Cost of {name(tag)} {target:g}", ("method", "runs that reach it", *axes), rows)
+    return Table(f"Cost of {name(tag)} {target:g}", ("method", "runs that reach it", *axes), cells)
 
 
 def runs(row: Row) -> str:
@@ -182,8 +178,8 @@ def _pipe(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def _best(rows: Sequence[Row], tag: str) -> Row | None:
-    """The complete row with the best mean, when there are two to compare."""
-    there = [row for row in rows if row.final.complete and tag in row.final.values]
+def _best(rows: Sequence[Row], tag: str) -> Estimate | None:
+    """The best final value of the complete rows, when there are two to compare."""
+    there = [row.final.values[tag] for row in rows if row.final.complete and tag in row.final.values]
     sign = 1 if lower_is_better(tag) else -1
-    return min(there, key=lambda row: sign * row.final.values[tag].mean) if len(there) > 1 else None
+    return min(there, key=lambda value: sign * value.mean) if len(there) > 1 else None

@@ -157,9 +157,10 @@ def folder_name(varied: Sequence[str]) -> str:
     for text in varied:
         key, _, value = text.lstrip("+~").partition("=")
         last = key.split(".")[-1].split("@")[-1]
-        value = re.sub(r"[^\w.+]+", "+", value).strip("+") or "none"
-        joint = "_" if value[0].isalpha() else ""
-        words.append(value if "." not in key and joint else f"{last}{joint}{value}")
+        value = re.sub(r"[^\w.+]+", "+", value).strip("+")
+        chosen = "." not in key and value[:1].isalpha()  # an option of a group says it all
+        joint = "" if value[:1].isdigit() else "_"
+        words.append(value if chosen else f"{last}{joint}{value or 'none'}")
     return "-".join(words)[:100] or "job"
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -17,6 +18,8 @@ from fedsim.sweep.workers import Process, Ray, keep_ray, serve
 
 TICK_S = 0.5
 CHOSEN = re.compile(r"\+*engine(=|\.(backend|actors|address)=)")
+LAZY = ("fedsim.sweep.attempt", "fedsim.figures", "torch.utils.tensorboard.summary")
+"""What every run imports at some time; imported before the workers are forked, it is imported once."""
 GRACE_S = 60.0
 """How long jobs may take to save what they have after Ctrl-C."""
 
@@ -100,6 +103,8 @@ def run_all(sweep: SweepFolder, tasks: Sequence[Task], limits: Limits, board: Bo
         KeyboardInterrupt: after the jobs that were running have saved what they have.
     """
     waiting = list(tasks)
+    for module in LAZY if len(waiting) > 1 else ():
+        import_module(module)
     with _pool(sweep, limits) as pool:
         try:
             while waiting or pool.busy:

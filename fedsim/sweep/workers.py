@@ -126,12 +126,14 @@ def keep_ray(line: Connection, address: str | None, cpus: int) -> None:
     from fedsim.engine.ray_pool import shared
 
     try:
-        line.send(Ray(*shared(address, cpus)))
-        line.recv()
+        with shared(address, cpus) as ray:
+            line.send(Ray(*ray))
+            with suppress(KeyboardInterrupt):
+                line.recv()
+                return
+            line.recv()  # the jobs are saving what they have; the command says when they are done
     except InputError as error:
         line.send(error)
-    except KeyboardInterrupt:
-        line.recv()  # the jobs are saving what they have; the command says when they are done
 
 
 class _Output:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from fedsim.sweep.packing import Task
@@ -55,15 +55,13 @@ class FedsimLauncher(Launcher):
         from fedsim.sweep.packing import Task
         from fedsim.sweep.state import SweepFolder
 
+        from ._composer import Composer
+
         folder = SweepFolder(Path(self._config.hydra.sweep.dir))
         returns = []
+        composer = Composer(self._loader, self._config)
         with folder.held([], []):
-            jobs = []
-            for given in job_overrides:
-                cfg = self._loader.load_sweep_config(self._config, list(given))
-                names = [str(key) for key in cfg if key != "hydra"]
-                config: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, names), resolve=True)
-                jobs.append((Job(tuple(given), tuple(given)), config))
+            jobs = [(Job(tuple(given), tuple(given)), composer(given)) for given in job_overrides]
             claimed = folder.claim(jobs)
             tasks = [Task(s, c, j.overrides) for s, (j, c) in zip(claimed, jobs, strict=True) if s.unfinished]
             self.run_tasks(folder, claimed, tasks)

@@ -59,6 +59,8 @@ class FedsimSweeper(Sweeper):
         from fedsim.sweep.search import Search, search
         from fedsim.sweep.state import SweepFolder
 
+        from ._composer import Composer
+
         settings: Search = convert(self._search, Search, "sweep.search")
         given = [*arguments, *self._arguments]
         parser = OverridesParser.create(config_loader=self._loader)
@@ -67,6 +69,7 @@ class FedsimSweeper(Sweeper):
         if self._config.hydra.sweep.dir == "auto":
             with open_dict(self._config):
                 self._config.hydra.sweep.dir = str(Path("multirun") / _name(params, given, choices.get("sweep")))
+        self._composer = Composer(self._loader, self._config)
         folder = SweepFolder(self._config.hydra.sweep.dir)
         if settings.sampler == "grid":
             jobs = expand(params, choices)
@@ -97,9 +100,7 @@ class FedsimSweeper(Sweeper):
         configs: list[Mapping[str, Any]] = []
         problems: list[str] = []
         for job in jobs:
-            cfg = self._loader.load_sweep_config(self._config, list(job.overrides))
-            names = [str(key) for key in cfg if key != "hydra"]
-            config: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, names), resolve=True)
+            config = self._composer(job.overrides)
             with collect(problems):
                 build_run(config)
             configs.append(config)

@@ -17,9 +17,11 @@ import yaml
 
 from fedsim import Engine, Local, Mean, Result, simulate
 from fedsim.aggregate import Stack
+from fedsim.algorithms.base import Constants
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.message import heard
+from fedsim.channel.noise import Addressed
 from fedsim.channel.onion import Layer
 from fedsim.channel.randk import RandK
 from fedsim.channel.sign import Sign
@@ -27,6 +29,7 @@ from fedsim.channel.topk import TopK
 from fedsim.checks import is_peers
 from fedsim.config import build, build_run
 from fedsim.data import Dataset
+from fedsim.delays import Asynchronous
 from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import InputError
 from fedsim.layout import Layout
@@ -47,7 +50,11 @@ VARIANTS = (  # keys whose shipped value is not the dataclass's default
     {"fedavgm": {"server_momentum"}, "fml": {"weight_decay", "clip"}, "onebit_adam": {"warmup"}}
     | {name: {"weight_decay", "clip", "momentum"} for name in PERSONAL}  # FedGH's set-up, to compare them alike
 )
-EARLY = {"mesa": {"start": 1}, "onebit_adam": {"warmup": 1}}  # three rounds must reach what these begin later
+EARLY: dict[str, dict[str, Any]] = {
+    "mesa": {"start": 1},
+    "onebit_adam": {"warmup": 1},
+}  # three rounds must reach what these begin later
+KNOWN = {"dadao": {"mu": 0.5, "smooth": 20.0, "weight_decay": 0.5}}  # of losses that are no least squares
 SIGNS = (Layer("sign", Sign("l2"), ("momentum",)),)
 UPLINKS = {  # without these layers the method's own part would have nothing to do
     "onebit_adam": (Layer("ef14", EF14(), ("momentum",)), *SIGNS),
@@ -89,14 +96,16 @@ def everything(result: Result) -> list[Any]:
 
 
 def working(name: str) -> Any:
-    """The shipped algorithm, its later phases moved into the first three rounds."""
-    return replace(algorithm(name), **EARLY.get(name, {}))
+    """The shipped algorithm, its later phases moved into the first three rounds, and what it must be told."""
+    return replace(algorithm(name), **(EARLY | KNOWN).get(name, {}))
 
 
-def cohorts(name: str) -> All | Uniform | Events:
+def cohorts(name: str) -> All | Uniform | Events | Asynchronous:
     """Five of seven clients a round, or all where the method needs them."""
     if hasattr(algorithm(name), "meet"):
         return Events(t_end=3.0)
+    if getattr(algorithm(name), "asynchronous", False):
+        return Asynchronous(concurrency=3)
     return All() if getattr(algorithm(name), "everyone", False) else Uniform(cohort=5)
 
 
@@ -139,7 +148,7 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str, squares: Dataset) 
     first, again = run(name, squares), run(name, squares)
     assert first.summary["digest"] == again.summary["digest"]
     other = simulate(
-        algorithm(name),
+        working(name),
         data=squares,
         partition=Dirichlet(clients=7, alpha=0.5, min_samples=2),
         model=small_cnn,
@@ -201,7 +210,8 @@ def part(what: str, layout: Layout, x0: torch.Tensor) -> Any:
     return x0
 
 
-EACH_KIND = [*((name, 2) for name in SERVERS), ("powersgd", 3), ("onebit_adam", 0)]  # rounds of another kind
+OTHER_KINDS = [("powersgd", 3), ("onebit_adam", 0), ("diff2_bvr", 7)]  # rounds that do something else
+EACH_KIND = [*((name, 2) for name in SERVERS), *OTHER_KINDS]
 
 
 @pytest.mark.parametrize(("name", "index"), EACH_KIND)
@@ -221,11 +231,15 @@ def test_methods_are_pure(name: str, index: int, squares: Dataset) -> None:
         before = [t.clone() for t in leaves((server, client, x0))]
         got = heard(rule.broadcast(server, rnd))
         data = OneBatch(batch)
-        obj = Objective(oracle, data, torch.tensor(2), torch.tensor(4), everything=data, oracles=[oracle])
+        noise = Addressed(0, "local", index, torch.tensor(3))
+        obj = Objective(oracle, data, torch.tensor(2), torch.tensor(4), noise, data, [oracle])
         message, after = rule.local(obj, client, got, rnd)
         one = aggregate(name)
         sums = one.add({}, (3,), tree_map(lambda t: t[None], message), torch.ones(1, dtype=torch.float64))
-        stepped = rule.server(server, one.finish(tree_map(lambda t: t.numpy(), sums), 1.0, x0.dtype), rnd)
+        received = one.finish(tree_map(lambda t: t.numpy(), sums), 1.0, x0.dtype)
+        if getattr(rule, "asynchronous", False):
+            received["staleness"] = torch.ones(1)
+        stepped = rule.server(server, received, rnd)
         own = rule.own(obj, after, heard(rule.broadcast(stepped, rnd)), rnd) if hasattr(rule, "own") else x0
         assert own.shape == x0.shape
         for t, kept in zip(leaves((server, client, x0)), before, strict=True):
@@ -246,7 +260,7 @@ def test_peers_methods_are_pure(name: str, squares: Dataset) -> None:
     """No input is mutated, the dataclass is frozen, and calling twice gives the same bits."""
     rule: Any = working(name)
     if hasattr(rule, "meet"):
-        rule = rule.tuned(Ring(), 5, 0)
+        rule = rule.tuned(Constants(5, 2.0, 0.25))
     model = build_model(small_cnn, squares.input_shape, squares.outputs, {}, 0)
     x0 = Layout.of(model).flatten(model)
     oracle = ModelOracle(model, loss_of("classification"), "loop")
@@ -259,7 +273,7 @@ def test_peers_methods_are_pure(name: str, squares: Dataset) -> None:
         before = [t.clone() for t in leaves((peer, x0))]
         after = rule.local(obj, peer, rnd)
         if hasattr(rule, "meet"):
-            done = rule.meet(rule.flow(after, torch.tensor(0.5)), peer)[0]
+            done = rule.meet(rule.flow(after, torch.tensor(0.5)), rule.offer(peer, rnd), rnd)
         else:
             held = rule.offer(after, rnd)
             after, held = rule.publish(after, held, rnd) if hasattr(rule, "publish") else (after, held)
@@ -329,7 +343,10 @@ def test_uniform_weights_are_demanded_where_the_method_needs_them(squares: Datas
     needing = [name for name in ALGORITHMS if getattr(algorithm(name), "uniform", False)]
     asking = {name for name in SERVERS if shipped(name)[1] == "uniform"}
     assert needing
-    assert asking - set(needing) == {"fedgh", "fd", "fedproto"}  # their papers' code: every owner of a class alike
+    assert asking - set(needing) == {
+        *("fedgh", "fd", "fedproto"),  # their papers' code: every owner of a class alike
+        *("fedasync", "fedbuff"),  # staleness is what counts
+    }
     assert set(needing) <= asking
     with pytest.raises(InputError, match=r"aggregate.weights must be uniform for Scaffold, .* add aggregate.weights="):
         simulate(

@@ -9,17 +9,15 @@ import pytest
 from torch import nn
 
 from fedsim import Engine, Evaluate, Local
+from fedsim.assemble import assemble
 from fedsim.checkpoint import Checkpointing, Checkpoints
 from fedsim.data import Dataset
 from fedsim.models import mlp
 from fedsim.partition import Dirichlet
-from fedsim.prepare import prepare
 from tests.laws import test_catalogue as algorithms
 from tests.laws import test_channel_catalogue as channels
 from tests.laws.test_catalogue import ALGORITHMS, Channel
 from tests.test_checkpoint import same
-
-ENGINE = Engine(backend="serial")
 
 
 def small(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -28,11 +26,23 @@ def small(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 def fresh(name: str, data: Dataset, channel: Channel, downlink: Channel) -> Any:
     """A run of four rounds, before the first."""
-    rule, local = algorithms.working(name), Local(steps=2, batch_size=8)
-    population = Dirichlet(clients=7, alpha=0.5, min_samples=2).split(data, 1)
-    mean, graph = algorithms.aggregate(name), algorithms.graph(name)
-    prepared = prepare(rule, data, population, [small], local, mean, ENGINE, 1, channel, downlink, 4, graph)
-    return prepared.orchestrator(prepared.start(ENGINE), algorithms.cohorts(name), Evaluate(), ENGINE, 4)
+    assembled = assemble(
+        algorithms.working(name),
+        data,
+        partition=Dirichlet(clients=7, alpha=0.5, min_samples=2),
+        model=small,
+        rounds=4,
+        schedule=algorithms.cohorts(name),
+        local=Local(steps=2, batch_size=8),
+        aggregate=algorithms.aggregate(name),
+        topology=algorithms.graph(name),
+        channel=channel,
+        downlink=downlink,
+        privacy=None,
+        engine=Engine(backend="serial"),
+        seed=1,
+    )
+    return assembled.orchestrator(assembled.start(), Evaluate(every=4))
 
 
 def rounds(run: Any, count: int) -> list[dict[str, float]]:

@@ -198,6 +198,21 @@ def test_unequal_steps_and_sizes_equal_numpy_loop(name: str) -> None:
     np.testing.assert_allclose(got, want, rtol=TIGHT, atol=TIGHT)
 
 
+@pytest.mark.parametrize("name", ["dpsgd", "diging", "sgp", "dcd", "beer"])
+def test_one_gradient_a_round_is_that_of_all_its_minibatches(name: str, quadratics: Quadratics) -> None:
+    """All at the same x: an epoch of single rows gives the full gradient."""
+    rule, loop, keys = METHODS[name]
+    got = models(quadratics, rule, Ring(), 3, local=Local(epochs=1, batch_size=1))
+    want = loop(quadratics, lambda t: ring(5), EVERYBODY[:3], [1] * 5, **NP, **keys)
+    np.testing.assert_allclose(got, want, rtol=TIGHT, atol=TIGHT)
+
+
+def test_beer_starts_from_the_full_gradient(quadratics: Quadratics) -> None:
+    """Whatever the minibatches of the first round are."""
+    x = models(quadratics, Beer(lr=0.2), Ring(), 1, local=Local(steps=1, batch_size=2))
+    np.testing.assert_allclose(x[1], x[0] - 0.2 * loops.gradients(quadratics, x[0], range(5)), rtol=TIGHT, atol=TIGHT)
+
+
 @pytest.mark.parametrize("name", ["dfedavg", "dfedsam_mgs", "dpsgd", "dsgt", "sgp", "choco", "beer"])
 def test_logistic_regression_equals_numpy_loop(name: str) -> None:
     rule, loop, keys = METHODS[name]

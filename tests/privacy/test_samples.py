@@ -20,11 +20,10 @@ from fedsim.algorithms.dp_sgd import DPSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.algorithms.shared_noise import CHUNK
-from fedsim.data import Dataset, Split
 from fedsim.data.batches import SWEEP, Feed, Samples, work_of
 from fedsim.errors import InputError
 from fedsim.schedule import Uniform
-from tests.privacy.test_runs import SIZES, D, clipped, client_mean, problem, run, sample_gradients
+from tests.privacy.test_runs import MANY, SIZES, D, client_mean, clipped, flat, problem, run, sample_gradients
 
 POISSON = Local(steps=3, batch_size=3, sampling="poisson")
 STARTS = np.concatenate([[0], np.cumsum(SIZES)])
@@ -184,16 +183,6 @@ NOISY = [  # rule, rounds, standard deviation at z = 1 where the loss is flat
     (DPSRM(lr=1.0, c1=2.0), 1, 2.0 / (3 * P) / math.sqrt(3)),
     (Diff2BVR(lr=1.0, period=1, c1=2.0), 2, 2 * 2.0 / (SMALL * P)),
 ]
-
-
-MANY = 200_000  # numbers in a draw: four standard deviations of their measured one are 0.7 %
-
-
-def flat(d: int = MANY) -> Dataset:
-    """Inputs of zeros: gradients are zero and all that moves a model is noise."""
-    data = problem()
-    n = sum(SIZES)
-    return replace(data, train=Split(np.zeros((n, d)), data.train.y, data.train.group), x0=np.zeros(d))
 
 
 @pytest.mark.parametrize(("rule", "rounds", "std"), NOISY, ids=["dp_sgd", "spiderboost", "dp_srm", "diff2_bvr"])

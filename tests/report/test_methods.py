@@ -101,3 +101,10 @@ def test_seeds_share_a_command_when_everything_else_is_the_same(tmp_path: Path) 
 def test_without_hydras_notes_the_command_starts_from_the_whole_configuration(tmp_path: Path) -> None:
     (run,) = runs(tmp_path, config())
     assert command([run]) == [f"fedsim --config-path {run.path} --config-name config seed=0"]
+
+
+def test_a_resumed_run_is_run_again_with_all_its_rounds(tmp_path: Path) -> None:
+    overrides = ["rounds=4", "algorithm=fedavg", "seed=0"]
+    path = write_run(tmp_path / "run", config(), records([0.1, 0.2]), overrides=overrides)
+    (path / "provenance.json").write_text('{"resumed": [{"after_round": 4}]}')
+    assert command([read(path)]) == ["fedsim algorithm=fedavg rounds=10 seed=0"]

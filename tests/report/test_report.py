@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -264,3 +265,34 @@ def test_the_style_sheet_has_every_style_and_the_palette_of_the_figures() -> Non
     css = (Path(fedsim.report.__file__).parent / "page.css").read_text()
     assert all(f".line.s{style}," in css for style in range(STYLES))
     assert all(f"--s{number}:{colour}" in css for number, colour in enumerate(PALETTE))
+
+
+def test_a_sweeps_records_tell_commands_failures_and_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        status = "finished" if seed == 0 else None
+        write_run(tmp_path / f"fedavg-seed{seed}", config(FEDAVG, seed), records(rising(0.8)), status=status)
+    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path / "jobs").mkdir()
+    jobs = [
+        ("fedavg-seed0", "finished", ""),
+        ("fedavg-seed1", "failed", "the disk is full"),
+        ("fedavg-seed2", "failed", "no such data"),
+        ("fedavg-seed3", "pending", ""),
+        ("fedavg-seed4", "pending", ""),
+    ]
+    for number, (name, status, message) in enumerate(jobs):
+        overrides = ["algorithm=fedavg", f"seed={name[-1]}", "channel=[topk]"]
+        record = {"folder": name, "status": status, "message": message, "overrides": overrides}
+        (tmp_path / "jobs" / f"{number:016x}.json").write_text(json.dumps(record))
+    (tmp_path / "jobs" / "odd.json").write_text("{")
+    assert main([str(tmp_path), "--no-figures"]) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "2 runs (1 failed, 1 finished)" in text
+    assert "fedsim -m algorithm=fedavg 'channel=[topk]' seed=0,1" in text
+    assert "fedavg-seed2 failed before its first round: no such data" in text
+    assert f"2 of the jobs of {tmp_path.resolve()} left no run yet" in text
+    assert "| FedAvg | 1 finished, 1 failed |" in text
+    assert "fedavg-seed1 (the disk is full)" in text
+    assert "no such data" in capsys.readouterr().out.replace("\n", " ")
