@@ -84,16 +84,16 @@ def curves(
         keep = ((xs > 0) | ("x" not in log)) & ((ys > 0) | ("y" not in log))
         colour, dashes = PALETTE[number % len(PALETTE)], styles[(number + number // len(PALETTE)) % len(styles)]
         axes.plot(xs[keep], ys[keep], label=name, color=colour, linestyle=dashes, linewidth=1.8)
+    if "x" in log:
+        axes.set_xscale("log")
+    if "y" in log:
+        axes.set_yscale("log")
     limits = axes.get_ylim()
     for line, (name, (xs, ys)) in zip(list(axes.lines), series.items(), strict=True):
         if halves is not None and np.isfinite(half := halves[name]).any():
             axes.fill_between(xs, ys - half, ys + half, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_ylim(limits)
     axes.set(xlabel=x, ylabel=y, title=title)
-    if "x" in log:
-        axes.set_xscale("log")
-    if "y" in log:
-        axes.set_yscale("log")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return figure

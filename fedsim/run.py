@@ -120,13 +120,14 @@ def perform(config: dict[str, Any], run_dir: Path, names: Mapping[str, str], *, 
     from fedsim.commands.replay import line
     from fedsim.console import report
     from fedsim.simulation import simulate
-    from fedsim.sweep.attempt import attempt
-    from fedsim.sweep.state import SweepFolder
 
     gc.freeze()  # what is imported stays; the run's own garbage is collected as ever
     gc.enable()
     try:
         if _sweeping():
+            from fedsim.sweep.attempt import attempt
+            from fedsim.sweep.state import SweepFolder
+
             result = attempt(SweepFolder(HydraConfig.get().sweep.dir), config, progress=True)
         else:
             result = simulate(**build_run(config), run_dir=run_dir, progress=True, config=config, resume=resume)
@@ -186,7 +187,8 @@ def as_sweep(argv: Sequence[str]) -> list[str]:
     flags = {"-m", "--multirun"} & set(argv)
     if not flags and not any(text.startswith("sweep=") and text != "sweep=null" for text in argv):
         return argv
-    later = [text for text in argv if re.match(r"\+*(?!hydra\.)[\w/]+\.[^=]*=", text)]
+    own = not any(text.startswith("hydra/sweeper=") for text in argv)
+    later = [text for text in argv if own and re.match(r"\+*(?!hydra\.)[\w/]+\.[^=]*=", text)]
     quoted = ",".join("'{}'".format(text.replace("'", "\\'")) for text in later)
     handed = f"hydra.sweeper.arguments=[{quoted}]"  # where the first of them stood: argparse wants them together
     argv = [handed if text in later[:1] else text for text in argv if text not in later[1:]]

@@ -18,6 +18,7 @@ from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
 from fedsim.assemble import assemble, require_measurable
 from fedsim.channel.channel import Channel
+from fedsim.channel.onion import Layer
 from fedsim.checkpoint import Checkpointing
 from fedsim.console import Progress, warning
 from fedsim.data.base import Dataset, Source
@@ -252,14 +253,22 @@ def _draw_confusion(folder: RunFolder, matrix: np.ndarray, done: int) -> None:
 
 
 def _described(part: Any) -> Any:
-    """A part of a run as config.yaml shows it when no configuration made it."""
-    if part is None or isinstance(part, (bool, int, float, str)):
+    """A part of a run as a configuration would name it, for config.yaml."""
+    if part is None or isinstance(part, (bool, int, float, str, Mapping)):
         return part
+    if isinstance(part, Channel):
+        layers = {layer.name: _described(layer.middleware) | _fields(layer) for layer in part.layers}
+        return layers | {"encode": part.encode}
     if isinstance(part, (list, tuple)):
         return [_described(item) for item in part]
     if isinstance(part, Dataset):
         return {"name": part.name, "digest": part.digest}
-    name = getattr(part, "__qualname__", type(part).__qualname__)
-    if not dataclasses.is_dataclass(part):
-        return name
-    return {"class": name} | {f.name: _described(getattr(part, f.name)) for f in dataclasses.fields(part)}
+    maker = part if callable(part) and hasattr(part, "__qualname__") else type(part)
+    node = {"_target_": f"{maker.__module__}.{maker.__qualname__}"}
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return node
+    return node | {f.name: _described(getattr(part, f.name)) for f in dataclasses.fields(part)}
+
+
+def _fields(layer: Layer) -> dict[str, Any]:
+    return {} if layer.fields is None else {"fields": list(layer.fields)}

@@ -28,15 +28,15 @@ DPI = 120  # of figures: sharp on the page, 20 to 60 kB each
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
     """Nested config -> flat hyper-parameters: ``{"algorithm": {"lr": .1}}`` -> ``{"algorithm.lr": .1}``.
 
-    ``_target_`` (``class`` where no configuration made the part) becomes the name of its class under the group's own
-    key (``algorithm: FedAvg``); lists become text; None and empty mappings are left out.
+    ``_target_`` becomes the name of its class under the group's own key (``algorithm: FedAvg``); lists become text;
+    None and empty mappings are left out.
     """
     flat: dict[str, bool | float | str] = {}
     for key, value in config.items():
-        name = prefix.rstrip(".") if key in ("_target_", "class") and prefix else f"{prefix}{key}"
+        name = prefix.rstrip(".") if key == "_target_" and prefix else f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
-        elif key in ("_target_", "class"):
+        elif key == "_target_":
             flat[name] = str(value).rsplit(".", 1)[-1]
         elif value is not None:
             flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)

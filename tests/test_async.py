@@ -24,7 +24,6 @@ from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
 from fedsim.delays import Asynchronous
 from fedsim.engine.asynchronous import AsynchronousServer
-from fedsim.engine.begun import Begun
 from fedsim.errors import Diverged, InputError
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
@@ -51,13 +50,13 @@ def asynchronous(
     """A run before its first start; the caller closes ``run.backend``."""
     dataset = (data or Quadratics(n=9)).dataset()
     split = Natural().split(dataset, 0)
-    prepared = prepare(Begun(algorithm), dataset, split, [linear_zero], local, Stack(), engine, 5, channel)
+    prepared = prepare(algorithm, dataset, split, [linear_zero], local, Stack(), engine, 5, channel)
     return AsynchronousServer(
         prepared.setup,
         prepared.start(engine),
         schedule,
         Evaluate(every=1000),
-        prepared.x0,  # type: ignore[arg-type]
+        prepared.x0,
         prepared.rows[0],
         blocks=prepared.blocks,
         jobs=engine.jobs,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.engine.example_sums import Outer, OuterDifference
+from fedsim.engine.example_pieces import Outer, OuterDifference
 from fedsim.engine.oracle import ModelOracle
 from fedsim.layout import Layout
 from fedsim.losses import Loss, cross_entropy, squared_error
@@ -168,7 +168,7 @@ def test_a_shared_model_and_a_number_as_bound() -> None:
 
 
 def test_many_examples_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.engine.example_sums.NUMBERS", 300)
+    monkeypatch.setattr("fedsim.engine.example_pieces.NUMBERS", 300)
     monkeypatch.setattr("fedsim.engine.oracle.NUMBERS", 300)
     for name in ("images", "tied"):
         case = CASES[name]

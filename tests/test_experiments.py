@@ -136,3 +136,25 @@ def test_dfedsams_numbers(alpha: str) -> None:
         assert small[part] == full[part]
     base = build_run(composed(f"experiment=dfedsam_cifar10_dir{alpha}", "algorithm=dfedavg", "~algorithm.rho"))
     assert (type(base["algorithm"]).__name__, base["topology"]) == ("DFedAvg", RandomRegular(10))
+
+
+def test_diff2s_setting() -> None:
+    parts = build_run(composed("experiment=diff2_california"))
+    assert (parts["rounds"], parts["partition"], parts["schedule"]) == (2000, Iid(10), All())
+    assert (parts["local"].steps, parts["local"].batch_size) == (1, "full")
+    assert (parts["privacy"].target_epsilon, parts["privacy"].delta) == (3.0, 1e-5)
+    assert parts["aggregate"].weights == "uniform"
+
+
+@pytest.mark.parametrize(("name", "clients"), [("dp_fedavg_cifar10", 1000), ("dp_fedavg_mnist", 1200)])
+def test_pfl_researchs_numbers(name: str, clients: int) -> None:
+    parts = build_run(composed(f"experiment={name}"))
+    promise = parts["privacy"]
+    assert (promise.target_epsilon, promise.delta, promise.clip) == (2.0, 1e-6, 0.4)
+    assert (promise.noise_cohort, promise.noise_population) == (1000, 1_000_000)
+    assert parts["partition"] == Iid(clients)
+    assert parts["schedule"].rate * clients == pytest.approx(50)
+    assert (parts["local"].epochs, parts["local"].batch_size, parts["aggregate"].weights) == (1, 10, "uniform")
+    assert (parts["algorithm"].lr, parts["algorithm"].server_lr) == (0.1, 1.0)
+    if name == "dp_fedavg_cifar10":
+        assert parts["rounds"] == 1500

@@ -148,6 +148,8 @@ def test_curves_are_told_apart_by_colour_and_dashes_and_leave_out_what_has_no_lo
     figure = curves(series, "loss", x="rounds", y="loss", log=("y",))
     assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("linear", "log")
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[0.0, 3.0], [1.0, 2.0]]
+    small = curves({"a": (xs, np.geomspace(1, 1e-6, 4))}, "", x="", y="", log=("y",)).axes[0]
+    assert 1e-8 < small.get_ylim()[0] < 1e-6  # the axis is that of the logarithms
     assert ink(figure) > 0.01
     plain = curves(series, "", x="", y="").axes[0]
     assert plain.get_yscale() == "linear"

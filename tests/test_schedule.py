@@ -16,7 +16,7 @@ from scipy import stats
 
 from fedsim.config import build
 from fedsim.errors import InputError
-from fedsim.schedule import All, Bernoulli, Cohorts, Uniform
+from fedsim.schedule import All, Bernoulli, Cohorts, Cyclic, Uniform
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "schedule").glob("*.yaml"))
 
@@ -161,3 +161,17 @@ def test_configs_build_and_repeat_the_defaults_of_their_class(path, tmp_path):
     assert type(schedule).__name__.lower() == path.stem
     assert {f.name for f in fields(schedule)} == set(node) - {"_target_"}
     assert all(getattr(schedule, f.name) == f.default for f in fields(schedule) if f.default is not MISSING)
+
+
+@pytest.mark.parametrize(("population", "cohort"), [(12, 3), (11, 3), (7, 7), (100, 9)])
+def test_cyclic_brings_everyone_in_turn_equally_far_apart(population, cohort):
+    rule, groups = Cyclic(cohort=cohort), population // cohort
+    seen = [rule.clients(t, population, 5) for t in range(3 * groups)]
+    for first in range(2 * groups):
+        assert sorted(i for c in seen[first : first + groups] for i in c) == list(range(population))
+    assert seen[:groups] == seen[groups : 2 * groups]
+    assert {len(c) for c in seen} <= set(range(cohort, cohort + -(-population % cohort // -groups) + 1))
+    assert rule.expected(population) == round(population / groups)
+    assert groups == 1 or rule.clients(0, population, 6) != seen[0]
+    with pytest.raises(InputError, match="cohort must be <="):
+        Cyclic(cohort=population + 1).check(population, 1)

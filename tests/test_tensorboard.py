@@ -144,4 +144,3 @@ def test_no_chart_without_curves() -> None:
 def test_flatten_names_classes_and_leaves_nothing_nested() -> None:
     config = {"_target_": "x", "a": {"_target_": "m.B", "k": None, "deep": {"v": [1, 2]}}, "empty": {}, "on": False}
     assert flatten(config) == {"_target_": "x", "a": "B", "a.deep.v": "[1, 2]", "on": False}
-    assert flatten({"algorithm": {"class": "FedAvg", "lr": 0.1}}) == {"algorithm": "FedAvg", "algorithm.lr": 0.1}

@@ -50,6 +50,7 @@ class DPSRM:
 
     uniform: ClassVar[bool] = True
     everyone: ClassVar[bool] = True
+    equal_steps: ClassVar[bool] = True
     noise: ClassVar[str] = "clients"
     lr: float
     alpha: float = 0.1

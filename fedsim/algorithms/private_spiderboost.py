@@ -51,6 +51,7 @@ class PrivateSpiderBoost:
 
     uniform: ClassVar[bool] = True
     everyone: ClassVar[bool] = True
+    equal_steps: ClassVar[bool] = True
     noise: ClassVar[str] = "clients"
     lr: float
     period: int = 20

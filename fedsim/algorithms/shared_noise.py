@@ -4,7 +4,8 @@ All clients take part in every round and weigh the same. A client's message is t
 (sum + noise) / B_i, B_i being the expected size. One sample more or less moves such a sum by at most its bound c, so
 the mean over P clients of one minibatch each by c / (B_i P). With B = min B_i each client's noise, divided by B_i, has
 standard deviation z c / (B sqrt(P)): that of the mean is z c / (B P), z times the sensitivity of the clients with the
-smallest minibatches, and z B_i / B times it of the others'.
+smallest minibatches, and z B_i / B times it of the others'. All clients must have the same K: one with fewer would
+count more in the mean than the noise is made for (``equal_steps``, which ``fedsim.privacy.ledger`` checks).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class AsynchronousServer:
         backend: Backend,
         schedule: Asynchronous,
         evaluation: Evaluate,
-        x0: Tensor,
+        x0: Tensor | dict[str, Tensor],
         row: State,
         *,
         blocks: Sequence[int],

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.engine.example_sums import NUMBERS, ExampleSums, factors
+from fedsim.engine.example_pieces import NUMBERS
+from fedsim.engine.example_sums import ExampleSums, factors
 from fedsim.engine.kernel import Kernel
 from fedsim.engine.stacked import StackedModel, Unstackable, stack
 from fedsim.layout import Layout

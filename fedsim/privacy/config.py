@@ -324,8 +324,8 @@ def promised(
     schedule: Schedule,
     sizes: Sequence[int],
     rounds: int,
-    local: Local = Local(),  # noqa: B008 - a frozen dataclass
-    seed: int = 0,
+    local: Local | None = None,
+    seed: int | None = None,
     parameters: int | None = None,
 ) -> tuple[Any, Ledger]:
     """The private algorithm, its noise calibrated if a target is given, and its ledger.
@@ -336,20 +336,25 @@ def promised(
         schedule: how cohorts are drawn.
         sizes: [n] samples of each client.
         rounds: of the run.
-        local: how clients draw minibatches.
-        seed: of the run, which the cohorts follow from.
+        local: how clients draw minibatches; None where what is let out does not depend on it.
+        seed: of the run, which the cohorts follow from; likewise.
         parameters: d of the model; None where it is not one model for all.
 
     Raises:
         InputError: the accountant has no bound for what would be let out.
     """
-    setting = Setting(schedule, tuple(sizes), rounds, local, seed, parameters)
+    setting = Setting(schedule, tuple(sizes), rounds, local or Local(), seed or 0, parameters)
     counts = Counts()
 
     def ledger(noise_multiplier: float) -> Ledger:
         return Ledger(privacy.applied(algorithm, noise_multiplier, setting), privacy.accountant, setting, counts)
 
-    check_minibatches(ledger(1.0).algorithm, setting)
+    trial = ledger(1.0).algorithm
+    if hasattr(trial, "client_releases") and (local is None or seed is None):
+        raise TypeError(
+            f"promised needs local and seed: clients of {type(trial).__name__} are accounted for one by one"
+        )
+    check_minibatches(trial, setting)
     z, extra = privacy.noise_multiplier, {}
     if privacy.target_epsilon is not None:
         z = privacy.nominal(algorithm, setting) if isinstance(privacy, Own) else None

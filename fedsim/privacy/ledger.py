@@ -8,6 +8,7 @@ out of one sample of a client that takes part and draws its minibatches so. Of i
 - ``exposed(rnd)``: the clients that ``client_releases`` is about; without it, the round's cohort.
 - ``own_sampling = True``: the schedule's way of drawing cohorts earns nothing beyond what the releases say.
 - ``by_cohort = True``: what a round lets out depends on who came.
+- ``equal_steps = True``: what it says holds for clients with the same number of local steps.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.releases import Drawn, Release, merged
@@ -233,6 +234,10 @@ class Ledger:
 
 def check_minibatches(algorithm: Any, setting: Setting) -> None:
     """Raise InputError unless minibatches are drawn as the accounts of single samples assume."""
+    if getattr(algorithm, "equal_steps", False):
+        steps = sorted({setting.local.count(n) for n in set(setting.sizes)})
+        must = f"be the same for all clients of {type(algorithm).__name__}, who share the noise"
+        require(len(steps) == 1, "local.steps", must, f"{steps[0]} to {steps[-1]}", "add local.steps=1")
     if not hasattr(algorithm, "client_releases") or setting.local.sampling == "poisson":
         return
     size = max(setting.sizes)

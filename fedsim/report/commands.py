@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedsim.report.runs import Run, load_yaml
 
-FROM_PYTHON = "no command: started from Python"
+FROM_PYTHON = "no command: started from Python with samples of its own"
 
 
 def command(runs: Sequence[Run]) -> list[str]:
@@ -37,7 +37,7 @@ def _arguments(run: Run) -> tuple[str, ...]:
                 f"rounds={run.config['rounds']}",
             ]
         return tuple(text for text in _as_typed(overrides) if not text.startswith("seed="))
-    if "_target_" in dict(run.config.get("algorithm") or {}):
+    if "_target_" in dict(run.config.get("data") or {}):  # not samples that only Python had
         return ("--config-path", str(run.path), "--config-name", "config")
     return (FROM_PYTHON,)
 

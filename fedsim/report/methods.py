@@ -17,7 +17,7 @@ from fedsim.report.runs import Run
 
 METHOD = ("algorithm", "aggregate", "channel", "downlink", "privacy", "topology")
 LAYERS = ("channel", "downlink")
-ENGINE = tuple(f"engine.{key}" for key in ("backend", "actors", "address", "jobs", "retries"))
+ENGINE = tuple(f"engine.{key}" for key in ("backend", "actors", "address", "jobs", "retries", "timeout_s"))
 SAME_BITS = ("seed", "evaluate", "logger", "checkpoint", "channel.encode", "downlink.encode", "data.root", *ENGINE)
 Flat = Mapping[str, bool | float | str]
 

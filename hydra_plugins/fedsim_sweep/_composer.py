@@ -34,7 +34,8 @@ class Composer:
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The resolved configuration of one job as plain containers."""
-        options, values = [], []
+        options: list[Override] = []
+        values: list[Override] = []
         for text in overrides:
             if text not in self._parsed:
                 (self._parsed[text],) = self._parser.parse_overrides([text])

@@ -75,8 +75,8 @@ class Runs:
 
     def points(self, setting: Setting, rounds: int, seed: int = 0) -> np.ndarray:
         """[evaluations, 4] of ``COLUMNS``; NaN from where the run diverged to numbers that are none."""
-        parts = [f"{k}{v:g}" for k, v in asdict(setting).items() if v is not None]
-        path = self.folder / f"{'-'.join(parts)}-rounds{rounds}of{self.rounds}-seed{seed}.json"
+        parts = [f"{k}={v:g}" for k, v in asdict(setting).items() if v is not None]
+        path = self.folder / f"{'-'.join(parts)}-rounds={rounds}of{self.rounds}-seed={seed}.json"
         if not path.exists():
             path.write_text(json.dumps(self._run(setting, rounds, seed)))
             print(f"{path.stem}: {json.loads(path.read_text())[-1]}", file=sys.stderr, flush=True)
@@ -150,8 +150,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("outputs/diff2_california"))
     parser.add_argument("--epsilons", nargs="+", type=float, default=[3.0, 5.0])
     parser.add_argument("--c1", nargs="+", type=float, default=[1.0, 3.0], help="of DP-GD; DIFF2 takes the best")
-    parser.add_argument("--c2", nargs="+", type=float, default=[3.0, 10.0, 30.0])
-    parser.add_argument("--periods", nargs="+", type=int, default=[60, 200])
+    parser.add_argument("--c2", nargs="+", type=float, default=[10.0, 30.0])
+    parser.add_argument("--periods", nargs="+", type=int, default=[20, 60, 200])
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--screen", type=int, default=400, help="rounds of a point of the grid")
     parser.add_argument("--finalists", type=int, default=2, help="points that run in full")

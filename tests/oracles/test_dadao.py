@@ -10,13 +10,17 @@ import pytest
 import torch
 from scipy.linalg import expm
 
+from fedsim import Engine, Evaluate, Mean, simulate
 from fedsim.algorithms.a2cid2 import A2CiD2
 from fedsim.algorithms.ad_psgd import ADPSGD
+from fedsim.algorithms.adom_plus import ADOMPlus
 from fedsim.algorithms.dadao import DADAO, PeerState
+from fedsim.models import linear_zero
+from fedsim.partition import Natural
 from fedsim.schedule import Events
 from fedsim.topology import Complete, Ring, Topology
 from tests.conftest import Quadratics
-from tests.virtual import Irregular, finish, one_by_one, virtual
+from tests.virtual import FULL, Irregular, finish, one_by_one, virtual
 
 RECORD = (0.0, 2.5, 7.0, 12.0)
 GRAPHS = [Ring(), Irregular()]
@@ -160,6 +164,55 @@ def test_ad_psgd_is_its_event_loop() -> None:
     expected = one_by_one(run, start, lambda s, dt: s, compute, meet)
     for found, loop in zip(finish(run), expected, strict=True):
         np.testing.assert_allclose(found, loop[:, 0], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_adom_plus_is_its_matrix_form_and_finds_the_optimum(steps: int) -> None:
+    """Written for all peers at once, as the paper does, with the gossip matrix I - W^Q."""
+    data = conditioned(6, 4.0)
+    w = np.linalg.matrix_power(Ring().mixing(6, 0, 0).w.toarray(), steps)
+    gap = 1 - np.sort(np.abs(np.linalg.eigvalsh(Ring().mixing(6, 0, 0).w.toarray())))[-2]
+    mu, smooth, decay, rounds = 1.3, 4.3, 0.3, 200
+    result = simulate(
+        ADOMPlus(mu, smooth, gap, decay, steps),
+        data=data.dataset(),
+        partition=Natural(),
+        model=linear_zero,
+        rounds=rounds,
+        topology=Ring(),
+        local=FULL,
+        aggregate=Mean("uniform"),
+        engine=Engine(backend="serial", dtype="float64"),
+        evaluate=Evaluate(every=rounds),
+        trajectory=True,
+    )
+    assert result.trajectory is not None
+    chi, nu = 1 / (1 - (1 - gap) ** (2 * steps)), mu / 2
+    tau1, tau2 = 1 / (sqrt(smooth / mu) + 0.5), sqrt(mu / smooth)
+    sigma2 = tau2 / (16 * chi)
+    sigma1 = 1 / (1 / sigma2 + 0.5)
+    eta, alpha, beta, delta = 1 / (smooth * tau2), mu / 2, 1 / (2 * smooth), 1 / (17 * smooth)
+    gamma, theta, zeta = nu / (14 * sigma2 * chi**2), nu / (4 * sigma2), 0.5
+    x = x_f = np.tile(X0, (6, 1))
+    y = y_f = z = z_f = m = np.zeros((6, 4))
+    gossip = np.eye(6) - w
+    for t in range(30):
+        x_g, y_g = tau1 * x + (1 - tau1) * x_f, sigma1 * y + (1 - sigma1) * y_f
+        z_g = sigma1 * z + (1 - sigma1) * z_f
+        g = np.stack([data.grad(i, x_g[i]) for i in range(6)]) + (decay - nu) * x_g
+        # two linear equations in (x, y) of the next round
+        system = np.array([[1 + eta * alpha, -eta], [theta, 1 + theta * beta]])
+        right = np.stack([x + eta * alpha * x_g - eta * g, y + theta * beta * g - theta / nu * (y_g + z_g)])
+        new_x, new_y = np.einsum("ij,jnd->ind", np.linalg.inv(system), right)
+        x_f, y_f = x_g + tau2 * (new_x - x), y_g + sigma2 * (new_y - y)
+        q = gamma / nu * (y_g + z_g) + m
+        z, m, z_f = z + gamma * delta * (z_g - z) - gossip @ q, q - gossip @ q, z_g - zeta * gossip @ (y_g + z_g)
+        x, y = new_x, new_y
+        np.testing.assert_allclose(result.trajectory[t + 1], x, rtol=0, atol=1e-10)
+    hessian = sum(data.hessian(i) for i in range(6)) + 6 * decay * np.eye(4)
+    best = np.linalg.solve(hessian, sum(data.a[i].T @ data.b[i] for i in range(6)))
+    start, end = np.linalg.norm(result.trajectory[[0, -1]] - best, axis=(1, 2))
+    assert end < 0.05 * start
 
 
 def conditioned(n: int, ratio: float) -> Quadratics:

@@ -37,6 +37,7 @@ RDP, PLD = Accountant("rdp", 1e-5), Accountant("pld", 1e-5)
 POISSON = Local(steps=4, batch_size=10, sampling="poisson")
 SIZES = (40, 400, 41, 100, 55, 40)
 DISCRETE, ADAPTIVE = (kind(1e-5, noise_multiplier=1.0) for kind in (DiscreteGaussian, AdaptiveGaussian))
+EPOCHS = Local(epochs=1, batch_size=10, sampling="poisson")
 OWN = Own(1e-5, noise_multiplier=1.2, kind="rdp")
 
 
@@ -196,6 +197,7 @@ def test_an_algorithm_that_says_nothing_of_kinds_is_asked_every_round() -> None:
     ("make", "says"),
     [
         (lambda: ledger(OWN, DPSGD(lr=0.1), local=Local(batch_size=10)), "local.sampling must be poisson"),
+        (lambda: ledger(OWN, DPSRM(lr=0.1), local=EPOCHS), "local.steps must be the same .* '4 to 40'"),
         (lambda: CentralGaussian(1e-5, noise_multiplier=1.0, clip=math.inf), "clip must be > 0 and finite"),
         (lambda: CentralGaussian(1e-5, noise_multiplier=1.0, noise_cohort=10), "both given"),
         (lambda: DiscreteGaussian(1e-5, noise_multiplier=1.0, kind="pld"), "kind must be rdp"),

@@ -18,6 +18,7 @@ TOPK = {"encode": False, "topk": {"_target_": "fedsim.channel.topk.TopK", "ratio
 def config(algorithm: Mapping[str, Any] = FEDAVG, seed: int = 0, **more: Any) -> dict[str, Any]:
     base: dict[str, Any] = {"seed": seed, "rounds": 10, "algorithm": dict(algorithm), "channel": {"encode": False}}
     base |= {"partition": {"_target_": "fedsim.partition.Dirichlet", "clients": 20, "alpha": 0.5}}
+    base |= {"data": {"_target_": "fedsim.data.Digits"}}
     base |= {
         "engine": {"_target_": "fedsim.engine.config.Engine", "backend": "serial", "actors": 2, "dtype": "float32"}
     }

@@ -71,9 +71,12 @@ def test_of_two_runs_with_the_same_configuration_and_seed_the_finished_one_count
 
 
 def test_runs_started_from_python_are_named_too(tmp_path: Path) -> None:
-    found, _ = settings(runs(tmp_path, config({"class": "FedAvg", "lr": 0.1}), config({"class": "FedAvg", "lr": 1.0})))
+    made = {"name": "mine", "digest": "0" * 8}
+    each = [config({"_target_": "m.FedAvg", "lr": lr}, data=made) for lr in (0.1, 1.0)]
+    found, _ = settings(runs(tmp_path, *each))
     assert [method.label for method in found[0].methods] == ["FedAvg, lr=0.1", "FedAvg, lr=1"]
-    assert command(found[0].methods[0].runs) == ["no command: started from Python (seed 0)"]
+    alone = "no command: started from Python with samples of its own (seed 0)"
+    assert command(found[0].methods[0].runs) == [alone]
 
 
 @pytest.mark.parametrize(
