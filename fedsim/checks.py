@@ -34,6 +34,10 @@ def require_rule(algorithm: Any, aggregate: Aggregate) -> None:
         aggregate.weights,
         "add aggregate.weights=uniform",
     )
+    integers = getattr(algorithm, "integers", False)
+    must = f"be {'the sum of integers' if integers else 'a rule for numbers'} for {name_of(algorithm)}"
+    do = f"add {'privacy=discrete_gaussian, which chooses it' if integers else 'aggregate=mean'}"
+    require(getattr(aggregate, "integers", False) == integers, "aggregate", must, type(aggregate).__name__, do)
     stacked = getattr(algorithm, "stacked", False)
     require(
         isinstance(aggregate, Stack) == stacked,

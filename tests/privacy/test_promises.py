@@ -67,6 +67,8 @@ def test_mechanisms_run_and_promise_clients() -> None:
     ("algorithm", "options", "says"),
     [
         (DPSGD(lr=0.1), {"privacy": Own(1e-5, noise_multiplier=1.0), "local": Local(batch_size=2)}, "must be poisson"),
+        (FedAvg(lr=0.1), {"privacy": DiscreteGaussian(1e-5, noise_multiplier=1.0)}, "aggregate must be the sum of"),
+        (FedAvg(lr=0.1), {"aggregate": ModularSum()}, "aggregate must be a rule for numbers"),
         (
             FedAvg(lr=0.1),
             {
