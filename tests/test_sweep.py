@@ -34,7 +34,7 @@ from hydra_plugins.fedsim_sweep._composer import Composer
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("engine=serial", "data=quadratic", "schedule=all", "rounds=2")
-DIGITS = ("engine=serial", "partition.clients=4", "rounds=2")
+DIGITS = ("engine=serial", "partition.clients=4", "schedule=all")
 
 
 def jobs(*texts: str, **choices: Any) -> list[tuple[str, ...]]:
@@ -557,7 +557,7 @@ def test_jobs_with_actors_share_one_ray_without_deadlock(tmp_path: Path) -> None
 def test_ctrl_c_saves_what_the_jobs_have(tmp_path: Path) -> None:
     sweep = [sys.executable, "-m", "fedsim", "-m", *DIGITS, "rounds=60", "seed=0,1,2", "hydra.sweep.dir=out"]
     process = subprocess.Popen(sweep, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    while sum(rounds_done(tmp_path / "out").values()) < 5:
+    while sum(rounds_done(tmp_path / "out").values()) < 5 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

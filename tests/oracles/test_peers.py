@@ -250,7 +250,10 @@ COMPRESSED: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", COMPRESSED)
+SHORT = [name for name in COMPRESSED if name != "choco_model"]
+
+
+@pytest.mark.parametrize("name", [*SHORT, pytest.param("choco_model", marks=pytest.mark.slow)])
 def test_fifty_rounds_of_top_k_equal_numpy_loop(name: str) -> None:
     rule, loop, keys = COMPRESSED[name]
     problem = Quadratics(n=6, m=60, d=8)
@@ -387,7 +390,7 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", ["dsgt", "beer", pytest.param("diging", marks=pytest.mark.slow)])
 def test_trackers_reach_the_optimum_of_the_mean(name: str) -> None:
     rule, layers, rounds = EXACT[name]
     problem = Quadratics(n=6, m=60, d=8)
@@ -398,8 +401,8 @@ def test_trackers_reach_the_optimum_of_the_mean(name: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "layers"),
     [
-        (DPSGD, ()),
         (ChocoSGD, TOP2),
+        pytest.param(DPSGD, (), marks=pytest.mark.slow),
         pytest.param(DFedAvg, (), marks=pytest.mark.slow),
         pytest.param(SGP, (), marks=pytest.mark.slow),
         pytest.param(DeepSqueeze, TOP2, marks=pytest.mark.slow),
