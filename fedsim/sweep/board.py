@@ -83,6 +83,10 @@ class Board:
             parts = (f"[{done}/{len(self._states)}]", state.name, state.status, _scores(state.summary), took)
             self._console.print("  ".join(part for part in parts if part), markup=False, soft_wrap=True)
 
+    def stopped(self) -> None:
+        """Ctrl-C came."""
+        self._console.print("stopped; the same command goes on from here")
+
     def refresh(self) -> None:
         """Look at what the jobs have written since."""
         if self._live is None:

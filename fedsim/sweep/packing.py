@@ -116,6 +116,7 @@ def run_all(sweep: SweepFolder, tasks: Sequence[Task], limits: Limits, board: Bo
                 board.refresh()
         except KeyboardInterrupt:
             pool.interrupt(board)
+            board.stopped()
             raise
 
 
