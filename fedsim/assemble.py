@@ -99,8 +99,8 @@ def assemble(
         check_channel(algorithm, channel)
     common = (local, aggregate, engine, seed, channel, downlink, rounds, topology, graphs)
     prepared = prepare(algorithm, dataset, population, models, *common)
-    if graphs is not None:
-        prepared = replace(prepared, setup=tuned(prepared.setup, graphs))
+    if topology is not None:
+        prepared = replace(prepared, setup=tuned(prepared.setup, graphs or topology.mixing(n, 0, seed)))
     return Assembled(prepared, population, schedule, engine, rounds, ledger)
 
 

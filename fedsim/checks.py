@@ -120,6 +120,6 @@ def require_mixing(algorithm: Any, mixing: Mixing) -> None:
         raise InputError(f"topology.weights must {must}, got others; use {other}{more}")
     if getattr(algorithm, "static", False) and not mixing.static:
         raise InputError(
-            f"topology must not change with the round for {name}, whose peers keep copies of their neighbours; "
+            f"topology must not change with the round for {name}, which is made for one graph; "
             "choose another topology, or topology.fresh=false"
         )

@@ -111,8 +111,16 @@ def stop(folder: Path) -> None:
         time.sleep(0.1)
     for process in alive(folder):
         os.killpg(process["pid"], signal.SIGKILL)
+    forget(folder)
     shutil.rmtree(folder, ignore_errors=True)
     print(f"ended {len(running)} nodes")
+
+
+def forget(folder: Path) -> None:
+    """Take back the note by which any ``ray.init()`` on this machine would look for the cluster that is gone."""
+    note, known = Path("/tmp/ray/ray_current_cluster"), folder / "cluster.json"
+    if known.exists() and note.exists() and note.read_text() == json.loads(known.read_text())["address"]:
+        note.unlink()
 
 
 def status(folder: Path) -> int:

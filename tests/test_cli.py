@@ -111,7 +111,7 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         (["algorithm.lr=1,2"], ["algorithm.lr must be one value", "add -m"]),
         (["foo"], ["KEY=VALUE", "got 'foo'"]),
         (["=3"], ["KEY=VALUE", "got '=3'"]),
-        (["local=5"], ["local must be a mapping with the keys steps, epochs, batch_size, got 5"]),
+        (["local=5"], ["local must be a mapping with the keys steps, epochs, batch_size, sampling, got 5"]),
         (["algorithm.lr=inf"], ["algorithm.lr must be a finite number, got inf"]),
         (["algorithm.lr=[1"], ["KEY=VALUE", "got 'algorithm.lr=[1'"]),
         (["--foo"], ["unrecognized arguments: --foo", "--help"]),

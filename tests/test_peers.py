@@ -21,7 +21,7 @@ from fedsim.channel.randk import RandK
 from fedsim.channel.topk import TopK
 from fedsim.data import Dataset
 from fedsim.engine.gossip import Gossip, product
-from fedsim.engine.peers import consensus
+from fedsim.engine.measured import consensus
 from fedsim.errors import InputError
 from fedsim.partition import Iid
 from fedsim.schedule import All, Uniform

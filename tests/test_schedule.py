@@ -158,7 +158,7 @@ def test_configs_build_and_repeat_the_defaults_of_their_class(path, tmp_path):
         assert node["path"] == "???"
         node["path"] = written(tmp_path, [[0]])
     schedule = build(node, "schedule")
-    assert type(schedule).__name__.lower() == path.stem
+    assert type(schedule).__name__.lower() == {"async": "asynchronous"}.get(path.stem, path.stem)
     assert {f.name for f in fields(schedule)} == set(node) - {"_target_"}
     assert all(getattr(schedule, f.name) == f.default for f in fields(schedule) if f.default is not MISSING)
 

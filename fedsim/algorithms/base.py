@@ -31,11 +31,16 @@ A decentralized algorithm (``PeerAlgorithm``) has no server: each peer computes,
 mixes what all hold with its row of W. Of itself it may say, besides:
 
 - ``gossip_steps``: exchanges in a round, each with offers of its own; 1.
-- ``static = True``: peers keep copies of their neighbours, so the topology must not change.
+- ``static = True``: the topology must not change, for peers keep copies of their neighbours, or are tuned to it.
 - ``mixes = "columns"``: W must be column-stochastic, for it carries weights of its own (push-sum); ``rows`` otherwise.
 
 A class with a method ``publish(peer, arrived, rnd) -> (peer, message)`` says what is mixed instead of the offer itself:
 ``arrived`` is what neighbours decoded of this peer's offer, and the message what they then hold of it (a public copy).
+
+A class with a method ``tuned(RoundConstants) -> algorithm`` gets what its step sizes depend on before the run.
+
+Without rounds (``EventAlgorithm``) ``coupled = True`` says that peers have no clocks of their own: the two of a meeting
+compute just before it.
 
 ``local_sgd.LocalSGD`` holds what algorithms with local SGD steps share.
 """
@@ -99,6 +104,14 @@ class PeerAlgorithm(Protocol[C]):
     def mix(self, peer: C, mixed: Message, rnd: Round) -> C:
         """Its step on ``sum_j w_ij m_j`` over its neighbours' messages and its own, as decoded."""
         ...
+
+
+class RoundConstants(NamedTuple):
+    """What the constants of a peer algorithm in rounds depend on: W, which is symmetric, and the losses."""
+
+    gap: float  # spectral gap of W, > 0
+    mu: float | None = None  # least strong convexity of a client's loss; None: not known
+    smooth: float | None = None  # largest smoothness of a client's loss; None: not known
 
 
 class Constants(NamedTuple):

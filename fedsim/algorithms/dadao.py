@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Constants
 from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.strongly_convex import StronglyConvex
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Message, Round
@@ -37,44 +38,27 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DADAO:
+class DADAO(StronglyConvex):
     """DADAO for strongly convex smooth losses.
 
     Linear convergence needs chi1 * chi2 <= 1/2, which ``topology.rates=minimal`` gives with equality; lower rates
     diverge.
 
     Attributes:
-        mu: least strong convexity among the clients' losses f_i (not of their mean), > 0; 0: computed, for least
-            squares.
-        smooth: largest smoothness constant L among the clients' losses, >= mu; 0: computed, for least squares.
-        weight_decay: weight of 1/2 ||x||^2 in every f_i, >= 0, which ``mu`` and ``smooth`` include.
         chi1: of the graph with its rates, > 0; 0: computed.
     """
 
     most_chi12: ClassVar[float] = 0.5
 
-    mu: float = 0.0
-    smooth: float = 0.0
-    weight_decay: float = 0.0
     chi1: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.mu >= 0, "mu", "be > 0, or 0 to have it computed", self.mu)
-        must = f"be >= mu = {self.mu:g}, or 0 to have it computed"
-        require(self.smooth >= self.mu or self.smooth == 0, "smooth", must, self.smooth)
-        require(self.weight_decay >= 0, "weight_decay", "be >= 0", self.weight_decay)
+        super().__post_init__()
         require(self.chi1 >= 0, "chi1", "be > 0, or 0 to have it computed", self.chi1)
 
     def tuned(self, constants: Constants) -> DADAO:
         """With the graph's chi1 and the losses' mu and L, unless they were given."""
-        found = {"mu": constants.mu, "smooth": constants.smooth}
-        for name, value in found.items():
-            known = bool(getattr(self, name)) or value is not None
-            must = "be given for losses other than least squares of a linear model without bias"
-            require(known, f"algorithm.{name}", must, 0)
-        mu, smooth = (getattr(self, name) or (found[name] or 0.0) + self.weight_decay for name in found)
-        must = "be > 0: some client's losses are not strongly convex, its data have fewer directions than the model"
-        require(mu > 1e-12 * smooth, "algorithm.mu", must, mu, "add algorithm.weight_decay=0.1, for example")
+        mu, smooth = self.bounds(constants.mu, constants.smooth)
         return replace(self, mu=mu, smooth=smooth, chi1=self.chi1 or constants.chi1)
 
     @property

@@ -1,4 +1,4 @@
-"""Step sizes of event algorithms from graph and losses: how curved the clients' losses are, where that is known."""
+"""Step sizes of peers from graph and losses: how curved the clients' losses are, where that is known."""
 
 from __future__ import annotations
 
@@ -7,19 +7,44 @@ from itertools import pairwise
 
 import numpy as np
 
+from fedsim.algorithms.base import RoundConstants
 from fedsim.engine.events import Graphs
 from fedsim.engine.local_part import LocalPart
 from fedsim.engine.worker import Setup
+from fedsim.errors import require
 from fedsim.layout import Layout
+from fedsim.topology import Mixing, spectral_gap
 
 
-def tuned(setup: Setup, graphs: Graphs) -> Setup:
-    """The set-up of an event algorithm, tuned to its graphs and to what is known of the losses."""
-    mu, smooth = curvature(setup) or (None, None)
+def tuned(setup: Setup, network: Graphs | Mixing) -> Setup:
+    """The set-up of peers whose algorithm, where it asks for that, is tuned to what is known of the losses and to:
+
+    Args:
+        setup: as made.
+        network: the graphs of virtual time, or the first W of rounds.
+
+    Raises:
+        InputError: the algorithm needs to know more, or another W.
+    """
     part = setup.algorithm
     assert isinstance(part, LocalPart)
-    algorithm = part.base.tuned(graphs.constants._replace(mu=mu, smooth=smooth))
+    if not hasattr(part.base, "tuned"):
+        return setup
+    mu, smooth = curvature(setup) or (None, None)
+    if isinstance(network, Graphs):
+        algorithm = part.base.tuned(network.constants._replace(mu=mu, smooth=smooth))
+    else:
+        algorithm = part.base.tuned(RoundConstants(_gap(network, type(part.base).__name__), mu, smooth))
     return replace(setup, algorithm=LocalPart(algorithm))
+
+
+def _gap(mixing: Mixing, name: str) -> float:
+    """Of a symmetric W that connects everybody."""
+    do = "add topology.weights=metropolis"
+    require(mixing.symmetric, "topology.weights", f"give a symmetric W for {name}", "another", do)
+    gap = spectral_gap(mixing.w)
+    require(gap > 1e-12, "topology", f"mix all peers for {name}", f"a W of spectral gap {gap:.3g}")
+    return gap
 
 
 def curvature(setup: Setup) -> tuple[float, float] | None:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fedsim.checks import require_mixing
-from fedsim.engine.block import to_numpy
 from fedsim.engine.gossip import Gossip, receivers
 from fedsim.engine.jobs import Jobs, digest_of, mean_loss
+from fedsim.engine.measured import consensus, mean_of, measured, own
 from fedsim.engine.orchestrator import Record
-from fedsim.engine.worker import Backend, Models, Setup
+from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import Diverged
-from fedsim.evaluate import Evaluate, evaluate, gradient, peers_scores
+from fedsim.evaluate import Evaluate
 from fedsim.interrupts import uninterrupted
 from fedsim.layout import Layout
 from fedsim.schedule import Schedule
@@ -112,25 +112,9 @@ class Peers:
 
     def evaluate(self) -> Record:
         """Metrics of the mean of the peers' models, and of their own models if asked for."""
-        start = time.perf_counter()
-        test, task = self.setup.test, self.setup.task
-        models = self.point()
-        mean = to_numpy(self.model())
-        found = evaluate(self.backend, mean, test, task, clients=False)
+        found = measured(self.backend, self.setup, self.point(), self.evaluation)
         self.confusion = found.confusion
-        metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
-        if self.evaluation.clients:
-            metrics |= self._own(models, "peer")
-        if self.evaluation.gradient:
-            shares = np.full(len(self.sizes), 1 / len(self.sizes))
-            metrics |= gradient(self.backend, mean, self.setup.train, shares)
-        return metrics | {"time/evaluate_s": time.perf_counter() - start}
-
-    def _own(self, models: Tensor, name: str) -> Record:
-        """The peers' own models, each on all test samples."""
-        jobs = [Models(models[a : a + 8].numpy()) for a in range(0, len(models), 8)]
-        answers = self.backend.map("evaluate_models", jobs, [len(job.x) for job in jobs], {})
-        return peers_scores(np.concatenate(answers), name)
+        return found.metrics
 
     def step(self) -> Record:
         """One round.
@@ -192,7 +176,7 @@ class Peers:
         """What peers are before they mix."""
         models = self._models(states)
         found = {"gossip/consensus_before": consensus(models)}
-        return found | (self._own(models, "unmixed_peer") if self.evaluation.clients else {})
+        return found | (own(self.backend, models, "unmixed_peer") if self.evaluation.clients else {})
 
     def _gap(self, index: int, mixing: Mixing) -> Record:
         """1 - lambda of this round's W, and of the product over a period where W changes; computed once for each."""
@@ -216,8 +200,7 @@ class Peers:
 
     def model(self) -> Tensor:
         """The mean of the peers' models [d]."""
-        models = self.point()
-        return torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64)).to(models.dtype)
+        return mean_of(self.point())
 
     @property
     def server(self) -> tuple[()]:
@@ -237,13 +220,6 @@ class Peers:
     def digest(self) -> str:
         """sha256 over all peers' models, as little-endian bytes in client order."""
         return digest_of([self.point().numpy()])
-
-
-def consensus(models: Tensor) -> float:
-    """Root of the mean over peers of the squared distance to their mean, from [n, d]."""
-    mean = torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64))
-    total = sum(float((model.double() - mean).square().sum()) for model in models)
-    return float(np.sqrt(total / len(models)))
 
 
 def _like(mixing: Mixing, states: State) -> Any:

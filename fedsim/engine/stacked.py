@@ -125,11 +125,14 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise Unstackable(f"{type(module).__name__} at {path or 'the top'} has hooks")
-    tracer = _Tracer()
+    tracer, own = _Tracer(), set(vars(model))
     try:
         graph = tracer.trace(model)
     except Exception as error:  # fx raises many types; user code runs inside
         raise Unstackable(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
+    finally:
+        for name in vars(model).keys() - own:  # fx leaves the tensors that it met in the module
+            delattr(model, name)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first = {id(parameters[name]): name for name in layout.names}
     names = {id(p): first[id(p)] for p in parameters.values()}

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fedsim.channel import message
 from fedsim.data.batches import as_tensor
-from fedsim.engine.block import to_numpy
 from fedsim.engine.events import Graphs, Timeline, draw, levels, too_slow, waves
 from fedsim.engine.jobs import Jobs, digest_of
+from fedsim.engine.measured import mean_of, measured
 from fedsim.engine.orchestrator import Record
-from fedsim.engine.peers import Stacked, consensus
-from fedsim.engine.worker import Backend, Done, Models, Setup
+from fedsim.engine.peers import Stacked
+from fedsim.engine.worker import Backend, Done, Setup
 from fedsim.errors import Diverged
-from fedsim.evaluate import Evaluate, evaluate, gradient, peers_scores
+from fedsim.evaluate import Evaluate
 from fedsim.interrupts import uninterrupted
 from fedsim.schedule import Events
 from fedsim.tree import leaves, tree_map
@@ -46,6 +46,7 @@ class VirtualTime:
         rounds: measured times where ``schedule.record`` names none.
 
     Attributes:
+        coupled: whether peers compute at meetings only.
         events: all events of the run, drawn in advance.
         times: when each round ends.
         now: virtual time of the last measurement.
@@ -73,7 +74,9 @@ class VirtualTime:
         self.times = schedule.times(rounds)
         self.rounds = len(self.times)
         self.graphs = graphs
-        self.events: Timeline = draw(n, graphs.stretches, self.times[-1], setup.seed)
+        self.coupled = getattr(self.algorithm, "coupled", False)
+        events = draw(n, graphs.stretches, self.times[-1], setup.seed)
+        self.events = Timeline(*(column[events.j >= 0] for column in events)) if self.coupled else events
         self.levels = levels(self.events, n)
         self.states: State = tree_map(lambda t: t.expand(n, *t.shape).clone(), row)
         self.last = torch.zeros(n, dtype=torch.float64)  # time of each peer's state
@@ -110,7 +113,7 @@ class VirtualTime:
 
     def model(self) -> Tensor:
         """The mean of the peers' models [d]."""
-        return _mean(self.point())
+        return mean_of(self.point())
 
     def digest(self) -> str:
         """sha256 over all peers' models, as little-endian bytes in client order."""
@@ -123,20 +126,9 @@ class VirtualTime:
 
     def evaluate(self) -> Record:
         """Metrics of the mean of the peers' models, and of their own models if asked for."""
-        start = time.perf_counter()
-        models = self.point()
-        mean = to_numpy(_mean(models))
-        found = evaluate(self.backend, mean, self.setup.test, self.setup.task, clients=False)
+        found = measured(self.backend, self.setup, self.point(), self.evaluation)
         self.confusion = found.confusion
-        metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
-        if self.evaluation.clients:
-            jobs = [Models(models[a : a + 8].numpy()) for a in range(0, len(models), 8)]
-            answers = self.backend.map("evaluate_models", jobs, [len(job.x) for job in jobs], {})
-            metrics |= peers_scores(np.concatenate(answers), "peer")
-        if self.evaluation.gradient:
-            shares = np.full(len(self.sizes), 1 / len(self.sizes))
-            metrics |= gradient(self.backend, mean, self.setup.train, shares)
-        return metrics | {"time/evaluate_s": time.perf_counter() - start}
+        return found.metrics
 
     def step(self) -> Record:
         """Everything until the next measurement.
@@ -156,8 +148,9 @@ class VirtualTime:
         for level, wave in waves(self.levels, first, until):
             alone = self.events.j[wave] < 0
             self._advance(states, last, wave[alone], wave[~alone])
-            if alone.any():
-                losses += self._compute(states, wave[alone], level)
+            computing = self._ends(wave) if self.coupled else self.events.i[wave[alone]]
+            if len(computing):
+                losses += self._compute(states, computing, level)
             if not alone.all():
                 sent += self._meet(states, wave[~alone], level)
                 meetings += int((~alone).sum())
@@ -182,15 +175,19 @@ class VirtualTime:
     def _advance(self, states: State, last: Tensor, alone: np.ndarray, pairs: np.ndarray) -> None:
         """Bring the peers of a wave's gradient and edge events forward to their events, in place."""
         events = self.events
-        ids = torch.from_numpy(np.concatenate([events.i[alone], events.i[pairs], events.j[pairs]]))
+        ids = torch.from_numpy(np.concatenate([events.i[alone], self._ends(pairs)]))
         t = torch.from_numpy(np.concatenate([events.t[alone], events.t[pairs], events.t[pairs]]))
         rows = tree_map(lambda leaf: leaf[ids], states)
         _write(states, ids, torch.func.vmap(self.algorithm.flow)(rows, t - last[ids]))
         last[ids] = t
 
-    def _compute(self, states: State, which: np.ndarray, level: int) -> list[np.ndarray]:
-        """Gradient events of disjoint peers, in place; returns their losses."""
-        rnd = self._round(level, self.events.i[which])
+    def _ends(self, pairs: np.ndarray) -> np.ndarray:
+        """The peers of edge events: the first of every pair, then the second."""
+        return np.concatenate([self.events.i[pairs], self.events.j[pairs]])
+
+    def _compute(self, states: State, ids: np.ndarray, level: int) -> list[np.ndarray]:
+        """Gradients of different peers, in place; returns their losses."""
+        rnd = self._round(level, ids)
         costs = [self.setup.local.count(int(m)) for m in self.sizes[list(rnd.clients)]]
         cut, totals = self.jobs.cut(rnd, rnd.clients, costs, (Stacked((states, {})),))
         answers: list[Done] = self.jobs.train(cut, totals, {})
@@ -200,7 +197,7 @@ class VirtualTime:
 
     def _meet(self, states: State, which: np.ndarray, level: int) -> int:
         """Edge events of disjoint pairs, in place; returns the bytes that travelled."""
-        ends = np.concatenate([self.events.i[which], self.events.j[which]])
+        ends = self._ends(which)
         rnd, ids = self._round(level, ends), torch.from_numpy(ends)
         size = 0
 
@@ -226,8 +223,3 @@ class VirtualTime:
 
 def _write(states: State, ids: Tensor, rows: State) -> None:
     tree_map(lambda leaf, new: leaf.index_copy_(0, ids, new), states, rows)
-
-
-def _mean(models: Tensor) -> Tensor:
-    """[n, d] -> [d]."""
-    return torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64)).to(models.dtype)

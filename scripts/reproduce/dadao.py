@@ -16,13 +16,15 @@ from fedsim import Engine, Local, simulate
 from fedsim.aggregate import Mean
 from fedsim.algorithms.a2cid2 import A2CiD2
 from fedsim.algorithms.ad_psgd import ADPSGD
+from fedsim.algorithms.continuized import Continuized
 from fedsim.algorithms.dadao import DADAO
+from fedsim.algorithms.msda import MSDA
 from fedsim.data import Dataset, Split
 from fedsim.evaluate import Evaluate
 from fedsim.figures import curves
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.schedule import Events
+from fedsim.schedule import All, Events
 from fedsim.topology import Barbell, Complete, Grid, Ring, Star, edge_rates
 from fedsim.topology import Path as Line
 from fedsim.topology.base import Fixed
@@ -62,9 +64,10 @@ def problem(n: int, ratio: float) -> Dataset:
     return Dataset("problem", Split(a, b, np.repeat(np.arange(n), 4)), None, "least_squares", 1)
 
 
-def errors(algorithm: object, graph: Fixed, data: Dataset, schedule: Events, seed: int) -> tuple[np.ndarray, ...]:
-    """At each measured time: mean over peers of the squared distance to the optimum, the time, meetings until then."""
-    rounds = 60
+def errors(
+    algorithm: object, graph: Fixed, data: Dataset, schedule: Events | All, seed: int, rounds: int = 60
+) -> tuple[np.ndarray, ...]:
+    """At each measured time: mean over peers of the squared distance to the optimum, the time, edges used until then."""
     result = simulate(
         algorithm,  # type: ignore[arg-type]
         data=data,
@@ -84,7 +87,8 @@ def errors(algorithm: object, graph: Fixed, data: Dataset, schedule: Events, see
     assert result.trajectory is not None
     done = result.metrics[1:]
     points = np.square(result.trajectory[-len(done) :] - best).sum(2).mean(1)
-    return points, np.array([r["time/virtual_s"] for r in done]), np.array([r["comm/edges"] for r in done])
+    time, edges = ("time/virtual_s", "comm/edges") if isinstance(schedule, Events) else ("round", "comm/edges_total")
+    return points, np.array([r[time] for r in done]), np.array([r[edges] for r in done])
 
 
 def decay(t: np.ndarray, error: np.ndarray, ratio: float) -> float:
@@ -123,6 +127,15 @@ def main() -> int:
         print(f"| {factor} x minimal | {error[-1] / error[len(error) // 4]:.2g} |")
 
     data, lines = problem(10, 25.0), {}
+    print("\n| graph | DADAO | Continuized | MSDA |\n|---|---|---|---|")
+    for name in ("cycle", "complete", "star"):
+        cells = []
+        for rule, schedule in ((DADAO(), Events(300.0)), (Continuized(), Events(60.0)), (MSDA(), All())):
+            error, _, edges = errors(rule, GRAPHS[name], data, schedule, args.seeds[0])
+            start = np.square(np.linalg.lstsq(data.train.x, data.train.y, rcond=None)[0]).sum()
+            cells.append(f"{edges[np.flatnonzero(error < 1e-3 * start)[0]]:.0f}")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
     for label, algorithm in (("DADAO", DADAO()), ("A2CiD2", A2CiD2(lr=0.02)), ("AD-PSGD", ADPSGD(lr=0.02))):
         for name in ("cycle", "complete"):
             error, _, meetings = errors(algorithm, GRAPHS[name], data, Events(100.0), args.seeds[0])

@@ -17,7 +17,7 @@ import yaml
 
 from fedsim import Engine, Local, Mean, Result, simulate
 from fedsim.aggregate import Stack
-from fedsim.algorithms.base import Constants
+from fedsim.algorithms.base import Constants, RoundConstants
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.message import heard
@@ -28,15 +28,16 @@ from fedsim.channel.sign import Sign
 from fedsim.channel.topk import TopK
 from fedsim.checks import is_peers
 from fedsim.config import build, build_run
-from fedsim.data import Dataset
+from fedsim.data import Dataset, Split
 from fedsim.delays import Asynchronous
 from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import InputError
 from fedsim.layout import Layout
 from fedsim.losses import loss_of
+from fedsim.models import Factory, linear_zero
 from fedsim.models import build as build_model
 from fedsim.objective import Objective
-from fedsim.partition import Dirichlet
+from fedsim.partition import Dirichlet, Iid
 from fedsim.schedule import All, Events, Uniform
 from fedsim.topology import ExponentialDirected, Ring
 from fedsim.tree import leaves, tree_map
@@ -54,6 +55,7 @@ EARLY: dict[str, dict[str, Any]] = {
     "mesa": {"start": 1},
     "onebit_adam": {"warmup": 1},
 }  # three rounds must reach what these begin later
+DUAL = ("continuized", "msda")  # of quadratic losses only
 KNOWN = {"dadao": {"mu": 0.5, "smooth": 20.0, "weight_decay": 0.5}}  # of losses that are no least squares
 SIGNS = (Layer("sign", Sign("l2"), ("momentum",)),)
 UPLINKS = {  # without these layers the method's own part would have nothing to do
@@ -100,6 +102,16 @@ def working(name: str) -> Any:
     return replace(algorithm(name), **(EARLY | KNOWN).get(name, {}))
 
 
+def problem(name: str, data: Dataset, model: Factory = small_cnn) -> dict[str, Any]:
+    """Data, seven clients and model: those given, or least squares for methods that can do nothing else."""
+    if name not in DUAL:
+        return {"data": data, "partition": Dirichlet(clients=7, alpha=0.5, min_samples=2), "model": model}
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(100, 3)).astype(np.float32), random.normal(size=100).astype(np.float32)
+    data = Dataset("rows", Split(x, y), None, "least_squares", 1)
+    return {"data": data, "partition": Iid(clients=7), "model": linear_zero}
+
+
 def cohorts(name: str) -> All | Uniform | Events | Asynchronous:
     """Five of seven clients a round, or all where the method needs them."""
     if hasattr(algorithm(name), "meet"):
@@ -119,9 +131,7 @@ def run(name: str, data: Dataset, **engine: Any) -> Result:
     """Three rounds of clients with very different sizes, two epochs, ragged minibatches."""
     return simulate(
         working(name),
-        data=data,
-        partition=Dirichlet(clients=7, alpha=0.5, min_samples=2),
-        model=small_cnn,
+        **problem(name, data),
         rounds=3,
         schedule=cohorts(name),
         topology=graph(name),
@@ -149,9 +159,7 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str, squares: Dataset) 
     assert first.summary["digest"] == again.summary["digest"]
     other = simulate(
         working(name),
-        data=squares,
-        partition=Dirichlet(clients=7, alpha=0.5, min_samples=2),
-        model=small_cnn,
+        **problem(name, squares),
         rounds=1,
         schedule=cohorts(name),
         topology=graph(name),
@@ -259,12 +267,15 @@ def test_methods_are_pure(name: str, index: int, squares: Dataset) -> None:
 def test_peers_methods_are_pure(name: str, squares: Dataset) -> None:
     """No input is mutated, the dataclass is frozen, and calling twice gives the same bits."""
     rule: Any = working(name)
-    if hasattr(rule, "meet"):
-        rule = rule.tuned(Constants(5, 2.0, 0.25))
-    model = build_model(small_cnn, squares.input_shape, squares.outputs, {}, 0)
+    if hasattr(rule, "tuned"):
+        known = {"mu": 0.5, "smooth": 20.0}
+        rule = rule.tuned(Constants(5, 2.0, 0.25, **known) if hasattr(rule, "meet") else RoundConstants(0.3, **known))
+    given = problem(name, squares)
+    data = given["data"]
+    model = build_model(given["model"], data.input_shape, data.outputs, {}, 0)
     x0 = Layout.of(model).flatten(model)
-    oracle = ModelOracle(model, loss_of("classification"), "loop")
-    batch = OneBatch(Batch(torch.rand(4, *squares.input_shape), torch.tensor([0, 1, 2, 3])))
+    oracle = ModelOracle(model, loss_of(data.task), "loop")
+    batch = OneBatch(Batch(torch.rand(4, *data.input_shape), torch.tensor([0, 1, 2, 3])))
     rnd = Round(2, (0, 3), 5)
 
     def once() -> Any:

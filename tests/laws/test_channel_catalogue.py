@@ -160,7 +160,7 @@ def _cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     import fedsim.engine.ray_pool  # noqa: F401 - sets the environment before ray starts
 
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -13,7 +13,6 @@ from fedsim.assemble import assemble
 from fedsim.checkpoint import Checkpointing, Checkpoints
 from fedsim.data import Dataset
 from fedsim.models import mlp
-from fedsim.partition import Dirichlet
 from tests.laws import test_catalogue as algorithms
 from tests.laws import test_channel_catalogue as channels
 from tests.laws.test_catalogue import ALGORITHMS, Channel
@@ -26,11 +25,11 @@ def small(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 def fresh(name: str, data: Dataset, channel: Channel, downlink: Channel) -> Any:
     """A run of four rounds, before the first."""
+    given = algorithms.problem(name, data, small)
     assembled = assemble(
         algorithms.working(name),
-        data,
-        partition=Dirichlet(clients=7, alpha=0.5, min_samples=2),
-        model=small,
+        given.pop("data"),
+        **given,
         rounds=4,
         schedule=algorithms.cohorts(name),
         local=Local(steps=2, batch_size=8),

@@ -10,16 +10,20 @@ import pytest
 import torch
 from scipy.linalg import expm
 
-from fedsim import Engine, Evaluate, Mean, simulate
+from fedsim import Engine, Evaluate, Local, Mean, simulate
 from fedsim.algorithms.a2cid2 import A2CiD2
 from fedsim.algorithms.ad_psgd import ADPSGD
 from fedsim.algorithms.adom_plus import ADOMPlus
+from fedsim.algorithms.continuized import Continuized
 from fedsim.algorithms.dadao import DADAO, PeerState
+from fedsim.algorithms.msda import MSDA
+from fedsim.data import Dataset
+from fedsim.errors import InputError
 from fedsim.models import linear_zero
-from fedsim.partition import Natural
-from fedsim.schedule import Events
-from fedsim.topology import Complete, Ring, Topology
-from tests.conftest import Quadratics
+from fedsim.partition import Iid, Natural
+from fedsim.schedule import All, Events
+from fedsim.topology import Complete, OnePeerExponential, Ring, Star, Topology
+from tests.conftest import Quadratics, small_cnn
 from tests.virtual import FULL, Irregular, finish, one_by_one, virtual
 
 RECORD = (0.0, 2.5, 7.0, 12.0)
@@ -213,6 +217,132 @@ def test_adom_plus_is_its_matrix_form_and_finds_the_optimum(steps: int) -> None:
     best = np.linalg.solve(hessian, sum(data.a[i].T @ data.b[i] for i in range(6)))
     start, end = np.linalg.norm(result.trajectory[[0, -1]] - best, axis=(1, 2))
     assert end < 0.25 * start
+
+
+def conjugate(data: Quadratics, i: int, y: np.ndarray, decay: float) -> np.ndarray:
+    """Where the gradient of f_i(x) + decay / 2 ||x||^2 is y."""
+    best: np.ndarray = np.linalg.solve(data.hessian(i) + decay * np.eye(data.d), y + data.a[i].T @ data.b[i])
+    return best
+
+
+def regularized(data: Quadratics, decay: float) -> np.ndarray:
+    """Optimum of the mean of all losses with weight decay."""
+    hessian = sum(data.hessian(i) for i in range(data.n)) + data.n * decay * np.eye(data.d)
+    best: np.ndarray = np.linalg.solve(hessian, sum(data.a[i].T @ data.b[i] for i in range(data.n)))
+    return best
+
+
+@pytest.mark.parametrize(("graph", "decay"), [(Ring(), 0.0), (Star(), 0.3), (Complete(), 0.0)], ids=str)
+def test_msda_is_its_matrix_form_and_finds_the_optimum(graph: Topology, decay: float) -> None:
+    """Written for all peers at once, as the paper's Algorithm 2, with the gossip matrix I - W."""
+    n, rounds = 10, 60
+    data = Quadratics(n=n, m=9)
+    mu, smooth = (bound + decay for bound in curvature(data))
+    result = simulate(
+        MSDA(weight_decay=decay),
+        data=data.dataset(),
+        partition=Natural(),
+        model=linear_zero,
+        rounds=rounds,
+        topology=graph,
+        local=Local(steps=1, batch_size=2),  # dual methods take all samples
+        aggregate=Mean("uniform"),
+        engine=Engine(backend="serial", dtype="float64"),
+        evaluate=Evaluate(every=rounds),
+        trajectory=True,
+    )
+    assert result.trajectory is not None
+    mixing = graph.mixing(n, 0, 0)
+    gossip = np.eye(n) - mixing.w.toarray()
+    gap = 1 - np.sort(np.abs(np.linalg.eigvalsh(np.eye(n) - gossip)))[-2]
+    largest, gamma = 2 - gap, gap / (2 - gap)
+    exchanges = {Ring: 3, Star: 4, Complete: 1}[type(graph)]
+    c1, c3 = (1 - sqrt(gamma)) / (1 + sqrt(gamma)), 2 / ((1 + gamma) * largest)
+    c2 = 1e3 if gamma > 1 - 1e-9 else (1 + gamma) / (1 - gamma)  # infinite for one exchange, where it cancels
+    assert 1 / sqrt(gamma) - 1 < exchanges <= 1 / sqrt(gamma) + 1e-9
+    c1 **= exchanges
+    eta, kappa = mu * (1 + c1**2) / (1 + c1) ** 2, smooth / mu
+    momentum = ((1 + c1) * sqrt(kappa) - 1 + c1) / ((1 + c1) * sqrt(kappa) + 1 - c1)
+
+    def accelerated(theta: np.ndarray) -> np.ndarray:
+        a, b = 1.0, c2
+        p, q = theta, c2 * (theta - c3 * gossip @ theta)
+        for _ in range(exchanges - 1):
+            a, b = b, 2 * c2 * b - a
+            p, q = q, 2 * c2 * (q - c3 * gossip @ q) - p
+        return theta - q / b
+
+    x = y = np.zeros((n, 4))
+    for t in range(30):
+        theta = np.stack([conjugate(data, i, x[i], decay) for i in range(n)])
+        np.testing.assert_allclose(result.trajectory[t + 1], theta, rtol=0, atol=1e-10)
+        new = x - eta * accelerated(theta)
+        x, y = (1 + momentum) * new - momentum * y, new
+    for final in (result.client(i) for i in range(n)):
+        assert final.x.abs().max() > 1e-3
+    np.testing.assert_allclose(sum(result.client(i).x for i in range(n)), 0, atol=1e-11)
+    best = regularized(data, decay)
+    middle, end = np.linalg.norm(result.trajectory[[20, 60]] - best, axis=(1, 2))
+    assert end < 1e-2 * middle < 1e-2 * np.linalg.norm(result.trajectory[1] - best)
+    assert [r["comm/edges"] for r in result.metrics[1:]] == [exchanges * len(mixing.edges)] * rounds
+
+
+@pytest.mark.parametrize(("graph", "decay"), [(Ring(), 0.0), (Irregular(), 0.3)], ids=str)
+def test_continuized_is_its_event_loop_and_finds_the_optimum(graph: Topology, decay: float) -> None:
+    data = Quadratics(n=10, m=9)
+    mu, smooth = (bound + decay for bound in curvature(data))
+    record = (0.0, 3.0, 9.0, 24.0)
+    run = virtual(Continuized(weight_decay=decay), graph, data, Events(24.0, record))
+    drawn = virtual(DADAO(weight_decay=decay), graph, data, Events(24.0, record))
+    drawn.backend.close()
+    for mine, theirs in zip(run.events, drawn.events, strict=True):  # the same meetings, and nothing else
+        np.testing.assert_array_equal(mine, theirs[drawn.events.j >= 0])
+    chi1, chi2 = constants(run)
+    eta, gamma_t = sqrt(mu / (2 * chi1 * chi2 * smooth)), sqrt(smooth * mu * chi1 / (4 * chi2))
+
+    def flow(s: np.ndarray, dt: float) -> np.ndarray:
+        mean, half = (s[1] + s[2]) / 2, (s[1] - s[2]) / 2 * exp(-2 * eta * dt)
+        return np.stack([s[0], mean + half, mean - half, s[3]])
+
+    def compute(i: int, s: np.ndarray) -> np.ndarray:
+        raise AssertionError("peers have no clocks of their own")
+
+    def meet(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        one, other = one.copy(), other.copy()
+        for s in (one, other):
+            s[0] = conjugate(data, int(s[3, 0]), s[1], decay)
+        step = np.outer([0, mu / 2, gamma_t, 0], one[0] - other[0])
+        return one - step, other + step
+
+    start = np.stack([[X0, 0 * X0, 0 * X0, np.full(4, i)] for i in range(10)])
+    expected, found = one_by_one(run, start, flow, compute, meet), finish(run)
+    for models, loop in zip(found, expected, strict=True):  # hundreds of events in float64
+        np.testing.assert_allclose(models, loop[:, 0], rtol=0, atol=1e-10)
+    final = run.stores[0].rows[0]
+    np.testing.assert_allclose(torch.stack(final, 1).numpy(), expected[-1][:, :3], rtol=0, atol=1e-10)
+    for dual in (final.y, final.y_tilde):
+        assert dual.abs().max() > 1e-3
+        np.testing.assert_allclose(dual.sum(0), 0, atol=1e-11)
+    early, late = (float(np.linalg.norm(models - regularized(data, decay))) for models in found[2:])
+    assert late < 0.1 * early
+
+
+def test_dual_methods_want_least_squares_and_one_symmetric_graph(squares: Dataset) -> None:
+    def refused(match: str, **parts: Any) -> None:
+        given = {"data": Quadratics(n=8).dataset(), "partition": Natural(), "model": linear_zero, "rounds": 1}
+        with pytest.raises(InputError, match=match):
+            simulate(**{"algorithm": MSDA(), "topology": Ring(), "schedule": All(), **given, **parts})
+
+    for algorithm, schedule in ((MSDA(mu=1.0, smooth=2.0), All()), (Continuized(mu=1.0, smooth=2.0), Events(2.0))):
+        name = type(algorithm).__name__
+        images = {"data": squares, "partition": Iid(clients=8), "model": small_cnn}
+        match = f"data must be least squares with a linear model without bias for {name}, .* algorithm=dadao"
+        refused(match, algorithm=algorithm, schedule=schedule, **images)
+    refused("algorithm.mu must be > 0", data=Quadratics(n=8, m=2).dataset())
+    refused(
+        "topology must not change with the round for MSDA, which is made for one graph", topology=OnePeerExponential()
+    )
+    refused("topology.weights must give a symmetric W for MSDA", topology=Star(weights="uniform"))
 
 
 def conditioned(n: int, ratio: float) -> Quadratics:

@@ -44,7 +44,8 @@ from fedsim.topology import (
 )
 from fedsim.topology.mixing import checked
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "topology").glob("*.yaml"))
+NONE = Path(__file__).parents[2] / "configs" / "topology" / "none.yaml"
+CONFIGS = sorted(path for path in NONE.parent.glob("*.yaml") if path != NONE)
 SYMMETRIC = ("metropolis", "max_degree", "lazy")
 
 
@@ -323,6 +324,10 @@ def test_configs_build_and_repeat_the_defaults_of_their_class(path, tmp_path):
 def test_every_topology_has_a_config():
     classes = {n.lower() for n in topologies.__all__ if hasattr(getattr(topologies, n), "mixing")} - {"topology"}
     assert classes == {path.stem.replace("_", "") for path in CONFIGS}
+
+
+def test_no_topology_is_an_option_too():
+    assert yaml.safe_load(NONE.read_text()) == {"topology": None}
 
 
 def test_the_builder_names_the_group():
