@@ -152,7 +152,8 @@ def main() -> int:
     parser.add_argument("--epsilons", nargs="+", type=float, default=[3.0, 5.0])
     parser.add_argument("--c1", nargs="+", type=float, default=[1.0, 3.0], help="of DP-GD; DIFF2 takes the best")
     parser.add_argument("--c2", nargs="+", type=float, default=[10.0, 30.0])
-    parser.add_argument("--periods", nargs="+", type=int, default=[20, 60, 200])
+    parser.add_argument("--periods", nargs="+", type=int, default=[6, 20, 60, 200])
+    parser.add_argument("--eta", type=float, default=1.0, help="of the private methods, where to begin (default 1)")
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--screen", type=int, default=400, help="rounds of a point of the grid")
     parser.add_argument("--finalists", type=int, default=2, help="points that run in full")
@@ -162,10 +163,11 @@ def main() -> int:
     try:
         runs = Runs(CaliforniaHousing().load(0), args.folder, args.rounds)
         chosen = [runs.best([Setting(None)], args.rounds, 1)]
+        first = min(chosen[0].lr, args.eta)
         for epsilon in args.epsilons:
-            dpgd = runs.best([Setting(epsilon, 1, c1, lr=chosen[0].lr) for c1 in args.c1], args.screen, 1)
+            dpgd = runs.best([Setting(epsilon, 1, c1, lr=first) for c1 in args.c1], args.screen, 1)
             points = product(args.periods, [dpgd.c1], args.c2)
-            diff2 = runs.best([Setting(epsilon, *p, lr=chosen[0].lr) for p in points], args.screen, args.finalists)
+            diff2 = runs.best([Setting(epsilon, *p, lr=first) for p in points], args.screen, args.finalists)
             chosen += [dpgd, diff2]
     except InputError as error:
         print(error, file=sys.stderr)

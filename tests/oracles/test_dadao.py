@@ -256,7 +256,7 @@ def test_msda_is_its_matrix_form_and_finds_the_optimum(graph: Topology, decay: f
     gossip = np.eye(n) - mixing.w.toarray()
     gap = 1 - np.sort(np.abs(np.linalg.eigvalsh(np.eye(n) - gossip)))[-2]
     largest, gamma = 2 - gap, gap / (2 - gap)
-    exchanges = {Ring: 3, Star: 4, Complete: 1}[type(graph)]
+    exchanges = {"Ring": 3, "Star": 4, "Complete": 1}[type(graph).__name__]
     c1, c3 = (1 - sqrt(gamma)) / (1 + sqrt(gamma)), 2 / ((1 + gamma) * largest)
     c2 = 1e3 if gamma > 1 - 1e-9 else (1 + gamma) / (1 - gamma)  # infinite for one exchange, where it cancels
     assert 1 / sqrt(gamma) - 1 < exchanges <= 1 / sqrt(gamma) + 1e-9
@@ -270,7 +270,8 @@ def test_msda_is_its_matrix_form_and_finds_the_optimum(graph: Topology, decay: f
         for _ in range(exchanges - 1):
             a, b = b, 2 * c2 * b - a
             p, q = q, 2 * c2 * (q - c3 * gossip @ q) - p
-        return theta - q / b
+        left: np.ndarray = theta - q / b
+        return left
 
     x = y = np.zeros((n, 4))
     for t in range(30):
