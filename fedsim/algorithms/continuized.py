@@ -5,7 +5,7 @@ for Stochastic Gradient Descent and Randomized Gossip", NeurIPS 2021, arXiv 2106
 decentralized optimization; it has no algorithm box.
 
 Deviations: eta has the factor 2 where the public code of DADAO (arXiv 2208.00779) puts it, which is sqrt(2) times what
-the Lyapunov function of the paper gives with the other two steps; y steps by mu / 2 on every edge, the whole coordinate
+a Lyapunov argument of ours gives with the other two steps; y steps by mu / 2 on every edge, the whole coordinate
 step, where the paper multiplies by the edge's resistance over the largest; a peer's model is that of its last meeting.
 """
 

@@ -1,7 +1,7 @@
 """DADAO's claims: meetings that its graphs need, one speed on every graph, divergence below the minimal rates.
 
 Prints four tables and draws the error over gradients and over meetings. All runs are in this process, without a run
-folder; two minutes of CPU time.
+folder; three minutes of CPU time.
 """
 
 from __future__ import annotations
