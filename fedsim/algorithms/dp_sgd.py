@@ -35,7 +35,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DPSGD:
+class PrivateSGD:
     """Federated averaging of local DP-SGD.
 
     Attributes:

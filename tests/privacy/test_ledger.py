@@ -11,7 +11,7 @@ import pytest
 from fedsim import Local
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.diff2_bvr import Diff2BVR
-from fedsim.algorithms.dp_sgd import DPSGD
+from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
@@ -61,7 +61,7 @@ def poisson(z: float, rate: float, count: int) -> Release:
 
 def test_dp_sgd_counts_each_clients_own_rounds_and_rate() -> None:
     schedule, rounds = Uniform(cohort=2), 30
-    found = ledger(OWN, DPSGD(lr=0.1), schedule, rounds)
+    found = ledger(OWN, PrivateSGD(lr=0.1), schedule, rounds)
     for done in (1, 7, rounds, 12):
         counts = np.zeros(len(SIZES), dtype=int)
         for t in range(done):
@@ -76,14 +76,14 @@ def test_the_worst_client_is_found_where_bounds_and_counts_trade_off() -> None:
     """By epochs a large client makes more steps at a lower rate; the accountant alone can say who is worst."""
     local = Local(epochs=3, batch_size=10, sampling="poisson")
     tight = Own(1e-5, noise_multiplier=1.2)
-    found = ledger(tight, DPSGD(lr=0.1), rounds=2, local=local)
+    found = ledger(tight, PrivateSGD(lr=0.1), rounds=2, local=local)
     each = [PLD.epsilon([poisson(1.2, 10 / n, 2 * 3 * math.ceil(n / 10))]) for n in SIZES]
     assert found.epsilon(2) == pytest.approx(max(each), rel=1e-9)
     assert f"that of client {int(np.argmax(each))}" in found.summary(2)["privacy/promise"]
 
 
 def test_a_target_is_met_by_the_worst_client() -> None:
-    found = ledger(Own(1e-5, target_epsilon=2.0, kind="rdp"), DPSGD(lr=0.1), Uniform(cohort=3), rounds=20)
+    found = ledger(Own(1e-5, target_epsilon=2.0, kind="rdp"), PrivateSGD(lr=0.1), Uniform(cohort=3), rounds=20)
     assert found.epsilon(20) == pytest.approx(2.0, rel=1e-4)
     assert found.epsilon(20) <= 2.0
     said = found.summary(20)["privacy/promise"]
@@ -165,8 +165,8 @@ def test_the_papers_calibration_stands_beside_the_tighter_epsilon() -> None:
     assert found.epsilon(2000) == pytest.approx(diff2(3.0, 2000, 60, 16510, PLD).epsilon)
     tight = ledger(Own(1e-5, target_epsilon=3.0), Diff2(lr=0.1), rounds=2000, sizes=sizes)
     assert tight.noise_multiplier / found.noise_multiplier == pytest.approx(0.808, abs=6e-4)
-    with pytest.raises(InputError, match="calibration must be library for DPSGD"):
-        ledger(Own(1e-5, target_epsilon=3.0, calibration="paper"), DPSGD(lr=0.1))
+    with pytest.raises(InputError, match="calibration must be library for PrivateSGD"):
+        ledger(Own(1e-5, target_epsilon=3.0, calibration="paper"), PrivateSGD(lr=0.1))
 
 
 def test_a_larger_deployment_is_accounted_for_and_said() -> None:
@@ -196,7 +196,7 @@ def test_an_algorithm_that_says_nothing_of_kinds_is_asked_every_round() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: ledger(OWN, DPSGD(lr=0.1), local=Local(batch_size=10)), "local.sampling must be poisson"),
+        (lambda: ledger(OWN, PrivateSGD(lr=0.1), local=Local(batch_size=10)), "local.sampling must be poisson"),
         (lambda: ledger(OWN, DPSRM(lr=0.1), local=EPOCHS), "local.steps must be the same .* '4 to 40'"),
         (lambda: CentralGaussian(1e-5, noise_multiplier=1.0, clip=math.inf), "clip must be > 0 and finite"),
         (lambda: CentralGaussian(1e-5, noise_multiplier=1.0, noise_cohort=10), "both given"),
@@ -215,5 +215,5 @@ def test_promises_that_cannot_be_made_are_refused(make: Any, says: str) -> None:
 
 
 def test_a_full_batch_needs_no_sampling() -> None:
-    found = ledger(OWN, DPSGD(lr=0.1), local=Local(steps=2, batch_size="full"), rounds=3)
+    found = ledger(OWN, PrivateSGD(lr=0.1), local=Local(steps=2, batch_size="full"), rounds=3)
     assert found.epsilon(3) == pytest.approx(RDP.epsilon([Release(1.0, 1.2, 6)]))

@@ -9,7 +9,7 @@ import pytest
 from fedsim import Local
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.diff2_bvr import Diff2BVR
-from fedsim.algorithms.dp_sgd import DPSGD
+from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.channel.half import Half
 from fedsim.errors import InputError
@@ -28,7 +28,7 @@ RDP = Accountant("rdp", 1e-5)
 def test_dp_sgd_reports_the_client_that_fares_worst_in_the_cohorts_that_ran() -> None:
     schedule = Uniform(cohort=2)
     privacy = Own(1e-5, noise_multiplier=1.5, kind="rdp")
-    found = run(DPSGD(lr=0.01), rounds=5, seed=4, schedule=schedule, local=POISSON, privacy=privacy)
+    found = run(PrivateSGD(lr=0.01), rounds=5, seed=4, schedule=schedule, local=POISSON, privacy=privacy)
     each = []
     for i, n in enumerate(SIZES):
         count = 3 * sum(i in schedule.clients(t, len(SIZES), 4) for t in range(5))
@@ -66,7 +66,11 @@ def test_mechanisms_run_and_promise_clients() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "options", "says"),
     [
-        (DPSGD(lr=0.1), {"privacy": Own(1e-5, noise_multiplier=1.0), "local": Local(batch_size=2)}, "must be poisson"),
+        (
+            PrivateSGD(lr=0.1),
+            {"privacy": Own(1e-5, noise_multiplier=1.0), "local": Local(batch_size=2)},
+            "must be poisson",
+        ),
         (FedAvg(lr=0.1), {"privacy": DiscreteGaussian(1e-5, noise_multiplier=1.0)}, "aggregate must be the sum of"),
         (FedAvg(lr=0.1), {"aggregate": ModularSum()}, "aggregate must be a rule for numbers"),
         (

@@ -16,7 +16,7 @@ from scipy import stats
 from fedsim import Local
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.diff2_bvr import Diff2BVR
-from fedsim.algorithms.dp_sgd import DPSGD
+from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.algorithms.shared_noise import CHUNK
@@ -52,7 +52,7 @@ def batch_mean(index: int, local: Local, each: np.ndarray, bound: float = math.i
 
 @pytest.mark.parametrize("batching", ["auto", "loop"])
 def test_dp_sgd_without_noise_is_the_numpy_loop(batching: str) -> None:
-    rule = DPSGD(lr=0.05, lr_decay=0.9, clip=2.0, server_lr=0.7)
+    rule = PrivateSGD(lr=0.05, lr_decay=0.9, clip=2.0, server_lr=0.7)
     local = replace(POISSON, batch_size=2)
     found = run(rule, rounds=10, batching=batching, local=local).trajectory
     data, x = problem(), np.linspace(-1, 1, D)
@@ -178,7 +178,7 @@ def test_one_local_step_of_diff2_bvr_is_diff2() -> None:
 
 SMALL, P = min(SIZES), len(SIZES)
 NOISY = [  # rule, rounds, standard deviation at z = 1 where the loss is flat
-    (DPSGD(lr=1.0, clip=2.0), 1, 2.0 * math.sqrt(sum(3 / min(3, n) ** 2 for n in SIZES)) / P),
+    (PrivateSGD(lr=1.0, clip=2.0), 1, 2.0 * math.sqrt(sum(3 / min(3, n) ** 2 for n in SIZES)) / P),
     (PrivateSpiderBoost(lr=1.0, period=1, l0=2.0, anchor_noise=0.5), 1, 0.5 * 2.0 / (SMALL * P)),
     (DPSRM(lr=1.0, c1=2.0), 1, 2.0 / (3 * P) / math.sqrt(3)),
     (Diff2BVR(lr=1.0, period=1, c1=2.0), 2, 2 * 2.0 / (SMALL * P)),
@@ -205,7 +205,7 @@ def test_noise_of_local_differences_is_in_proportion_to_the_steps() -> None:
 
 
 def test_noise_of_two_local_steps_is_independent() -> None:
-    rule = DPSGD(lr=1.0, noise_multiplier=1.0)
+    rule = PrivateSGD(lr=1.0, noise_multiplier=1.0)
     one, two = (run(rule, flat(), rounds=1, local=replace(POISSON, steps=k)).server.x.numpy() for k in (1, 2))
     assert abs(np.corrcoef(one, two - one)[0, 1]) < 4 / math.sqrt(MANY)
     assert np.std(two - one) == pytest.approx(np.std(one), rel=0.015)
@@ -219,7 +219,7 @@ def test_a_sample_moves_a_minibatch_sum_by_at_most_the_clip(row: int, a: float, 
     other = problem()
     other.train.x[row] *= a
     other.train.y[row] += b
-    rule = DPSGD(lr=1.0, clip=clip)
+    rule = PrivateSGD(lr=1.0, clip=clip)
     before, after = (run(rule, data, rounds=1, local=local).trajectory[1] for data in (problem(), other))
     i = int(np.searchsorted(STARTS, row, side="right")) - 1
     moved = np.linalg.norm(after - before) * len(SIZES) * min(3, SIZES[i])
@@ -259,7 +259,7 @@ def test_a_client_draws_the_same_whoever_shares_its_block() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: DPSGD(lr=0.1, clip=None, noise_multiplier=1.0), "without clipping nothing is private"),
+        (lambda: PrivateSGD(lr=0.1, clip=None, noise_multiplier=1.0), "without clipping nothing is private"),
         (lambda: PrivateSpiderBoost(lr=0.1, l1=None, noise_multiplier=1.0), "without clipping nothing is private"),
         (lambda: DPSRM(lr=0.1, c2=None, noise_multiplier=1.0), "without clipping nothing is private"),
         (lambda: Diff2BVR(lr=0.1, c3=None, noise_multiplier=1.0), "c3 must be given where there is noise"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedsim import Local
-from fedsim.algorithms.dp_sgd import DPSGD
+from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.channel.channel import Channel
@@ -192,7 +192,7 @@ def test_discrete_noise_has_the_promised_size_and_falls_with_those_who_miss() ->
         (lambda: run(DiscreteNoise(Scaffold(lr=0.1), 0.1, 0.0, N, D), rounds=1, **DISCRETE), "not one vector"),
         (lambda: run(BandedNoise(Scaffold(lr=0.1), 0.1, 1.0, N, factorise(2, 1), 1), rounds=1), "not one vector"),
         (lambda: run(BandedNoise(BASE, 0.1, 1.0, N, factorise(2, 1), 1), rounds=3), "rounds must be at most 2"),
-        (lambda: AdaptiveNoise(DPSGD(lr=0.1), 0.1, 1.0, N), "use privacy=own"),
+        (lambda: AdaptiveNoise(PrivateSGD(lr=0.1), 0.1, 1.0, N), "use privacy=own"),
     ],
 )
 def test_what_does_not_go_together_is_refused(make: Any, says: str) -> None:
@@ -205,7 +205,7 @@ def soteria(ratio: float) -> Channel:
     return Channel((Layer("diana", Diana(alpha=0.5)), Layer("randk", RandK(ratio=ratio, unbiased=True))))
 
 
-@pytest.mark.parametrize("rule", [LocalNoise(BASE, 0.1, 1.0), DPSGD(lr=0.05, noise_multiplier=1.0)])
+@pytest.mark.parametrize("rule", [LocalNoise(BASE, 0.1, 1.0), PrivateSGD(lr=0.05, noise_multiplier=1.0)])
 def test_soteriafl_is_noise_of_the_clients_before_shifted_compression(rule: Any) -> None:
     """A lossless compressor changes nothing but rounding: noise is in the message before the codec; a real one does."""
     local = Local(steps=1, batch_size=3, sampling="poisson")
