@@ -116,17 +116,20 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     sizes = feed.start[ids + 1] - starts
     steps = np.array([local.count(n) for n in sizes.tolist()], dtype=np.int64)
     expected = np.array([local.batch(n) for n in sizes.tolist()], dtype=np.int64)
-    whole = local.batch_size == "full" and feed.augment is None
+    total = int(steps.max())
+    if local.batch_size == "full" and feed.augment is None:  # all examples in stored order at every step
+        counts = np.where(np.arange(total) < steps[:, None], sizes[:, None], 0)
+        return Work(clients, steps, sizes, expected, counts, None, None)
     drawn = []  # of each client: what its minibatches hold [k], and which examples, padded to the largest [k, m]
     for i, n, k, size in zip(clients, sizes.tolist(), steps.tolist(), expected.tolist(), strict=True):
         generator = rng.stream(seed, "batches", index, i)
         if local.sampling == "poisson" and size < n:
             drawn.append(_poisson(generator, n, k, size / n))
         else:
-            drawn.append(_shuffled(generator, n, k, size, whole=whole))
-    total, m = int(steps.max()), max(1, *(int(taken.max()) for taken, _ in drawn))
+            drawn.append(_shuffled(generator, n, k, size))
+    m = max(1, *(int(taken.max()) for taken, _ in drawn))
     counts = np.zeros((len(clients), total), dtype=np.int64)
-    rows = None if whole else np.repeat(starts, total * m).reshape(len(clients), total, m)  # padding: a row that exists
+    rows = np.repeat(starts, total * m).reshape(len(clients), total, m)  # padding: a row that exists
     draws = None if feed.augment is None else torch.zeros(len(clients), total, m, 3, dtype=torch.int64)
     for b, (i, k, (taken, chosen)) in enumerate(zip(clients, steps.tolist(), drawn, strict=True)):
         counts[b, :k] = taken
@@ -134,24 +137,18 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
         if draws is not None and feed.augment is not None:  # by the client's own shape, whoever shares its block
             decisions = feed.augment.draw(rng.stream(seed, "augment", index, i), k * size)
             draws[b, :k, :size] = decisions.view(k, size, -1)
-        if rows is not None:
-            rows[b, :k, :size] += chosen
-    order = None if rows is None else torch.from_numpy(rows).to(feed.device)
+        rows[b, :k, :size] += chosen
+    order = torch.from_numpy(rows).to(feed.device)
     return Work(clients, steps, sizes, expected, counts, order, None if draws is None else draws.to(feed.device))
 
 
-def _shuffled(
-    generator: torch.Generator, n: int, steps: int, size: int, *, whole: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes [k] and examples [k, size] of minibatches that go through n examples in random orders.
-
-    With ``whole`` each holds all of them, in stored order.
-    """
+def _shuffled(generator: torch.Generator, n: int, steps: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes [k] and examples [k, size] of minibatches that go through n examples in random orders."""
     per_epoch = -(-n // size)
     taken = np.full(steps, size)
     taken[per_epoch - 1 :: per_epoch] = n - (per_epoch - 1) * size
-    chosen = np.zeros((steps, 0 if whole else size), dtype=np.int64)
-    for first in range(0, 0 if whole else steps, per_epoch):
+    chosen = np.zeros((steps, size), dtype=np.int64)
+    for first in range(0, steps, per_epoch):
         epoch = np.zeros(per_epoch * size, dtype=np.int64)
         epoch[:n] = torch.randperm(n, generator=generator).numpy()
         last = min(first + per_epoch, steps)
