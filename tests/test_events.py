@@ -109,7 +109,8 @@ def test_what_a_step_records() -> None:
     edges = [int(((run.events.j >= 0) & (run.events.t <= t)).sum()) for t in (2, 4, 6)]
     each = 2 * wire.size({"yz": torch.zeros(4, dtype=torch.float64)})
     assert each >= 2 * 4 * 8
-    assert [r["comm/edges"] for r in records[1:]] == edges
+    assert [r["comm/edges_total"] for r in records[1:]] == edges
+    assert [r["comm/edges"] for r in records[1:]] == np.diff([0, *edges]).tolist()  # per record, as in rounds
     assert [r["comm/edge_total_bytes"] for r in records[1:]] == [each * m for m in edges]
     assert [r["comm/edge_bytes"] for r in records[1:]] == [each * m for m in np.diff([0, *edges])]
     assert [r["time/virtual_s"] for r in records[1:]] == [2.0, 4.0, 6.0]

@@ -19,27 +19,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.recursive import Recursive, ServerState
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Release
-from fedsim.types import Batch, Known, Message, Round
-
-
-class ServerState(NamedTuple):
-    """What the server keeps, all of it released."""
-
-    x: Tensor  # [d] model
-    before: Tensor  # [d] model of the round before
-    v: Tensor  # [d] estimate of the gradient
+from fedsim.types import Batch, Message, Round
 
 
 @dataclass(frozen=True)
-class Differences:
+class Differences(Recursive):
     """The private gradient estimate v that the routines of DIFF2 share; what they do with it, they say.
 
     Attributes:
@@ -105,18 +98,6 @@ class Differences:
             return ()
         bound = 2 / (rnd.smallest * rnd.population)
         return (Release(bound, self.multiplier(rnd) * bound, unit="sample", relation="replace"),)
-
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The initial model."""
-        return ServerState(x0, x0, torch.zeros_like(x0))
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing but the last model, which the broadcast holds."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The model x [d]; the one before is known."""
-        return {"x": server.x, "before": Known(server.before)}
 
     def gradient(self, obj: Objective, got: Message, rnd: Round) -> Tensor:
         """The mean [d] over the client's samples of clipped gradients at x, or of their clipped differences."""

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.diff2 import Differences, ServerState
+from fedsim.algorithms.diff2 import Differences
+from fedsim.algorithms.recursive import ServerState
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release

@@ -16,28 +16,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from fedsim.algorithms.recursive import Recursive, ServerState
 from fedsim.algorithms.shared_noise import minibatch_mean, multiplier_of
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
-from fedsim.types import Batch, Known, Message, Round
-
-
-class ServerState(NamedTuple):
-    """What the server keeps, all of it released."""
-
-    x: Tensor  # [d] model
-    before: Tensor  # [d] model of the round before
-    v: Tensor  # [d] momentum
+from fedsim.types import Batch, Message, Round
 
 
 @dataclass(frozen=True)
-class DPSRM:
+class DPSRM(Recursive):
     """Differentially private stochastic recursive momentum.
 
     Attributes:
@@ -82,18 +74,6 @@ class DPSRM:
         if not self.noise_multiplier:
             return ()
         return (drawn.release(multiplier_of(self.noise_multiplier, drawn.batch, rnd), drawn.steps),)
-
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The initial model."""
-        return ServerState(x0, x0, torch.zeros_like(x0))
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing but the last model, which the broadcast holds."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The model x [d]; the one before is known."""
-        return {"x": server.x, "before": Known(server.before)}
 
     def weight(self, rnd: Round) -> float:
         """alpha of this round: 1 in the first."""

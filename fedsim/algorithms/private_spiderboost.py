@@ -15,28 +15,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.recursive import Recursive, ServerState
 from fedsim.algorithms.shared_noise import minibatch_mean, multiplier_of, sampled_mean
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
-from fedsim.types import Known, Message, Round
-
-
-class ServerState(NamedTuple):
-    """What the server keeps, all of it released."""
-
-    x: Tensor  # [d] model w_t
-    before: Tensor  # [d] w_(t-1)
-    v: Tensor  # [d] estimate D_(t-1) of the gradient
+from fedsim.types import Message, Round
 
 
 @dataclass(frozen=True)
-class PrivateSpiderBoost:
+class PrivateSpiderBoost(Recursive):
     """Private SpiderBoost.
 
     Attributes:
@@ -90,18 +83,6 @@ class PrivateSpiderBoost:
             z = multiplier_of(self.anchor_noise * self.noise_multiplier, drawn.examples, rnd)
             return (drawn.release(z, 1, self.anchor_rate),)
         return (drawn.release(multiplier_of(self.noise_multiplier, drawn.batch, rnd), drawn.steps),)
-
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The initial model."""
-        return ServerState(x0, x0, torch.zeros_like(x0))
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing but the last model, which the broadcast holds."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The model w_t [d]; the one before is known."""
-        return {"x": server.x, "before": Known(server.before)}
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """Sends the noisy mean of clipped gradients at w_t, or of their clipped differences from w_(t-1), [d]."""

@@ -84,7 +84,7 @@ class VirtualTime:
         self.notes = too_slow(self.algorithm, graphs.constants)
         self.record: Record = {}  # of the last step, without its evaluation
         self.confusion: np.ndarray | None = None  # of the last evaluation
-        self.totals = {"comm/edge_total_bytes": 0, "comm/edges": 0}
+        self.totals = {"comm/edge_total_bytes": 0, "comm/edges_total": 0}
 
     @property
     def stores(self) -> tuple[Stacked, ...]:
@@ -161,11 +161,12 @@ class VirtualTime:
             self.states, self.last, self.now = states, last, end
             self.done += 1
             self.totals["comm/edge_total_bytes"] += sent
-            self.totals["comm/edges"] += meetings
+            self.totals["comm/edges_total"] += meetings
             self.record = {
                 "round": self.done,
                 **loss,
                 "comm/edge_bytes": sent,
+                "comm/edges": meetings,
                 **self.totals,
                 "time/virtual_s": end,
                 "time/round_s": time.perf_counter() - start,

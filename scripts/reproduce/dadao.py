@@ -86,8 +86,8 @@ def errors(algorithm: object, graph: Fixed, data: Dataset, schedule: Events | Al
     assert result.trajectory is not None
     done = result.metrics[1:]
     points = np.square(result.trajectory[-len(done) :] - best).sum(2).mean(1)
-    time, edges = ("time/virtual_s", "comm/edges") if isinstance(schedule, Events) else ("round", "comm/edges_total")
-    return points, np.array([r[time] for r in done]), np.array([r[edges] for r in done])
+    time = "time/virtual_s" if isinstance(schedule, Events) else "round"
+    return points, np.array([r[time] for r in done]), np.array([r["comm/edges_total"] for r in done])
 
 
 def decay(t: np.ndarray, error: np.ndarray, ratio: float) -> float:
