@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.traits import RuleTraits
 from fedsim.tree import tree_map
 from fedsim.types import Message, Owned
 
@@ -67,6 +68,7 @@ class Mean:
         weights: ``examples``: client i weighs n_i (McMahan et al. 2017); ``uniform``: every client weighs the same.
     """
 
+    traits: ClassVar[RuleTraits] = RuleTraits(linear=True)
     weights: Literal["uniform", "examples"] = "examples"
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
@@ -107,6 +109,7 @@ class Stack:
         weights: as of ``Mean``.
     """
 
+    traits: ClassVar[RuleTraits] = RuleTraits(stacks=True)
     weights: Literal["uniform", "examples"] = "uniform"
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:

@@ -23,7 +23,7 @@ from fedsim.models import Factory
 from fedsim.partition import Partition, Population
 from fedsim.prepare import length_of, prepare
 from fedsim.prepared import Prepared, Run
-from fedsim.privacy.config import Privacy, check_channel, promised
+from fedsim.privacy.config import Privacy, check_channel, check_rule, promised
 from fedsim.privacy.ledger import Ledger
 from fedsim.schedule import Events, Schedule
 from fedsim.topology import Topology
@@ -97,6 +97,7 @@ def assemble(
         sizes, d = [len(rows) for rows in population.train], length_of(dataset, models, seed)
         algorithm, ledger = promised(privacy, algorithm, schedule, sizes, rounds, local, seed, d)
         check_channel(algorithm, channel)
+        check_rule(algorithm, aggregate)
     common = (local, aggregate, engine, seed, channel, downlink, rounds, topology, graphs)
     prepared = prepare(algorithm, dataset, population, models, *common)
     if topology is not None:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsim.aggregate import Aggregate, Stack
+from fedsim.aggregate import Aggregate
+from fedsim.algorithms.around import name_of
 from fedsim.channel.channel import Channel
 from fedsim.data.base import Dataset
+from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
 from fedsim.models import zero_sample
@@ -19,33 +21,34 @@ from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
 
 
-def name_of(algorithm: Any) -> str:
-    """Its class; of a mechanism around another algorithm, with that one's."""
-    base = getattr(algorithm, "base", None)
-    return type(algorithm).__name__ + (f" around {name_of(base)}" if base is not None else "")
-
-
 def require_rule(algorithm: Any, aggregate: Aggregate) -> None:
     """Raise InputError unless the server rule gives the algorithm what it wants: equal weights, a mean or a stack."""
     require(
-        aggregate.weights == "uniform" or not getattr(algorithm, "uniform", False),
+        aggregate.weights == "uniform" or not traits_of(algorithm).uniform,
         "aggregate.weights",
         f"be uniform for {name_of(algorithm)}, whose clients must weigh the same",
         aggregate.weights,
         "add aggregate.weights=uniform",
     )
-    integers = getattr(algorithm, "integers", False)
-    must = f"be {'the sum of integers' if integers else 'a rule for numbers'} for {name_of(algorithm)}"
-    do = f"add {'privacy=discrete_gaussian, which chooses it' if integers else 'aggregate=mean'}"
-    require(getattr(aggregate, "integers", False) == integers, "aggregate", must, type(aggregate).__name__, do)
-    stacked = getattr(algorithm, "stacked", False)
-    require(
-        isinstance(aggregate, Stack) == stacked,
-        "aggregate",
-        f"be {'stack' if stacked else 'a mean'} for {type(algorithm).__name__}",
-        type(aggregate).__name__,
-        f"add aggregate={'stack' if stacked else 'mean'}",
-    )
+    said, gives = traits_of(algorithm), rule_traits(aggregate)
+    name = name_of(algorithm)
+    must = f"be {'the sum of integers' if said.integers else 'a rule for numbers'} for {name}"
+    do = f"add {'privacy=discrete_gaussian, which chooses it' if said.integers else 'aggregate=mean'}"
+    require(gives.integers == said.integers, "aggregate", must, type(aggregate).__name__, do)
+    must = f"be {'stack' if said.stacked else 'a mean'} for {name}"
+    do = f"add aggregate={'stack' if said.stacked else 'mean'}"
+    require(gives.stacks == said.stacked, "aggregate", must, type(aggregate).__name__, do)
+
+
+def require_mean(channel: Channel, aggregate: Aggregate) -> None:
+    """Raise InputError when a layer's memory at the server is a mean of what clients sent, and the rule is no mean."""
+    for layer in channel.layers:
+        if layer_traits(layer.middleware).receives and not rule_traits(aggregate).linear:
+            raise InputError(
+                f"aggregate must be a mean beside channel={layer.name}, which makes the server remember a mean of all "
+                f"clients' messages, got {type(aggregate).__name__}, which does not declare "
+                "traits = RuleTraits(linear=True); use aggregate=mean, or a feedback without memory at the server: ef14"
+            )
 
 
 def require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> None:
@@ -66,15 +69,15 @@ def require_samples(data: Dataset, population: Population) -> None:
 
 def require_everyone(algorithm: Any, schedule: Schedule, n: int, rounds: int, seed: int) -> None:
     """Raise InputError when the algorithm needs all clients in every round and the schedule does not bring them."""
-    if getattr(algorithm, "everyone", False):
+    if traits_of(algorithm).everyone:
         everyone = all(len(schedule.clients(t, n, seed)) == n for t in range(rounds))
-        must = f"let all {n} clients take part in every round for {type(algorithm).__name__}"
+        must = f"let all {n} clients take part in every round for {name_of(algorithm)}"
         require(everyone, "schedule", must, schedule, "add schedule=all")
 
 
 def is_peers(algorithm: Any) -> bool:
     """Whether clients of this algorithm are peers, who talk to each other and to no server."""
-    return hasattr(algorithm, "mix") or hasattr(algorithm, "meet")
+    return traits_of(algorithm).role != "server"
 
 
 def require_network(
@@ -86,9 +89,9 @@ def require_network(
     privacy: object,
 ) -> None:
     """Raise InputError unless there is a graph for peers, and none for clients of a server."""
-    name = type(algorithm).__name__
+    name = name_of(algorithm)
     virtual = isinstance(schedule, Events)
-    behind = getattr(algorithm, "asynchronous", False)
+    behind = traits_of(algorithm).asynchronous
     must = f"be async for {name}, whose server does not wait" if behind else f"be one of rounds for {name}, such as all"
     require(isinstance(schedule, Asynchronous) == behind, "schedule", must, schedule)
     if not is_peers(algorithm):
@@ -99,7 +102,7 @@ def require_network(
         require(not behind or not downlink, "downlink", f"be [] for {name}: each client hears another model", downlink)
         return
     require(topology is not None, "topology", f"be a graph for {name}, whose peers gossip", None, "add topology=ring")
-    events = hasattr(algorithm, "meet")
+    events = traits_of(algorithm).role == "events"
     must = f"be events for {name}, whose peers act at times of their own" if events else must
     require(virtual == events, "schedule", must, schedule)
     require(not (events and channel), "channel", f"be [] for {name}: events have no channel", channel)
@@ -111,14 +114,14 @@ def require_network(
 
 def require_mixing(algorithm: Any, mixing: Mixing) -> None:
     """Raise InputError unless the algorithm can gossip with this W."""
-    name = type(algorithm).__name__
-    rows = getattr(algorithm, "mixes", "rows") == "rows"
+    name = name_of(algorithm)
+    rows = traits_of(algorithm).mixes == "rows"
     if not (mixing.row_stochastic if rows else mixing.column_stochastic):
         other = "topology.weights=metropolis" if rows else "topology.weights=push_sum"
         more = ", or algorithm=sgp, which needs no such rows" if rows else ""
         must = f"give {'rows' if rows else 'columns'} that sum to 1 for {name}"
         raise InputError(f"topology.weights must {must}, got others; use {other}{more}")
-    if getattr(algorithm, "static", False) and not mixing.static:
+    if traits_of(algorithm).static and not mixing.static:
         raise InputError(
             f"topology must not change with the round for {name}, which is made for one graph; "
             "choose another topology, or topology.fresh=false"

@@ -17,6 +17,7 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from fedsim.declared import traits_of
 from fedsim.errors import InputError
 
 MISSING = "???"  # how yaml marks a key that the user must give
@@ -104,8 +105,10 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     def algorithm(node: Any, path: str) -> Any:
         built = build(node, path)
-        events, peers = hasattr(built, "meet"), hasattr(built, "mix")
-        return played(built, EventAlgorithm if events else PeerAlgorithm if peers else ServerAlgorithm, node, path)
+        with _prefix(path, ()):
+            role = traits_of(built).role
+        roles = {"server": ServerAlgorithm, "peers": PeerAlgorithm, "events": EventAlgorithm}
+        return played(built, roles[role], node, path)
 
     def played(built: Any, role: type, node: Any, path: str, *kinds: type) -> Any:
         methods = _methods(role)

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.aggregate import Aggregate, Stack
+from fedsim.aggregate import Aggregate
+from fedsim.algorithms.around import name_of
 from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.order import check_fields
-from fedsim.checks import is_peers, require_classes, require_rule, require_samples
+from fedsim.checks import is_peers, require_classes, require_mean, require_rule, require_samples
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
+from fedsim.declared import traits_of
 from fedsim.engine.begun import Begun
 from fedsim.engine.config import Engine
 from fedsim.engine.events import Graphs
@@ -55,20 +57,21 @@ def prepare(
     Client i has the architecture of ``factories[i mod len(factories)]``.
     """
     require_rule(algorithm, aggregate)
+    require_mean(channel, aggregate)
     require_samples(data, population)
-    peers = is_peers(algorithm)
+    said, peers = traits_of(algorithm), is_peers(algorithm)
     if peers:
         one = f"be one architecture for {type(algorithm).__name__}, whose peers mix whole models"
         require(len(factories) == 1, "model", one, len(factories))
     worked: Any = algorithm
-    if peers or getattr(algorithm, "asynchronous", False):
+    if peers or said.asynchronous:
         worked = LocalPart(algorithm) if peers else Begun(algorithm)
     require(len(factories) > 0, "model", "be one or more architectures", "none")
     models = _built(data, factories, seed)
     layouts = [Layout.of(model) for model in models]
-    if getattr(algorithm, "classes", False):
+    if said.classes:
         require_classes(type(algorithm).__name__, data, models)
-    if hasattr(algorithm, "own") and not any(len(rows) for rows in population.test or population.train):
+    if "own" in said.hooks and not any(len(rows) for rows in population.test or population.train):
         raise InputError("partition must give some client a test sample, for clients are tested on their own, got none")
     dtype = getattr(torch, engine.dtype)
     x0s = tuple(layout.flatten(model, dtype) for layout, model in zip(layouts, models, strict=True))
@@ -153,10 +156,6 @@ def _memories(
     for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
         channel.send(sample, link, noise, tuple(layout.sizes))
     far = channel.init_server(samples[0]) if samples else {}
-    if far and isinstance(setup.aggregate, Stack):
-        layer = next(name for kept in far.values() for name in kept)
-        name = type(setup.algorithm).__name__
-        raise InputError(f"channel.{layer} makes the server remember a mean, but {name} has none")
     down: State = {}
     heard: State = {}
     if downlink:
@@ -169,7 +168,7 @@ def _memories(
 
 def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
     """What the server starts from, as the algorithm's ``shares`` says."""
-    name, shares = type(algorithm).__name__, getattr(algorithm, "shares", "model")
+    name, shares = name_of(algorithm), traits_of(algorithm).shares
     if shares == "nothing":
         return x0s[0].new_empty(0)
     if shares == "common":
@@ -197,7 +196,7 @@ def _shared(algorithm: Any, layouts: list[Layout], x0s: tuple[Tensor, ...]) -> T
 
 def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tensor]:
     """What a client starts from, as the algorithm's ``keeps`` says."""
-    keeps = getattr(algorithm, "keeps", "model")
+    keeps = traits_of(algorithm).keeps
     if keeps == "model":
         return x0
     if keeps == "parameters":

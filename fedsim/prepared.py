@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from fedsim.channel.channel import Channel
+from fedsim.declared import traits_of
 from fedsim.delays import Asynchronous
 from fedsim.engine.asynchronous import AsynchronousServer
 from fedsim.engine.config import Engine
 from fedsim.engine.events import Graphs
+from fedsim.engine.local_part import LocalPart
 from fedsim.engine.orchestrator import Memory, Orchestrator
 from fedsim.engine.peers import Peers
 from fedsim.engine.serial import Serial
@@ -70,13 +72,15 @@ class Prepared:
         self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
     ) -> Run:
         """The run, before its first round."""
-        setup, algorithm = self.setup, getattr(self.setup.algorithm, "base", self.setup.algorithm)
+        setup = self.setup
         cut: dict[str, Any] = {"blocks": self.blocks, "jobs": engine.jobs, "rounds": rounds}
         if self.graphs is not None and isinstance(schedule, Events):
             return VirtualTime(self.graphs, setup, backend, schedule, evaluation, self.rows[0][0], **cut)
         if self.topology is not None:
             links, row = (self.memory.uplink, self.memory.heard), self.rows[0][0]
-            parts = (algorithm, self.topology, setup, self.channel, backend, schedule, evaluation, row, links)
+            part = setup.algorithm
+            assert isinstance(part, LocalPart)
+            parts = (part.base, self.topology, setup, self.channel, backend, schedule, evaluation, row, links)
             return Peers(*parts, **cut)
         if isinstance(schedule, Asynchronous):
             return AsynchronousServer(setup, backend, schedule, evaluation, self.x0, self.rows[0], **cut)
@@ -87,9 +91,10 @@ class Prepared:
         """Which architecture the model of all has, or None when there is no such model; peers' is their mean."""
         if self.topology is not None:
             return 0
-        algorithm = self.setup.algorithm
-        numbers = {"model": 0, "parameters": 0, "common": getattr(algorithm, "common", None)}
-        return numbers.get(getattr(algorithm, "shares", "model"))
+        shares = traits_of(self.setup.algorithm).shares
+        if shares == "common":
+            return int(self.setup.algorithm.common)  # type: ignore[attr-defined]
+        return 0 if shares in ("model", "parameters") else None
 
     def module(self, x: Tensor | None) -> nn.Module | None:
         """The model of all with these parameters [d]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fedsim.algorithms.base import Constants
 from fedsim.algorithms.event_sgd import EventSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -40,6 +41,7 @@ class A2CiD2(EventSGD):
         chi2: likewise.
     """
 
+    traits: ClassVar[Traits] = Traits(role="events")
     chi1: float = 0.0
     chi2: float = 0.0
 

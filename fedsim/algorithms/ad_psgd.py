@@ -10,7 +10,7 @@ Deviations: meetings happen at the clocks of the edges, where the paper has each
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Constants
 from fedsim.algorithms.event_sgd import EventSGD
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -36,6 +37,8 @@ class ADPSGD(EventSGD):
     A gradient takes from one gradient event of its peer to the next: it is that of the model where the last event left
     it, and is applied to what meetings have made of the model since.
     """
+
+    traits: ClassVar[Traits] = Traits(role="events")
 
     def tuned(self, constants: Constants) -> ADPSGD:
         """No constant depends on the graph."""

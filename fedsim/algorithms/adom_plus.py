@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -50,6 +51,7 @@ class ADOMPlus:
         gossip_steps: Q, exchanges in a round, >= 1.
     """
 
+    traits: ClassVar[Traits] = Traits(role="peers", hooks=("gossip_steps",))
     mu: float = 1.0
     smooth: float = 10.0
     gap: float = 0.1

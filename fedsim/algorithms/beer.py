@@ -25,6 +25,7 @@ from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import full_gradient, mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -48,8 +49,7 @@ class Beer(LocalSGD):
         gamma: step of the gossip, in (0, 1]; the coarser the compressor, the smaller.
     """
 
-    everyone: ClassVar[bool] = True
-    static: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(role="peers", everyone=True, static=True, hooks=("publish",))
     gamma: float = 0.1
 
     def __post_init__(self) -> None:

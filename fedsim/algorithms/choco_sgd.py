@@ -26,6 +26,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -45,7 +46,7 @@ class ChocoSGD(MomentumSGD):
         copies: where the public copies start: ``zero`` (the box), or the initial ``model``.
     """
 
-    static: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(role="peers", static=True, hooks=("publish",))
     gamma: float = 0.1
     copies: Literal["zero", "model"] = "zero"
 

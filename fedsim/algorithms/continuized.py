@@ -22,6 +22,7 @@ from fedsim.algorithms.base import Constants
 from fedsim.algorithms.dual import Dual
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -42,7 +43,7 @@ class Continuized(Dual):
         chi2: likewise.
     """
 
-    coupled: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(role="events", coupled=True)
 
     chi1: float = 0.0
     chi2: float = 0.0

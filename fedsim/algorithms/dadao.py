@@ -23,6 +23,7 @@ from fedsim.algorithms.sgd import mean_gradient
 from fedsim.algorithms.strongly_convex import StronglyConvex
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -48,6 +49,7 @@ class DADAO(StronglyConvex):
         chi1: of the graph with its rates, > 0; 0: computed.
     """
 
+    traits: ClassVar[Traits] = Traits(role="events", hooks=("most_chi12",))
     most_chi12: ClassVar[float] = 0.5
 
     chi1: float = 0.0

@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -38,7 +39,7 @@ class PeerState(NamedTuple):
 class DCDPSGD(LocalSGD):
     """Difference-compressed decentralized parallel SGD."""
 
-    static: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(role="peers", static=True, hooks=("publish",))
 
     def init_client(self, x0: Tensor) -> PeerState:
         """Every peer starts from the same model, so that W X = X."""

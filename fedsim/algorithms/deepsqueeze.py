@@ -15,7 +15,7 @@ decay of the lr as in ``local_sgd``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -41,6 +42,7 @@ class DeepSqueeze(MomentumSGD):
         gamma: step of the gossip, in (0, 1]; the coarser the compressor, the smaller.
     """
 
+    traits: ClassVar[Traits] = Traits(role="peers", hooks=("publish",))
     gamma: float = 0.1
 
     def __post_init__(self) -> None:

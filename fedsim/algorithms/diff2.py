@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from fedsim.algorithms.recursive import Recursive, ServerState
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Release
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -45,8 +46,6 @@ class Differences(Recursive):
         u: how the budget is split: 1 / u of it for anchors; > 1.
     """
 
-    uniform: ClassVar[bool] = True
-    everyone: ClassVar[bool] = True
     lr: float
     period: int = 60
     c1: float | None = 10.0
@@ -66,6 +65,16 @@ class Differences(Recursive):
             bounded = self.c1 is not None and (self.c2 is not None or self.period == 1)
             require(bounded, "c1 and c2", "be given where there is noise: without clipping nothing is private", None)
         require(self.u > 1, "u", "be > 1", self.u)
+
+    @property
+    def traits(self) -> Traits:
+        """The words; who adds the noise is a choice."""
+        return Traits(
+            uniform=True,
+            everyone=True,
+            noise="server" if self.noise == "server" else "shares",
+            hooks=("releases", "kind", "noise_multiplier"),
+        )
 
     def kind(self, rnd: Round) -> int:
         """Rounds of one kind let out the same, per unit of their bound: 1 for anchors, 0 for differences."""
@@ -124,6 +133,11 @@ class Differences(Recursive):
 @dataclass(frozen=True)
 class Diff2(Differences):
     """DIFF2-GD."""
+
+    @property
+    def traits(self) -> Traits:
+        """The words."""
+        return super().traits.but("paper_multiplier")
 
     def paper_multiplier(self, epsilon: float, delta: float, rounds: int) -> float:
         """z of the public code's formula for a nominal epsilon; by a tight accountant it costs less.

@@ -31,6 +31,7 @@ from fedsim.algorithms.recursive import ServerState
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
+from fedsim.traits import Traits
 from fedsim.types import Batch, Known, Message, Owned, Round
 
 
@@ -59,6 +60,11 @@ class Diff2BVR(Differences):
         must = "be given where there is noise: without clipping nothing is private"
         require(self.c3 is not None or not self.noise_multiplier, "c3", must, None)
         require(self.local_noise > 0, "local_noise", "be > 0", self.local_noise)
+
+    @property
+    def traits(self) -> Traits:
+        """The words."""
+        return super().traits.but("client_releases", "exposed")
 
     def walking(self, rnd: Round) -> bool:
         """Whether a worker makes its local steps in this round."""

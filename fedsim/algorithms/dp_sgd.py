@@ -25,6 +25,7 @@ from torch import Tensor
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -46,8 +47,9 @@ class PrivateSGD:
         server_lr: step of the server along the mean update, > 0.
     """
 
-    uniform: ClassVar[bool] = True
-    noise: ClassVar[str] = "clients"
+    traits: ClassVar[Traits] = Traits(
+        uniform=True, moves=True, noise="clients", hooks=("releases", "client_releases", "kind", "noise_multiplier")
+    )
     lr: float
     lr_decay: float = 1.0
     clip: float | None = 1.0

@@ -25,6 +25,7 @@ from fedsim.algorithms.shared_noise import minibatch_mean, multiplier_of
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -40,10 +41,13 @@ class DPSRM(Recursive):
         noise_multiplier: z, noise over sensitivity, >= 0.
     """
 
-    uniform: ClassVar[bool] = True
-    everyone: ClassVar[bool] = True
-    equal_steps: ClassVar[bool] = True
-    noise: ClassVar[str] = "clients"
+    traits: ClassVar[Traits] = Traits(
+        uniform=True,
+        everyone=True,
+        equal_steps=True,
+        noise="shares",
+        hooks=("releases", "client_releases", "kind", "noise_multiplier"),
+    )
     lr: float
     alpha: float = 0.1
     c1: float | None = 1.0

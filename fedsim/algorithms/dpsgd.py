@@ -11,7 +11,7 @@ an exchange mean DFedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -32,6 +33,8 @@ class PeerState(NamedTuple):
 @dataclass(frozen=True)
 class DPSGD(LocalSGD):
     """Decentralized parallel SGD."""
+
+    traits: ClassVar[Traits] = Traits(role="peers")
 
     def init_client(self, x0: Tensor) -> PeerState:
         """Every peer starts from the same model."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -49,7 +50,7 @@ class ECSGDDiana:
         lr_decay: factor on lr per round, in (0, 1].
     """
 
-    uniform: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(uniform=True, hooks=("settle",))
     lr: float
     alpha: float = 0.1
     lr_decay: float = 1.0

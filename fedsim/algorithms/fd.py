@@ -22,6 +22,7 @@ from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.algorithms.prototypes import at_class, class_means, of_class
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -53,9 +54,7 @@ class FD(MomentumSGD):
         gamma: weight of the distillation term, >= 0.
     """
 
-    shares: ClassVar[str] = "head"
-    stacked: ClassVar[bool] = True
-    classes: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(shares="head", stacked=True, classes=True, hooks=("own",))
     gamma: float = 1.0
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.algorithms.staleness import Discount, check_discount, discounts
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -37,8 +38,7 @@ class FedAsync(MomentumSGD):
         b: staleness that the hinge forgives, >= 0.
     """
 
-    asynchronous: ClassVar[bool] = True
-    stacked: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(asynchronous=True, stacked=True, hooks=("buffer",))
     buffer: ClassVar[int] = 1
 
     alpha: float = 0.6

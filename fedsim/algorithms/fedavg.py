@@ -13,7 +13,7 @@ clipping and local momentum as in ``local_sgd``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -40,6 +41,7 @@ class FedAvg(MomentumSGD):
         server_momentum: beta of the server's heavy ball v <- beta v + mean update, in [0, 1).
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True)
     server_lr: float = 1.0
     server_momentum: float = 0.0
 

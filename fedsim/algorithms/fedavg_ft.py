@@ -10,17 +10,21 @@ evaluated; nothing of that is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
 @dataclass(frozen=True)
 class FedAvgFT(FedAvg):
     """FedAvg whose clients predict with a fine-tuned copy of the global model."""
+
+    traits: ClassVar[Traits] = Traits(moves=True, hooks=("own",))
 
     def own(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> Tensor:
         """The global model after K local steps, [d]."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsim.algorithms.fedavg import FedAvg, ServerState
 from fedsim.algorithms.staleness import Discount, check_discount, discounts
 from fedsim.errors import require
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -30,8 +31,7 @@ class FedBuff(FedAvg):
         b: staleness that the hinge forgives, >= 0.
     """
 
-    asynchronous: ClassVar[bool] = True
-    stacked: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(asynchronous=True, stacked=True, hooks=("buffer",))
 
     buffer: int = 10
     discount: Discount = "polynomial"

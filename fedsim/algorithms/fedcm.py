@@ -11,7 +11,7 @@ over (mean K_i) lr, which is the paper's for equal K_i; FL-Simulator takes clien
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -38,6 +39,7 @@ class FedCM(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True, public=("steps",))
     alpha: float = 0.1
     server_lr: float = 1.0
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -43,7 +44,7 @@ class FedDyn(LocalSGD):
         alpha: weight of the regulariser, > 0; a local step needs lr (L + alpha) < 2.
     """
 
-    uniform: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(uniform=True, moves=True)
     alpha: float = 0.1
 
     def __post_init__(self) -> None:

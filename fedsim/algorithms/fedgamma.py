@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD, sam_grad
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -44,7 +45,7 @@ class FedGAMMA(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
-    uniform: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(uniform=True, moves=True)
     rho: float = 0.01
     server_lr: float = 1.0
 

@@ -22,6 +22,7 @@ from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.algorithms.prototypes import class_means
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -46,9 +47,7 @@ class FedGH(MomentumSGD):
         predict: the header that clients predict with: ``local``, the one that they trained last, or ``global``.
     """
 
-    shares: ClassVar[str] = "head"
-    stacked: ClassVar[bool] = True
-    classes: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(shares="head", stacked=True, classes=True, hooks=("own",))
     header_lr: float = 0.01
     predict: Literal["local", "global"] = "local"
 

@@ -11,13 +11,14 @@ averages the last local models, as in the paper (FL-Simulator's FedAvg adds the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -42,6 +43,7 @@ class FedInit(LocalSGD):
         server_lr: server learning rate, > 0; 1 is plain averaging.
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True)
     beta: float = 0.1
     server_lr: float = 1.0
 

@@ -12,7 +12,7 @@ momentum. Equal K_i with mu = 0 give the mean of the local models; with momentum
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -47,6 +48,7 @@ class FedNova(LocalSGD):
         mu: weight of the proximal term mu/2 ||y - x||^2, >= 0; lr mu must stay below 1.
     """
 
+    traits: ClassVar[Traits] = Traits(public=("tau",))
     momentum: float = 0.0
     mu: float = 0.0
 

@@ -11,7 +11,7 @@ as in both; weights are the aggregator's; the clients may use local momentum (``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -41,6 +42,7 @@ class _FedOpt(MomentumSGD):
         v0: the accumulator before the first round, >= 0; the paper asks for tau^2 or more.
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True)
     server_lr: float = 0.1
     beta1: float = 0.9
     tau: float = 0.01

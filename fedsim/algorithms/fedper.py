@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -34,8 +35,7 @@ class ClientState(NamedTuple):
 class FedPer(MomentumSGD):
     """Averaged base, personal heads."""
 
-    shares: ClassVar[str] = "body"
-    keeps: ClassVar[str] = "head"
+    traits: ClassVar[Traits] = Traits(shares="body", keeps="head", hooks=("own",))
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The initial base."""

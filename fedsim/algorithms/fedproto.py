@@ -21,6 +21,7 @@ from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.algorithms.prototypes import at_class, class_means, of_class
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Owned, Round
 
 
@@ -52,8 +53,7 @@ class FedProto(MomentumSGD):
         predict: what a client predicts with: its own ``head``, or the nearest ``prototype`` (before any, the head).
     """
 
-    shares: ClassVar[str] = "head"
-    classes: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(shares="head", classes=True, hooks=("own",))
     ld: float = 1.0
     predict: Literal["head", "prototype"] = "head"
 

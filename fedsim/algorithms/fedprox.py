@@ -12,13 +12,14 @@ FedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -37,6 +38,7 @@ class FedProx(MomentumSGD):
         server_lr: server learning rate, > 0; 1 is plain averaging.
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True)
     mu: float = 0.1
     server_lr: float = 1.0
 

@@ -10,13 +10,14 @@ Deviations: the norm of the ascent step is guarded by 1e-7, as in FL-Simulator. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from fedsim.algorithms.local_sgd import LocalSGD, sam_grad
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -35,6 +36,7 @@ class FedSAM(LocalSGD):
         server_lr: server learning rate, > 0; 1 is plain averaging.
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True)
     rho: float = 0.1
     server_lr: float = 1.0
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD, ascent
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -46,7 +47,7 @@ class FedSMOO(LocalSGD):
         alpha: weight of the proximal term, > 0; a local step needs lr (L + alpha) < 2.
     """
 
-    uniform: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(uniform=True, moves=True)
     rho: float = 0.1
     alpha: float = 0.1
 

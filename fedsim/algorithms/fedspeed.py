@@ -15,7 +15,7 @@ adds 1e-7); the box has rho g. The weights must be uniform. rho = 0 is FedDyn wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD, ascent
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -51,7 +52,6 @@ class FedSpeed(LocalSGD):
         correction: whose corrections the server averages, ``all`` or ``active``; the key ``server`` in configurations.
     """
 
-    uniform: ClassVar[bool] = True
     lam: float = 10.0
     rho: float = 0.1
     alpha: float = 1.0
@@ -63,6 +63,11 @@ class FedSpeed(LocalSGD):
         require(self.lam > 0, "lam", "be > 0", self.lam)
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
         require(0 <= self.alpha <= 1, "alpha", "be in [0, 1]", self.alpha)
+
+    @property
+    def traits(self) -> Traits:
+        """The words; the paper's upload is not the way that a client went."""
+        return Traits(uniform=True, moves=self.correction == "all")
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The global model and no correction."""

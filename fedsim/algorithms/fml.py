@@ -19,6 +19,7 @@ from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.losses import cross_entropy
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -56,8 +57,7 @@ class FML(MomentumSGD):
         beta: the same for the shared model.
     """
 
-    shares: ClassVar[str] = "common"
-    classes: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(shares="common", classes=True, hooks=("own", "common"))
     common: int = 0
     alpha: float = 0.5
     beta: float = 0.5

@@ -9,12 +9,13 @@ of Decentralized Federated Learning", ICML 2023, arXiv 2302.04083, the algorithm
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -32,6 +33,7 @@ class ModelGossip(MomentumSGD):
         gossip_steps: Q, exchanges in a round, >= 1; Q of them are one with W^Q.
     """
 
+    traits: ClassVar[Traits] = Traits(role="peers", hooks=("gossip_steps",))
     gossip_steps: int = 1
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -41,7 +42,7 @@ class GradientTracking(LocalSGD):
         form: where the step is taken: ``diging`` after mixing, ``dsgt`` before it, which allows a larger lr.
     """
 
-    everyone: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(role="peers", everyone=True)
     form: Literal["diging", "dsgt"] = "diging"
 
     def init_client(self, x0: Tensor) -> PeerState:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -40,7 +41,7 @@ class LGFedAvg(MomentumSGD):
         predict: the header that clients predict with: ``local``, the one that they trained last, or ``global``.
     """
 
-    shares: ClassVar[str] = "head"
+    traits: ClassVar[Traits] = Traits(shares="head", hooks=("own",))
     predict: Literal["local", "global"] = "local"
 
     def init_server(self, x0: Tensor) -> ServerState:

@@ -19,13 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.declared import Declared
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Batch, Round
 
 
 @dataclass(frozen=True)
-class LocalSGD:
+class LocalSGD(Declared):
     """The hyper-parameters of local SGD; algorithms inherit them and have ``super().__post_init__()`` check them.
 
     Attributes:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.around import Around, name_of, within
 from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.declared import traits_of
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -42,18 +45,17 @@ def pull(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, *, lam: 
 
 
 @dataclass(frozen=True)
-class Mesa:
-    """A method with MESA's term in its clients' loss.
+class Mesa(Around):
+    """A method with MESA's term in its clients' loss; lam = 0 is the method itself.
 
     Attributes:
-        base: the method; it must share whole models.
+        base: the method; it must share whole models, and train on the gradients of minibatches.
         lam: weight of the term, >= 0.
         tau: temperature, > 0.
         decay: of the moving average per round, in [0, 1).
         start: rounds without the term, >= 0.
     """
 
-    classes: ClassVar[bool] = True
     base: ServerAlgorithm[Any, Any]
     lam: float = 0.8
     tau: float = 5.0
@@ -65,27 +67,26 @@ class Mesa:
         require(self.tau > 0, "tau", "be > 0", self.tau)
         require(0 <= self.decay < 1, "decay", "be in [0, 1)", self.decay)
         require(self.start >= 0, "start", "be >= 0", self.start)
-        whole = getattr(self.base, "shares", "model") == "model" and not getattr(self.base, "stacked", False)
-        ok = whole and not hasattr(self.base, "own") and not isinstance(self.base, Mesa)
+        said = traits_of(self.base)
+        ok = said.role == "server" and said.shares == "model" and not said.stacked and "own" not in said.hooks
         must = "be a method whose server averages whole models, which clients predict with, and not MESA"
-        require(ok, "base", must, type(self.base).__name__)
+        require(ok and not within(Mesa, self.base), "base", must, name_of(self.base))
+        must = "be a method that trains on gradients of minibatches: MESA's term is in no sum of clipped gradients"
+        require(said.noise == "none", "base", must, name_of(self.base))
 
     @property
-    def uniform(self) -> bool:
-        """Whether the method wants uniform weights."""
-        return getattr(self.base, "uniform", False)
+    def traits(self) -> Traits:
+        """The method's; the term is one of class outputs."""
+        said = traits_of(self.base)
+        return said.but(classes=said.classes or self.lam > 0)
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The method's state; the teacher is the initial model."""
         return ServerState(self.base.init_server(x0), x0)
 
-    def init_client(self, x0: Tensor) -> Any:
-        """The method's state."""
-        return self.base.init_client(x0)
-
     def broadcast(self, server: ServerState, rnd: Round) -> Message:
         """What the method sends, and the teacher [d] once it counts."""
-        teacher = {"teacher": server.teacher} if rnd.index >= self.start else {}
+        teacher = {"teacher": server.teacher} if self.lam and rnd.index >= self.start else {}
         return {**self.base.broadcast(server.base, rnd), **teacher}
 
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:

@@ -9,7 +9,7 @@ Deviation: clients send updates y - x rather than models. beta = 0 is FedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import full_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -36,6 +37,7 @@ class MimeLite(LocalSGD):
         beta: weight of the momentum, in [0, 1).
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True)
     beta: float = 0.9
 
     def __post_init__(self) -> None:

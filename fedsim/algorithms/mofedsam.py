@@ -10,7 +10,7 @@ Deviations: as in ``fedcm``. rho = 0 is FedCM, rho = 0 and alpha = 1 FedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD, sam_grad
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -38,6 +39,7 @@ class MoFedSAM(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
+    traits: ClassVar[Traits] = Traits(moves=True, public=("steps",))
     rho: float = 0.1
     alpha: float = 0.1
     server_lr: float = 1.0

@@ -21,6 +21,7 @@ from fedsim.algorithms.base import RoundConstants
 from fedsim.algorithms.dual import Dual
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -43,7 +44,7 @@ class MSDA(Dual):
         gap: spectral gap of W, in (0, 1]; 0: computed.
     """
 
-    static: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(role="peers", static=True, hooks=("tuned", "gossip_steps"))
 
     gap: float = 0.0
 

@@ -28,6 +28,7 @@ from fedsim.channel.onion import Layer, Onion
 from fedsim.channel.sign import Sign
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Known, Message, Round
 
 
@@ -56,8 +57,7 @@ class OneBitAdam:
         floor: after the warm-up, entries stay where they are if sqrt(v) is at most this part of its root mean square.
     """
 
-    uniform: ClassVar[bool] = True
-    everyone: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(uniform=True, everyone=True)
     lr: float
     lr_decay: float = 1.0
     beta1: float = 0.9

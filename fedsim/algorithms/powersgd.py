@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Known, Message, Round
 
 
@@ -54,10 +55,7 @@ class PowerSGD:
         momentum: of the decompressed gradient, in [0, 1).
     """
 
-    uniform: ClassVar[bool] = True
-    everyone: ClassVar[bool] = True
-    shares: ClassVar[str] = "parameters"
-    keeps: ClassVar[str] = "parameters"
+    traits: ClassVar[Traits] = Traits(uniform=True, everyone=True, shares="parameters", keeps="parameters")
     lr: float
     rank: int = 2
     lr_decay: float = 1.0

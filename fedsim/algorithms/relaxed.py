@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fedsim.algorithms.around import Around, name_of, within
 from fedsim.algorithms.base import ServerAlgorithm
+from fedsim.declared import traits_of
 from fedsim.errors import InputError, require
 from fedsim.objective import Objective
 from fedsim.types import Message, Round
@@ -31,8 +33,8 @@ class ClientState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Relaxed:
-    """A method whose clients start at x + beta (x - y_last).
+class Relaxed(Around):
+    """A method whose clients start at x + beta (x - y_last); beta = 0 is the method itself.
 
     Attributes:
         base: the method; it broadcasts ``x`` and its clients send ``update``, the way y - x that they went.
@@ -43,41 +45,31 @@ class Relaxed:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        methods = ("init_server", "init_client", "broadcast", "local", "server")
-        ok = all(callable(getattr(self.base, name, None)) for name in methods) and not isinstance(self.base, Relaxed)
-        shared = getattr(self.base, "shares", "model") == "model" and not hasattr(self.base, "own")
-        ok = ok and shared and not getattr(self.base, "stacked", False)
-        require(ok, "base", "be an algorithm with one global model, and not a relaxed one", self.base)
-        ok = getattr(self.base, "correction", "all") == "all"
-        require(ok, "base.server", "be all: with active, FedSpeed's upload is not the way a client went", "active")
+        said = traits_of(self.base)
+        ok = said.role == "server" and said.shares == "model" and not said.stacked and "own" not in said.hooks
+        ok = ok and not within(Relaxed, self.base)
+        require(ok, "base", "be an algorithm with one global model, and not a relaxed one", name_of(self.base))
+        if not said.moves:
+            must = "send `update`, the way that a client went, and say so: traits = Traits(moves=True)"
+            name = name_of(self.base)
+            do = "server=all, for with active its upload is another" if name == "FedSpeed" else "choose another method"
+            raise InputError(f"base must {must}; {name} does not; {do}")
         require(self.beta >= 0, "beta", "be >= 0", self.beta)
 
-    @property
-    def uniform(self) -> bool:
-        """Whether the method needs equal weights of the clients."""
-        return bool(getattr(self.base, "uniform", False))
+    def inside(self, state: ClientState) -> Any:
+        """What the method keeps."""
+        return state.base
 
-    def init_server(self, x0: Tensor) -> Any:
-        """The method's server state."""
-        return self.base.init_server(x0)
+    def put(self, state: ClientState, inner: Any) -> ClientState:
+        """The same client with what the method keeps."""
+        return state._replace(base=inner)
 
     def init_client(self, x0: Tensor) -> ClientState:
         """The method's client state and the initial model."""
         return ClientState(self.base.init_client(x0), x0)
 
-    def broadcast(self, server: Any, rnd: Round) -> Message:
-        """The method's broadcast, with the global model x [d]."""
-        return self.base.broadcast(server, rnd)
-
     def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
         """The method's local work from x + beta (x - y_last); sends what the method sends."""
         start = got["x"] + self.beta * (got["x"] - client.y)
         message, state = self.base.local(obj, client.base, {**got, "x": start}, rnd)
-        if "update" not in message:
-            name = type(self.base).__name__
-            raise InputError(f"algorithm.base must send `update`, got {name}, which sends {', '.join(message)}")
         return message, ClientState(state, start + message["update"])
-
-    def server(self, server: Any, received: Message, rnd: Round) -> Any:
-        """The method's server step."""
-        return self.base.server(server, received, rnd)

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
@@ -44,7 +45,7 @@ class Scaffold(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
-    uniform: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(uniform=True, moves=True)
     option: Literal[1, 2] = 2
     server_lr: float = 1.0
 

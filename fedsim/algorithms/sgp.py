@@ -12,13 +12,14 @@ Deviations: with K local steps the gradient is the mean over K minibatches, all 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -33,7 +34,7 @@ class PeerState(NamedTuple):
 class SGP(LocalSGD):
     """Stochastic gradient push."""
 
-    mixes: ClassVar[Literal["rows", "columns"]] = "columns"
+    traits: ClassVar[Traits] = Traits(role="peers", mixes="columns")
 
     def init_client(self, x0: Tensor) -> PeerState:
         """Every peer starts from the same model with weight 1."""

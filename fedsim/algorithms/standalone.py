@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -25,7 +26,7 @@ class ClientState(NamedTuple):
 class Standalone(MomentumSGD):
     """Local training only."""
 
-    shares: ClassVar[str] = "nothing"
+    traits: ClassVar[Traits] = Traits(shares="nothing", hooks=("own",))
 
     def init_server(self, x0: Tensor) -> tuple[()]:
         """There is no server."""

@@ -10,13 +10,14 @@ participation).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.errors import InputError, require
+from fedsim.traits import LayerTraits
 
 
 class Shift(NamedTuple):
@@ -33,6 +34,7 @@ class Diana:
         alpha: step of the shift, in (0, 1]; None: 1 / (1 + omega) of the layers inside.
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(feedback=True, receives=True)
     alpha: float | None = None
 
     def __post_init__(self) -> None:

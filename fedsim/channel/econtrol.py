@@ -11,7 +11,7 @@ not change (the paper's analysis is for full participation).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.ef14 import contracted
 from fedsim.channel.ef21 import Memory, choose
 from fedsim.errors import InputError, require
+from fedsim.traits import LayerTraits
 
 
 class Link(NamedTuple):
@@ -40,6 +41,7 @@ class EControl:
             and no error; ``compressed``: the first message is C(v) = h, and the next one follows in the same round.
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(feedback=True, receives=True)
     eta: float | None = None
     start: Literal["zero", "full", "compressed"] = "zero"
 

@@ -15,12 +15,13 @@ itself, is one after multiplication by 1 / (1 + omega), which the receiver does 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
+from fedsim.traits import LayerTraits
 
 
 class Link(NamedTuple):
@@ -32,6 +33,8 @@ class Link(NamedTuple):
 @dataclass(frozen=True)
 class EF14:
     """Sends D = C(e + v) and keeps e <- e + v - D."""
+
+    traits: ClassVar[LayerTraits] = LayerTraits(feedback=True)
 
     def init(self, v: Tensor) -> Link:
         """No error."""

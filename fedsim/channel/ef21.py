@@ -11,7 +11,7 @@ Under partial participation the server keeps the mean estimate of ALL clients, o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.ef14 import contracted
 from fedsim.errors import require
+from fedsim.traits import LayerTraits
 
 
 class Link(NamedTuple):
@@ -50,6 +51,7 @@ class EF21:
             ``zero`` or ``compressed``: the first message is C(v) and G = C(v), which is the same.
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(feedback=True, receives=True)
     start: Literal["full", "zero", "compressed"] = "full"
 
     def init(self, v: Tensor) -> Link:

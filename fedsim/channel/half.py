@@ -11,12 +11,13 @@ Wire: 16 bits an entry.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
+from fedsim.traits import LayerTraits
 
 _FORMATS = {"fp16": (torch.float16, 2.0**-11), "bf16": (torch.bfloat16, 2.0**-8)}
 
@@ -29,6 +30,7 @@ class Half:
         format: fp16 (11 significant bits, up to 65504) or bf16 (8 significant bits, the range of float32).
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, contractive=True)
     format: Literal["fp16", "bf16"] = "fp16"
 
     def init(self, v: Tensor) -> tuple[()]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch.nn.functional import pad
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.one_by_one import one_by_one
 from fedsim.errors import require
+from fedsim.traits import LayerTraits
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class LowRank:
         iterations: products with the matrix and its transpose before the projection, >= 0; more come closer to the SVD.
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, contractive=True)
     rank: int = 1
     iterations: int = 1
 

@@ -12,12 +12,14 @@ Quality: omega = 1/8, for normal numbers below the last octave. Wire: 9 bits an 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.wire import Levels, Signs, narrowest
+from fedsim.traits import LayerTraits
 
 _FORMATS = {torch.float32: (torch.int32, 23, 255), torch.float64: (torch.int64, 52, 2047)}
 """dtype -> integer of its width, bits of the fraction, exponent code of infinity (IEEE 754)."""
@@ -26,6 +28,8 @@ _FORMATS = {torch.float32: (torch.int32, 23, 255), torch.float64: (torch.int64, 
 @dataclass(frozen=True)
 class Natural:
     """Unbiased rounding to powers of two."""
+
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, unbiased=True)
 
     def init(self, v: Tensor) -> tuple[()]:
         """No memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from fedsim.channel import wire
 from fedsim.channel.base import Bytes, Middleware, Noise
 from fedsim.channel.quality import Compressor, contraction
 from fedsim.channel.wire import Side
+from fedsim.declared import layer_traits
 from fedsim.opaque import opaque
+from fedsim.traits import LayerTraits
 from fedsim.types import State
 
 Noises = Callable[[str], Noise]
@@ -29,6 +31,8 @@ class Layerwise:
 
     Vectors that are not as long as the model stay whole.
     """
+
+    traits: ClassVar[LayerTraits] = LayerTraits(layerwise=True)
 
 
 class Layer(NamedTuple):
@@ -72,9 +76,9 @@ class Onion:
 
     def init(self, v: Tensor, method: str) -> State:
         """{layer: memory} of the layers that have any; ``method`` is ``init`` or ``init_server``."""
-        makers = {layer.name: getattr(layer.middleware, method, None) for layer in self.layers}
-        made = {name: make(v) for name, make in makers.items() if make is not None}
-        return {name: state for name, state in made.items() if not (isinstance(state, tuple) and not state)}
+        word = "receives" if method == "init_server" else "feedback"
+        mine = [layer for layer in self.layers if getattr(layer_traits(layer.middleware), word)]
+        return {layer.name: getattr(layer.middleware, method)(v) for layer in mine}
 
 
 def _unused(address: str) -> Noise:
@@ -144,7 +148,7 @@ class Rest:
         """Those further in, and the lengths that the first one gets."""
         inside = [layer.middleware for layer in self.onion.layers[self.at :]]
         sizes = self._cut(d) if any(isinstance(layer, Layerwise) for layer in inside) else [d]
-        return [layer for layer in inside if isinstance(layer, Compressor)], sizes
+        return [layer for layer in inside if layer_traits(layer).loses], sizes  # type: ignore[misc]
 
     def _cut(self, d: int) -> list[int]:
         return list(self.onion.parameters) if sum(self.onion.parameters) == d else [d]

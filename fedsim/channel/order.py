@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-import torch
-
-from fedsim.channel.quality import Compressor
+from fedsim.declared import layer_traits
 from fedsim.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,17 +24,14 @@ REASONS = {
 
 def kind(layer: Layer) -> str:
     """``codec`` (loses information), ``feedback`` (remembers), ``layerwise`` or ``other``."""
-    if isinstance(layer.middleware, Compressor):
-        return "codec"
-    made = getattr(layer.middleware, "init", None)
-    if made is None:
-        return "layerwise"
-    return "other" if made(torch.zeros(1)) == () else "feedback"
+    return layer_traits(layer.middleware).kind
 
 
 def check_order(layers: Sequence[Layer]) -> None:
     """Raise InputError when a layer stands outside one that it must not, or has the name of another."""
     names = [layer.name for layer in layers]
+    for layer in layers:
+        layer_traits(layer.middleware)  # what it says of itself must be true
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(
             f"channel must not have two layers named {twice}: they would share memory and random numbers; rename one"

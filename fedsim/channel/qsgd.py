@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from fedsim.channel.buckets import check_bucket, from_rows, to_rows, width
 from fedsim.channel.rounding import round_at_random
 from fedsim.channel.wire import Levels, narrowest
 from fedsim.errors import require
+from fedsim.traits import LayerTraits
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class QSGD:
         bucket: B, entries that share a norm, >= 1; None: the whole vector.
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, unbiased=True)
     levels: int = 7
     bucket: int | None = 512
 

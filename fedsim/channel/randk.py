@@ -21,6 +21,7 @@ from torch import Tensor
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.sparse import check_kept, kept
 from fedsim.channel.wire import Positions, Seed
+from fedsim.traits import LayerTraits
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,18 @@ class RandK:
         """No memory."""
         return ()
 
+    @property
+    def traits(self) -> LayerTraits:
+        """The words."""
+        return LayerTraits(
+            loses=True,
+            linear=True,
+            lipschitz=not self.unbiased,
+            nonexpansive=not self.unbiased,
+            unbiased=self.unbiased,
+            contractive=not self.unbiased,
+        )
+
     def __call__(self, v: Tensor, link: tuple[()], noise: Noise, send: Send) -> tuple[Tensor, tuple[()], Bytes]:
         """Send v [d]."""
         d = v.shape[0]
@@ -59,11 +72,6 @@ class RandK:
         beside = Seed(noise.seed(v), k, d) if self.shared_seed else Positions(index, d)
         values, _, size = send(values, beside)
         return torch.zeros_like(v).scatter(0, index, values), link, size
-
-    @property
-    def nonexpansive(self) -> bool:
-        """Whether no vector becomes longer: in the biased form."""
-        return not self.unbiased
 
     def delta(self, d: int) -> float | None:
         """k / d in expectation, of the biased form."""

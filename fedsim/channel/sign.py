@@ -21,6 +21,7 @@ from torch import Tensor
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.buckets import check_bucket, counts, from_rows, to_rows, width
 from fedsim.channel.wire import Signs
+from fedsim.traits import LayerTraits
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Sign:
         """No memory."""
         return ()
 
+    @property
+    def traits(self) -> LayerTraits:
+        """The words."""
+        return LayerTraits(loses=True, nonexpansive=True, contractive=self.scale == "l1")
+
     def __call__(self, v: Tensor, link: tuple[()], noise: Noise, send: Send) -> tuple[Tensor, tuple[()], Bytes]:
         """Send v [d]."""
         d = v.shape[0]
@@ -51,11 +57,6 @@ class Sign:
         scales, (positive,), size = send(scales, Signs(v >= 0))
         signs = torch.where(positive.tensor, 1, -1).to(v.dtype)
         return from_rows(to_rows(signs, self.bucket) * scales.unsqueeze(1), d), link, size
-
-    @property
-    def nonexpansive(self) -> bool:
-        """No vector becomes longer: the decoded norm is ||v||_1 / sqrt(d) or ||v||_2."""
-        return True
 
     def delta(self, d: int) -> float | None:
         """1 / bucket for l1."""

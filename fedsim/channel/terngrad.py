@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,11 +20,14 @@ from torch import Tensor
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.buckets import to_rows
 from fedsim.channel.wire import Trits
+from fedsim.traits import LayerTraits
 
 
 @dataclass(frozen=True)
 class TernGrad:
     """Unbiased rounding to three values."""
+
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, unbiased=True)
 
     def init(self, v: Tensor) -> tuple[()]:
         """No memory."""

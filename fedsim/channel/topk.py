@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.one_by_one import one_by_one
 from fedsim.channel.sparse import check_kept, kept
 from fedsim.channel.wire import Positions
+from fedsim.traits import LayerTraits
 
 _STRIDE = 64  # one entry in 64 is looked at to guess the threshold of a long vector
 
@@ -31,6 +33,7 @@ class TopK:
         ratio: fraction kept, in (0, 1]; k = ceil(ratio * d).
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, nonexpansive=True, contractive=True)
     k: int | None = None
     ratio: float | None = 0.01
 
@@ -51,11 +54,6 @@ class TopK:
         index = one_by_one(largest, v, k)
         values, (positions,), size = send(v.gather(0, index), Positions(index, d))
         return torch.zeros_like(v).scatter(0, positions.tensor, values), link, size
-
-    @property
-    def nonexpansive(self) -> bool:
-        """No vector becomes longer."""
-        return True
 
     def delta(self, d: int) -> float | None:
         """k / d."""

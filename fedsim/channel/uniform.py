@@ -10,6 +10,7 @@ Quality: omega = B / (4 (2^(bits - 1) - 1)^2) for buckets of B. Wire: one number
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from fedsim.channel.buckets import check_bucket, from_rows, to_rows, width
 from fedsim.channel.rounding import round_at_random
 from fedsim.channel.wire import Levels, narrowest
 from fedsim.errors import require
+from fedsim.traits import LayerTraits
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Uniform:
         bucket: B, entries that share a scale, >= 1; None: the whole vector.
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, unbiased=True)
     bits: int = 8
     bucket: int | None = 1024
 

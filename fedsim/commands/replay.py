@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from fedsim.algorithms.around import innermost
 from fedsim.assemble import Assembled, configured
 from fedsim.checkpoint import Checkpointing, Checkpoints
 from fedsim.config import build_run
 from fedsim.console import Terminal, error, note, number
 from fedsim.engine.block import Job, Outcome, to_device
 from fedsim.engine.kernel import Kernel
+from fedsim.engine.local_part import written
 from fedsim.engine.worker import Backend, Worker
 from fedsim.errors import Diverged, InputError, require
 from fedsim.evaluate import Evaluate
@@ -165,9 +167,8 @@ def work(worker: Worker, client: int, job: Job, shared: Any, debugger: pdb.Pdb |
 
 def _debugger(algorithm: Any) -> pdb.Pdb:
     """A debugger that stops at the first line of the algorithm's ``local``; of one around another, of the inner one."""
-    while hasattr(getattr(algorithm, "base", None), "local"):
-        algorithm = algorithm.base
-    code = inspect.unwrap(type(algorithm).local).__code__
+    inner = innermost(written(algorithm))
+    code = inspect.unwrap(type(inner).local).__code__
     debugger = pdb.Pdb(nosigint=True)
     debugger.set_break(code.co_filename, code.co_firstlineno, funcname=code.co_name)
     return debugger

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from fedsim.algorithms.around import Around
 from fedsim.channel.message import heard
+from fedsim.declared import traits_of
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
 @dataclass(frozen=True)
-class Begun:
+class Begun(Around):
     """A server algorithm whose clients' rows hold, beside their state, the broadcast that each got.
 
     Attributes:
         base: the algorithm.
     """
 
-    stacked: ClassVar[bool] = True
-    base: Any
+    @property
+    def traits(self) -> Traits:
+        """The algorithm's; the engine takes its clients' messages one by one."""
+        return traits_of(self.base).but(stacked=True)
 
-    def init_server(self, x0: Any) -> Any:
-        """As the algorithm."""
-        return self.base.init_server(x0)
+    def inside(self, state: Any) -> Any:
+        """The algorithm's state of a client."""
+        return state[0]
+
+    def put(self, state: Any, inner: Any) -> Any:
+        """The same row with another state of the algorithm."""
+        return inner, state[1]
 
     def init_client(self, x0: Any) -> Any:
         """The algorithm's state of a client, and its first broadcast."""
         first = self.base.broadcast(self.base.init_server(x0), Round(0, (0,), 1))
         return self.base.init_client(x0), heard(first)
 
-    def broadcast(self, server: Any, rnd: Round) -> Message:
-        """As the algorithm."""
-        sent: Message = self.base.broadcast(server, rnd)
-        return sent
-
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         """The algorithm's work from the broadcast in the client's row."""
         state, begun = client
         message, state = self.base.local(obj, state, begun, rnd)
         return message, (state, begun)
-
-    def server(self, server: Any, received: Message, rnd: Round) -> Any:
-        """As the algorithm."""
-        return self.base.server(server, received, rnd)

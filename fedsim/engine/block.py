@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
+from fedsim.declared import traits_of
 from fedsim.engine.oracle import ModelOracle
 from fedsim.local import Local
 from fedsim.objective import Objective
@@ -77,7 +78,7 @@ class Blocks:
     ):
         self.algorithm, self.oracles, self.oracle = algorithm, oracles, oracles[architecture]
         self.feed, self.local, self.uplink, self.seed = feed, local, uplink, seed
-        self.settle = getattr(algorithm, "settle", None)
+        self.settle = algorithm.settle if "settle" in traits_of(algorithm).hooks else None
 
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
         """``algorithm.local`` of these clients, then the channel; ``rows`` is a tree of [b, ...] tensors."""

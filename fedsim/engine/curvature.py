@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from fedsim.algorithms.base import RoundConstants
+from fedsim.declared import traits_of
 from fedsim.engine.events import Graphs
 from fedsim.engine.local_part import LocalPart
 from fedsim.engine.worker import Setup
@@ -28,7 +29,8 @@ def tuned(setup: Setup, network: Graphs | Mixing) -> Setup:
     """
     part = setup.algorithm
     assert isinstance(part, LocalPart)
-    if not hasattr(part.base, "tuned"):
+    said = traits_of(part.base)
+    if said.role != "events" and "tuned" not in said.hooks:
         return setup
     mu, smooth = curvature(setup) or (None, None)
     if isinstance(network, Graphs):

@@ -16,6 +16,7 @@ import networkx as nx
 import numpy as np
 
 from fedsim.algorithms.base import Constants
+from fedsim.declared import traits_of
 from fedsim.errors import InputError
 from fedsim.rng import numpy_stream
 from fedsim.schedule import Events
@@ -72,7 +73,7 @@ def graphs_of(topology: Topology, n: int, seed: int, schedule: Events) -> Graphs
 
 def too_slow(algorithm: Any, constants: Constants) -> tuple[str, ...]:
     """A warning for the user where the edges' rates are below what the algorithm says that it needs."""
-    most: float | None = getattr(algorithm, "most_chi12", None)
+    most: float | None = algorithm.most_chi12 if "most_chi12" in traits_of(algorithm).hooks else None
     product = constants.chi1 * constants.chi2
     if most is None or product <= most * (1 + 1e-9):
         return ()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.channel import message
 from fedsim.channel.channel import Channel, noises
+from fedsim.declared import traits_of
 from fedsim.topology.mixing import Mixing
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Message, Round, State
@@ -45,6 +46,11 @@ class Gossip:
     parameters: tuple[int, ...]
     seed: int
 
+    @property
+    def publish(self) -> Any:
+        """The algorithm's hook of that name, or None."""
+        return self.algorithm.publish if "publish" in traits_of(self.algorithm).hooks else None
+
     def exchange(self, peers: State, links: State, w: sparse.csr_matrix, rnd: Round, step: int) -> Exchanged:
         """Exchange number ``step`` of a round.
 
@@ -63,7 +69,7 @@ class Gossip:
         return Exchanged(new, links, sent, plain)
 
     def _at_once(self, n: int) -> int:
-        return TOGETHER if self.channel or hasattr(self.algorithm, "publish") else n
+        return TOGETHER if self.channel or self.publish is not None else n
 
     def _some(self, first: int, peers: State, links: State) -> tuple[State, State, Tensor]:
         """Peers ``first`` and those after it, as many as are taken at once."""
@@ -88,8 +94,8 @@ class Gossip:
                 arrived, mine, size = self.channel.send(offered, mine, noise, self.parameters)
                 arrived, theirs = self.channel.receive(arrived, theirs, 1.0, self.parameters)
                 link = (mine, theirs)
-            if (publish := getattr(self.algorithm, "publish", None)) is not None:
-                peer, arrived = publish(peer, arrived, rnd)
+            if self.publish is not None:
+                peer, arrived = self.publish(peer, arrived, rnd)
             return peer, link, arrived, torch.zeros_like(i) + size
 
         states, ends, held, sent = torch.func.vmap(one)(peers, links, ids)

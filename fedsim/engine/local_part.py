@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedsim.engine.begun import Begun
 from fedsim.objective import Objective
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -17,7 +19,7 @@ class LocalPart:
         base: the peers' algorithm.
     """
 
-    shares: ClassVar[str] = "nothing"
+    traits: ClassVar[Traits] = Traits(shares="nothing")
     base: Any
 
     def init_server(self, x0: Any) -> tuple[()]:
@@ -39,3 +41,8 @@ class LocalPart:
     def server(self, server: tuple[()], received: Message, rnd: Round) -> tuple[()]:
         """Nothing."""
         return server
+
+
+def written(algorithm: Any) -> Any:
+    """The algorithm as it was written, without what the engine puts around it for workers."""
+    return algorithm.base if isinstance(algorithm, (LocalPart, Begun)) else algorithm

@@ -15,6 +15,7 @@ from fedsim.aggregate import weights_of, whole
 from fedsim.channel import message
 from fedsim.channel.channel import noises
 from fedsim.channel.noise import Addressed
+from fedsim.declared import traits_of
 from fedsim.engine.block import to_numpy
 from fedsim.engine.jobs import Jobs, digest_of, mean_loss
 from fedsim.engine.worker import Backend, Done, Scores, Setup
@@ -74,7 +75,7 @@ class Orchestrator:
         self.server: Any = setup.algorithm.init_server(x0)
         self.stores = [Store(row) for row in rows]
         self.memory = memory
-        self.own = hasattr(setup.algorithm, "own")  # clients predict with models of their own
+        self.own = "own" in traits_of(setup.algorithm).hooks  # clients predict with models of their own
         self.done = 0
         self.notes: tuple[str, ...] = ()  # what the user should know of the run
         self.record: Record = {}  # of the last round, without its evaluation

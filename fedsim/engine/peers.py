@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.checks import require_mixing
+from fedsim.declared import traits_of
 from fedsim.engine.gossip import Gossip, receivers
 from fedsim.engine.jobs import Jobs, digest_of, mean_loss
 from fedsim.engine.measured import consensus, mean_of, measured, own
@@ -135,7 +136,7 @@ class Peers:
         before = self._before(states) if due else {}
         links, w, degrees = self.links, _like(mixing, states), torch.from_numpy(receivers(mixing))
         sent = plain = 0
-        steps = getattr(self.algorithm, "gossip_steps", 1)
+        steps = self.algorithm.gossip_steps if "gossip_steps" in traits_of(self.algorithm).hooks else 1
         for q in range(steps):
             states, links, sizes, size = self.gossip.exchange(states, links, w, rnd, q)
             sent += int((sizes * degrees).sum())

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from fedsim.algorithms.around import name_of
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
+from fedsim.engine.local_part import written
 from fedsim.engine.oracle import ModelOracle
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError
@@ -87,7 +89,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
             obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
             message, _ = setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)
         except Exception as error:  # user code: any type
-            name = type(getattr(setup.algorithm, "base", setup.algorithm)).__name__
+            name = name_of(written(setup.algorithm))
             raise InputError(
                 f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
             ) from error

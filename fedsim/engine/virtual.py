@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.channel import message
 from fedsim.data.batches import as_tensor
+from fedsim.declared import traits_of
 from fedsim.engine.events import Graphs, Timeline, draw, levels, too_slow, waves
 from fedsim.engine.jobs import Jobs, digest_of
 from fedsim.engine.measured import mean_of, measured
@@ -74,7 +75,7 @@ class VirtualTime:
         self.times = schedule.times(rounds)
         self.rounds = len(self.times)
         self.graphs = graphs
-        self.coupled = getattr(self.algorithm, "coupled", False)
+        self.coupled = traits_of(self.algorithm).coupled
         events = draw(n, graphs.stretches, self.times[-1], setup.seed)
         self.events = Timeline(*(column[events.j >= 0] for column in events)) if self.coupled else events
         self.levels = levels(self.events, n)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean, Parts, Sums, fold, weights_of
+from fedsim.algorithms.around import name_of
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.channel import message
 from fedsim.channel.channel import Channel
@@ -22,6 +23,7 @@ from fedsim.data.base import Task
 from fedsim.data.batches import Feed, Samples
 from fedsim.engine.block import Blocks, Job, to_device, to_numpy
 from fedsim.engine.kernel import Kernel
+from fedsim.engine.local_part import written
 from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import ClientError
 from fedsim.local import Local
@@ -162,7 +164,7 @@ class Worker:
             try:
                 out = self.blocks[job.architecture].run(clients, mine, got, job.round)
             except Exception as error:
-                name = type(getattr(self.setup.algorithm, "base", self.setup.algorithm)).__name__
+                name = name_of(written(self.setup.algorithm))
                 raise ClientError(
                     f"{name} failed in round {job.round.index + 1} for clients {clients}: "
                     f"{type(error).__name__}: {error}. To debug, add engine=serial engine.batching=loop",

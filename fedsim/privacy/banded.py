@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fedsim.objective import Objective
 from fedsim.privacy.matrix_mechanism import BandedFactor
 from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped, over_expected
+from fedsim.traits import Traits
 from fedsim.tree import leaves
 from fedsim.types import Message, Round
 
@@ -48,10 +49,14 @@ class BandedNoise(Wrapped):
         separation: least distance of two rounds with the same client, >= the bands of C.
     """
 
-    own_sampling: ClassVar[bool] = True
     expected: int
     factor: BandedFactor
     separation: int
+
+    @property
+    def traits(self) -> Traits:
+        """The algorithm's, and noise of the server; nothing is earned by sampling."""
+        return self.private(noise="server", own_sampling=True)
 
     @property
     def std(self) -> float:

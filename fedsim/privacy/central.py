@@ -18,6 +18,7 @@ from typing import Any
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped, noisy, over_expected
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -36,9 +37,9 @@ class CentralNoise(Wrapped):
     noise_population: int | None = None
 
     @property
-    def own_sampling(self) -> bool:
-        """Whether epsilon is that of another draw than the schedule's."""
-        return self.noise_cohort is not None
+    def traits(self) -> Traits:
+        """The algorithm's, and noise of the server; epsilon may be that of another draw than the schedule's."""
+        return self.private(noise="server", own_sampling=self.noise_cohort is not None)
 
     @property
     def cohort(self) -> int:

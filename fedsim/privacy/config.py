@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
+from fedsim.aggregate import Aggregate
+from fedsim.algorithms.around import name_of, with_noise
 from fedsim.channel.channel import Channel
-from fedsim.channel.order import kind
+from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.errors import InputError, require
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
@@ -99,17 +101,17 @@ class Own(Promise):
 
     def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
         """The algorithm with this noise multiplier."""
-        if not hasattr(algorithm, "releases"):
-            name = type(algorithm).__name__
+        if traits_of(algorithm).noise == "none":
+            name = name_of(algorithm)
             raise InputError(f"privacy=own needs a private algorithm such as diff2, got {name}; choose a mechanism")
-        return replace(algorithm, noise_multiplier=noise_multiplier)
+        return with_noise(algorithm, noise_multiplier)
 
     def nominal(self, algorithm: Any, setting: Setting) -> float | None:
         """The noise multiplier of the paper's formula, or None for the accountant's."""
         if self.calibration == "library" or self.target_epsilon is None:
             return None
-        if not hasattr(algorithm, "paper_multiplier"):
-            name = type(algorithm).__name__
+        if "paper_multiplier" not in traits_of(algorithm).hooks:
+            name = name_of(algorithm)
             raise InputError(f"calibration must be library for {name}, whose paper gives no constants, got paper")
         return float(algorithm.paper_multiplier(self.target_epsilon, self.delta, setting.rounds))
 
@@ -302,20 +304,33 @@ def factor_of(rounds: int, bands: int) -> BandedFactor:
 
 def check_channel(algorithm: Any, channel: Channel) -> None:
     """Raise InputError where a layer would undo what the privacy of the messages rests on."""
-    if getattr(algorithm, "integers", False) and channel.layers:
+    said = traits_of(algorithm)
+    if said.integers and channel.layers:
         raise InputError(
             f"channel must be [] for messages of integers, which are summed modulo 2^bits, got {channel.layers[0].name}"
         )
-    if getattr(algorithm, "noise", "server") == "clients":
+    if said.noise == "clients":
         return
     for layer in channel.layers:
-        if kind(layer) != "layerwise" and not getattr(layer.middleware, "nonexpansive", False):
-            why = "remembers earlier messages" if kind(layer) == "feedback" else "can make a message longer"
+        words = layer_traits(layer.middleware)
+        if not words.layerwise and not words.nonexpansive:
+            why = "remembers earlier messages" if words.feedback else "can make a message longer"
             raise InputError(
                 f"channel must not have {layer.name} under noise of the server: it {why}, so the clip bound, which "
                 "the noise is measured by, does not hold at the server; use topk, sign or a biased randk, or let the "
                 "clients add the noise (privacy=local_gaussian, algorithm.noise=clients), before any layer"
             )
+
+
+def check_rule(algorithm: Any, aggregate: Aggregate) -> None:
+    """Raise InputError unless the server's rule is the mean that the noise is measured for."""
+    said = traits_of(algorithm)
+    if said.noise in ("server", "shares") and not said.integers and not rule_traits(aggregate).linear:
+        raise InputError(
+            f"aggregate must be a mean under the noise of {name_of(algorithm)}, measured by how far one client moves a "
+            f"mean, got {type(aggregate).__name__}, which does not declare traits = RuleTraits(linear=True); "
+            "use aggregate=mean, or noise of each client (privacy=local_gaussian)"
+        )
 
 
 def promised(

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.aggregate import Sums
+from fedsim.algorithms.around import name_of
 from fedsim.channel.packing import Reader, pack_unsigned, unpack_unsigned
+from fedsim.declared import traits_of
 from fedsim.errors import InputError
 from fedsim.objective import Objective
 from fedsim.opaque import opaque
@@ -29,6 +31,7 @@ from fedsim.privacy.releases import Drawn, Release
 from fedsim.privacy.secure_sum import SecureSum, draw_signs
 from fedsim.privacy.wrapped import Wrapped
 from fedsim.rng import numpy_stream
+from fedsim.traits import RuleTraits, Traits
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Message, Round
 
@@ -41,7 +44,7 @@ class ModularSum:
         weights: clients weigh the same.
     """
 
-    integers: ClassVar[bool] = True
+    traits: ClassVar[RuleTraits] = RuleTraits(integers=True)
     weights: Literal["uniform"] = "uniform"
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
@@ -85,13 +88,25 @@ class DiscreteNoise(Wrapped):
         deviations: standard deviations of the sum that fit before it wraps, > 0.
     """
 
-    own_sampling: ClassVar[bool] = True
-    by_cohort: ClassVar[bool] = True
-    integers: ClassVar[bool] = True
     expected: int
     parameters: int
     bits: int = 16
     deviations: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "settle" in traits_of(self.base).hooks:
+            must = "be none, central_gaussian, adaptive_gaussian or local_gaussian"
+            name = name_of(self.base)
+            raise InputError(
+                f"privacy must {must} for {name}, which reads what arrived of its numbers, not of integers"
+            )
+
+    @property
+    def traits(self) -> Traits:
+        """The algorithm's, and messages of integers in which every client has its share of the noise."""
+        words = {"noise": "shares", "own_sampling": True, "by_cohort": True, "integers": True}
+        return self.private("client_releases", **words)
 
     @property
     def rule(self) -> SecureSum:

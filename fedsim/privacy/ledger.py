@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedsim.algorithms.around import noisy_part
+from fedsim.declared import traits_of
 from fedsim.errors import InputError, require
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
@@ -135,7 +137,7 @@ class Ledger:
     @property
     def noise_multiplier(self) -> float:
         """Of the private algorithm."""
-        return float(self.algorithm.noise_multiplier)
+        return float(noisy_part(self.algorithm).noise_multiplier)
 
     def common(self, rounds: int) -> tuple[Release, ...]:
         """What the first ``rounds`` rounds let out that concerns every unit alike, equal releases counted."""
@@ -146,7 +148,7 @@ class Ledger:
             for kind, rnd in counts.example.items()
             for release in self.algorithm.releases(rnd)
         ]
-        return merged(each if getattr(self.algorithm, "own_sampling", False) else map(draw.of, each))
+        return merged(each if traits_of(self.algorithm).own_sampling else map(draw.of, each))
 
     def releases(self, rounds: int, client: int | None = None) -> tuple[Release, ...]:
         """Everything that the first ``rounds`` rounds let out of a client's unit; None: of the one that fares worst."""
@@ -171,7 +173,7 @@ class Ledger:
         """The largest epsilon, the releases it is of, and the client, if clients differ."""
         accountant, common = self.accountant, self.common(rounds)
         exact = accountant.epsilon if rounds >= self.setting.rounds else accountant.running
-        if not hasattr(self.algorithm, "client_releases"):
+        if "client_releases" not in traits_of(self.algorithm).hooks:
             return exact(common), common, None
         cheap = replace(accountant, kind="rdp")
         listed = [(merged((*common, *own)), client) for own, client in self._owners(rounds)]
@@ -217,15 +219,16 @@ class Ledger:
         counts, n = self.counts, self.setting.population
         if rounds < counts.done:
             counts.done, counts.rounds, counts.example, counts.clients = 0, {}, {}, {}
-        mine = hasattr(self.algorithm, "client_releases")
+        said = traits_of(self.algorithm)
+        mine = "client_releases" in said.hooks
         for t in range(counts.done, rounds):
-            cohort = self.setting.cohort(t) if mine or getattr(self.algorithm, "by_cohort", False) else ()
+            cohort = self.setting.cohort(t) if mine or said.by_cohort else ()
             rnd = Round(t, cohort, n, min(self.setting.sizes))
-            kind = self.algorithm.kind(rnd) if hasattr(self.algorithm, "kind") else t
+            kind = self.algorithm.kind(rnd) if "kind" in said.hooks else t
             counts.rounds[kind] = counts.rounds.get(kind, 0) + 1
             counts.example.setdefault(kind, rnd)
             if mine:
-                exposed = self.algorithm.exposed(rnd) if hasattr(self.algorithm, "exposed") else cohort
+                exposed = self.algorithm.exposed(rnd) if "exposed" in said.hooks else cohort
                 seen = counts.clients.setdefault(kind, np.zeros(n, dtype=np.int64))
                 seen[list(exposed)] += 1
         counts.done = max(counts.done, rounds)
@@ -234,11 +237,11 @@ class Ledger:
 
 def check_minibatches(algorithm: Any, setting: Setting) -> None:
     """Raise InputError unless minibatches are drawn as the accounts of single samples assume."""
-    if getattr(algorithm, "equal_steps", False):
+    if traits_of(algorithm).equal_steps:
         steps = sorted({setting.local.count(n) for n in set(setting.sizes)})
         must = f"be the same for all clients of {type(algorithm).__name__}, who share the noise"
         require(len(steps) == 1, "local.steps", must, f"{steps[0]} to {steps[-1]}", "add local.steps=1")
-    if not hasattr(algorithm, "client_releases") or setting.local.sampling == "poisson":
+    if "client_releases" not in traits_of(algorithm).hooks or setting.local.sampling == "poisson":
         return
     size = max(setting.sizes)
     drawn = setting.drawn(setting.sizes.index(size))
@@ -253,7 +256,7 @@ def check_minibatches(algorithm: Any, setting: Setting) -> None:
 def remarks_on(setting: Setting, algorithm: Any) -> tuple[str, ...]:
     """Where the run differs from what its bound assumes, in words."""
     schedule, n = setting.schedule, setting.population
-    if isinstance(schedule, Bernoulli) and schedule.rate < 1 and not getattr(algorithm, "own_sampling", False):
+    if isinstance(schedule, Bernoulli) and schedule.rate < 1 and not traits_of(algorithm).own_sampling:
         empty = (1 - schedule.rate) ** n
         return (f"an empty cohort (probability {empty:.2g} in a round) is drawn again, unlike in Poisson sampling",)
     return ()

@@ -11,11 +11,12 @@ random earns nothing beyond, since the server sees who sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
 from fedsim.privacy.wrapped import Wrapped, noisy
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
@@ -23,17 +24,15 @@ from fedsim.types import Message, Round
 class LocalNoise(Wrapped):
     """The mechanism."""
 
-    own_sampling: ClassVar[bool] = True
-    noise: ClassVar[str] = "clients"
+    @property
+    def traits(self) -> Traits:
+        """The algorithm's, and noise of the clients; nothing is earned by sampling."""
+        return self.private("client_releases", noise="clients", own_sampling=True)
 
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         """The algorithm's work; its message clipped, with noise."""
         message, state = self.base.local(obj, client, got, rnd)
         return noisy(self.clipped(message, self.clip), self.noise_multiplier * 2 * self.clip, obj.noise), state
-
-    def server(self, server: Any, received: Message, rnd: Round) -> Any:
-        """The algorithm's step."""
-        return self.base.server(server, received, rnd)
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
         """Nothing of all clients together."""

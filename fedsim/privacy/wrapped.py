@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.around import Around, name_of
+from fedsim.declared import traits_of
 from fedsim.errors import InputError
+from fedsim.traits import Hook, Traits
 from fedsim.types import Message, Round
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class Wrapped(Around):
     """An algorithm whose clients clip what they send.
 
     Attributes:
@@ -23,32 +26,20 @@ class Wrapped:
         noise_multiplier: noise over sensitivity, >= 0.
     """
 
-    uniform: ClassVar[bool] = True
     base: Any
     clip: float
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        name = type(self.base).__name__
-        if hasattr(self.base, "releases"):
+        said, name = traits_of(self.base), name_of(self.base)
+        if said.noise != "none":
             raise InputError(f"privacy must be own for {name}, which is private by itself; use privacy=own")
-        if getattr(self.base, "stacked", False) or hasattr(self.base, "own"):
+        if said.role != "server" or said.stacked or "own" in said.hooks:
             raise InputError(f"privacy must be none for {name}: a mechanism needs clients that send updates of a model")
 
-    @property
-    def everyone(self) -> bool:
-        """As the algorithm."""
-        return bool(getattr(self.base, "everyone", False))
-
-    @property
-    def shares(self) -> str:
-        """As the algorithm."""
-        return str(getattr(self.base, "shares", "model"))
-
-    @property
-    def keeps(self) -> str:
-        """As the algorithm."""
-        return str(getattr(self.base, "keeps", "model"))
+    def private(self, *hooks: Hook, **words: Any) -> Traits:
+        """The algorithm's words and those of a mechanism that clips messages."""
+        return traits_of(self.base).but("releases", "kind", "noise_multiplier", *hooks, uniform=True, **words)
 
     def check(self) -> None:
         """Raise InputError when this much noise cannot be made."""
@@ -56,19 +47,6 @@ class Wrapped:
     def kind(self, rnd: Round) -> Hashable:
         """All rounds let out the same."""
         return 0
-
-    def init_server(self, x0: Any) -> Any:
-        """As the algorithm."""
-        return self.base.init_server(x0)
-
-    def init_client(self, x0: Any) -> Any:
-        """As the algorithm."""
-        return self.base.init_client(x0)
-
-    def broadcast(self, server: Any, rnd: Round) -> Message:
-        """As the algorithm."""
-        sent: Message = self.base.broadcast(server, rnd)
-        return sent
 
     def clipped(self, message: Message, clip: Tensor | float) -> Message:
         """The message scaled down to norm ``clip`` if it is longer."""
@@ -84,7 +62,7 @@ class Wrapped:
         """
         if [value.numel() for value in message.values()] != [d]:
             fields = ", ".join(f"{name} {list(value.shape)}" for name, value in message.items())
-            must = f"be none, central_gaussian, adaptive_gaussian or local_gaussian for {type(self.base).__name__}"
+            must = f"be none, central_gaussian, adaptive_gaussian or local_gaussian for {name_of(self.base)}"
             raise InputError(
                 f"privacy must {must}, whose messages are not one vector of the model's size, got {fields}"
             )
