@@ -68,6 +68,8 @@ def layer_traits(middleware: Any) -> LayerTraits:
 
 
 def _said_by(part: Any, kind: type[W]) -> W:
+    if isinstance(part, type):
+        raise InputError(f"{_where(part)} is a class; give an object of it, {part.__name__}(...)")
     check_words(type(part), kind)
     said = getattr(part, "traits", None)  # a class that says nothing has the defaults
     if said is None:

@@ -7,40 +7,11 @@ clients at once from the same code.
 ``obj.steps`` is an integer scalar: divide vectors by it, or ``.to(x.dtype)`` it first (an integer tensor times a Python
 float is float32, whatever the model's dtype).
 
-What a class says of itself, each as a ``ClassVar`` where it differs from the default:
+What a class says of itself, it declares as ``traits`` (``fedsim.traits.Traits``, one checked value): which part of a
+model the server shares, whether all clients must take part, which further methods (hooks) the engine shall call.
 
-- ``uniform = True``: the method is right for equal weights of the clients only (control variates averaged over the
-  population); ``aggregate.weights=examples`` is then refused.
-- ``stacked = True``: the server wants every client's own message (``aggregate.Stack``), not their mean.
-- ``classes = True``: a classification task, and a model with an output for each class.
-- ``everyone = True``: every client takes part in every round.
-- ``shares``: what the server starts from and ``init_server`` gets: ``model`` (the default; one architecture for all,
-  and the server's state has a field ``x``), ``common`` (the same, of the architecture number ``common``, while clients
-  have their own), ``parameters`` (as ``model``, but {name: tensor}), ``body``, ``head`` ([outputs,
-  features + 1], the bias last) or ``nothing``.
-- ``keeps``: what ``init_client`` gets of the client's own initial model: ``model`` (the default), ``parameters``,
-  ``body``, ``head``.
-
-A class with a method ``settle(client, sent, arrived, rnd) -> client`` learns, after ``local``, what the far end decoded
-of its message: error feedback that is part of the method.
-
-A class with a method ``own(obj, client, got, rnd) -> x [d]`` gives each client a model of its own: evaluation asks it
-for every client, with the broadcast that a round would begin with, and tests it on that client's test samples.
-
-A decentralized algorithm (``PeerAlgorithm``) has no server: each peer computes, offers a message to its neighbours, and
-mixes what all hold with its row of W. Of itself it may say, besides:
-
-- ``gossip_steps``: exchanges in a round, each with offers of its own; 1.
-- ``static = True``: the topology must not change, for peers keep copies of their neighbours, or are tuned to it.
-- ``mixes = "columns"``: W must be column-stochastic, for it carries weights of its own (push-sum); ``rows`` otherwise.
-
-A class with a method ``publish(peer, arrived, rnd) -> (peer, message)`` says what is mixed instead of the offer itself:
-``arrived`` is what neighbours decoded of this peer's offer, and the message what they then hold of it (a public copy).
-
-A class with a method ``tuned(RoundConstants) -> algorithm`` gets what its step sizes depend on before the run.
-
-Without rounds (``EventAlgorithm``) ``coupled = True`` says that peers have no clocks of their own: the two of a meeting
-compute just before it.
+A decentralized algorithm (``PeerAlgorithm``, role ``peers``) has no server: each peer computes, offers a message to its
+neighbours, and mixes what all hold with its row of W. ``EventAlgorithm``, role ``events``, is one without rounds.
 
 ``local_sgd.LocalSGD`` holds what algorithms with local SGD steps share.
 """

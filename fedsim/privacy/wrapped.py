@@ -50,6 +50,8 @@ class Wrapped(Around):
 
     def clipped(self, message: Message, clip: Tensor | float) -> Message:
         """The message scaled down to norm ``clip`` if it is longer."""
+        if not message:  # some methods have rounds without an upload
+            return message
         norm = self.norm(message)
         scale = (clip / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
         return {name: value * scale for name, value in message.items()}
@@ -74,6 +76,8 @@ class Wrapped(Around):
         for name, value in message.items():
             if not (isinstance(value, Tensor) and value.is_floating_point()):
                 raise InputError(f"privacy needs messages of numbers, got the field {name!r} of another kind")
+        if not message:
+            return torch.zeros(())
         return torch.stack([value.square().sum() for value in message.values()]).sum().sqrt()
 
 
@@ -84,6 +88,8 @@ def over_expected(received: Message, rnd: Round, expected: int) -> Message:
 
 def noisy(message: Message, std: float, noise: Any) -> Message:
     """The message with Gaussian noise of this standard deviation on every number: one draw for all fields."""
+    if not message:
+        return message
     whole = torch.cat([value.reshape(-1) for value in message.values()])
     drawn = (std * noise.normal(whole)).split([value.numel() for value in message.values()])
     return {name: value + more.view(value.shape) for (name, value), more in zip(message.items(), drawn, strict=True)}

@@ -29,6 +29,7 @@ from fedsim.channel.topk import TopK
 from fedsim.checks import is_peers
 from fedsim.config import build, build_run
 from fedsim.data import Dataset, Split
+from fedsim.declared import traits_of
 from fedsim.delays import Asynchronous
 from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import InputError
@@ -84,7 +85,7 @@ def algorithm(name: str) -> Any:
 
 def aggregate(name: str) -> Mean | Stack:
     """The server's rule that the algorithm's file asks for, as the method itself says that it must be."""
-    rule = Stack if getattr(algorithm(name), "stacked", False) else Mean
+    rule = Stack if traits_of(algorithm(name)).stacked else Mean
     return rule(weights=shipped(name)[1])  # type: ignore[arg-type]
 
 
@@ -116,14 +117,14 @@ def cohorts(name: str) -> All | Uniform | Events | Asynchronous:
     """Five of seven clients a round, or all where the method needs them."""
     if hasattr(algorithm(name), "meet"):
         return Events(t_end=3.0)
-    if getattr(algorithm(name), "asynchronous", False):
+    if traits_of(algorithm(name)).asynchronous:
         return Asynchronous(concurrency=3)
-    return All() if getattr(algorithm(name), "everyone", False) else Uniform(cohort=5)
+    return All() if traits_of(algorithm(name)).everyone else Uniform(cohort=5)
 
 
 def graph(name: str) -> Ring | ExponentialDirected | None:
     """Where peers gossip: a ring, or one-way for a method that is made for it."""
-    one_way = getattr(algorithm(name), "mixes", "rows") == "columns"
+    one_way = traits_of(algorithm(name)).mixes == "columns"
     return None if name in SERVERS else ExponentialDirected() if one_way else Ring()
 
 
@@ -346,12 +347,12 @@ def test_a_method_around_another_needs_what_the_other_needs() -> None:
     base = "algorithm.base._target_=fedsim.algorithms.fedspeed.FedSpeed"
     run = build_run(composed("algorithm=relaxed", base, "+algorithm.base.rho=0.2", "algorithm.base.lr=0.3"))
     rule = run["algorithm"]
-    assert (rule.base.rho, rule.base.lr, rule.uniform, rule.beta) == (0.2, 0.3, True, 0.1)
-    assert not algorithm("relaxed").uniform
+    assert (rule.base.rho, rule.base.lr, rule.traits.uniform, rule.beta) == (0.2, 0.3, True, 0.1)
+    assert not algorithm("relaxed").traits.uniform
 
 
 def test_uniform_weights_are_demanded_where_the_method_needs_them(squares: Dataset) -> None:
-    needing = [name for name in ALGORITHMS if getattr(algorithm(name), "uniform", False)]
+    needing = [name for name in ALGORITHMS if traits_of(algorithm(name)).uniform]
     asking = {name for name in SERVERS if shipped(name)[1] == "uniform"}
     assert needing
     assert asking - set(needing) == {

@@ -26,6 +26,7 @@ from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.relaxed import Relaxed
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.data import Dataset, Split
+from fedsim.declared import traits_of
 from fedsim.errors import ClientError, InputError
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
@@ -184,7 +185,7 @@ def test_unequal_steps_and_sizes_equal_numpy_loop(name: str, batching: str, tmp_
     """Epochs give clients 1 to 7 local steps; weights are by examples where the method allows it."""
     algorithm, loop, keys = METHODS[name]
     problem = Unequal()
-    weights = "uniform" if getattr(algorithm, "uniform", False) else "examples"
+    weights = "uniform" if traits_of(algorithm).uniform else "examples"
     file = tmp_path / "cohorts.json"
     file.write_text(json.dumps(COHORTS))
     local = Local(epochs=1, batch_size=1)

@@ -26,6 +26,7 @@ from fedsim.algorithms.mesa import Mesa
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.standalone import Standalone
 from fedsim.data import Dataset, Split
+from fedsim.declared import traits_of
 from fedsim.models import BodyHead
 from fedsim.schedule import All, Cohorts
 from fedsim.tree import leaves
@@ -93,7 +94,7 @@ def run(
         file.write_text(json.dumps(cohorts))
         schedule = Cohorts(path=str(file))
     weights = options.pop("weights", "examples")
-    rule = Stack() if getattr(algorithm, "stacked", False) else Mean(weights=weights)
+    rule = Stack() if traits_of(algorithm).stacked else Mean(weights=weights)
     result = simulate(
         algorithm,
         data=data,
