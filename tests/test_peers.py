@@ -39,6 +39,7 @@ from fedsim.topology import (
     spectral_gap,
     weigh,
 )
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 from tests.conftest import small_cnn
 
@@ -56,7 +57,7 @@ class Average:
     """Gossip and nothing else: peers start from the gradient of their own data at x0, so from different vectors."""
 
     gossip_steps: int = 1
-    mixes: ClassVar[str] = "rows"
+    traits: ClassVar[Traits] = Traits(role="peers", hooks=("gossip_steps",))
 
     def init_client(self, x0: Tensor) -> Number:
         return Number(x0)
@@ -269,7 +270,7 @@ def test_what_cannot_gossip_is_refused_before_anything_starts(squares: Dataset) 
 class Copies(Average):
     """Says that it keeps copies of its neighbours."""
 
-    static: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Average.traits.but(static=True)
 
 
 def test_a_diverging_peer_ends_the_run_and_keeps_the_last_good_states(squares: Dataset) -> None:

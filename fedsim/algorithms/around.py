@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedsim.declared import Declared, Forwarding, traits_of
+from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.traits import Traits
+from fedsim.traits import METHODS, Traits
 from fedsim.types import Message, Round
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ class Around(Declared, Forwarding):
     """
 
     base: Any
+
+    def __post_init__(self) -> None:
+        name = type(self.base).__name__
+        missing = [method for method in METHODS["server"] if not callable(getattr(self.base, method, None))]
+        must = "be an object of an algorithm with a server"
+        require(not missing and not isinstance(self.base, type), "base", must, name)
 
     @property
     def traits(self) -> Traits:

@@ -63,6 +63,7 @@ class Mesa(Around):
     start: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.lam >= 0, "lam", "be >= 0", self.lam)
         require(self.tau > 0, "tau", "be > 0", self.tau)
         require(0 <= self.decay < 1, "decay", "be in [0, 1)", self.decay)

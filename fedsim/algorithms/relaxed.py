@@ -45,6 +45,7 @@ class Relaxed(Around):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         said = traits_of(self.base)
         ok = said.role == "server" and said.shares == "model" and not said.stacked and "own" not in said.hooks
         ok = ok and not within(Relaxed, self.base)

@@ -31,6 +31,7 @@ class Wrapped(Around):
     noise_multiplier: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         said, name = traits_of(self.base), name_of(self.base)
         if said.noise != "none":
             raise InputError(f"privacy must be own for {name}, which is private by itself; use privacy=own")

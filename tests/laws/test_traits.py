@@ -274,7 +274,7 @@ def test_documented() -> None:
     """Every word stands in the tables of docs/traits.md, whose example runs."""
     text = (Path(__file__).parent.parent.parent / "docs/traits.md").read_text(encoding="utf-8")
     example: dict[str, Any] = {"__name__": "equal"}
-    exec(text.split("```python\n")[1].split("```")[0], example)  # noqa: S102
+    exec(text.split("```python\n")[1].split("```")[0], example)
     assert traits_of(example["Equal"](lr=0.1)).uniform
     for home in HOMES:
         for f in fields(home):

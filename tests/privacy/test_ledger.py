@@ -31,6 +31,7 @@ from fedsim.privacy.config import (
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.releases import Release
 from fedsim.schedule import All, Bernoulli, Cyclic, Uniform
+from fedsim.traits import Traits
 
 pytest.importorskip("dp_accounting")
 RDP, PLD = Accountant("rdp", 1e-5), Accountant("pld", 1e-5)
@@ -184,6 +185,7 @@ def test_a_redrawn_empty_cohort_is_said() -> None:
 
 def test_an_algorithm_that_says_nothing_of_kinds_is_asked_every_round() -> None:
     class Rising(FedAvg):
+        traits = Traits(noise="server", hooks=("releases", "noise_multiplier"))
         noise_multiplier = 1.0
 
         def releases(self, rnd: Any) -> tuple[Release, ...]:
