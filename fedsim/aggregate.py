@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.fields import check_fields
 from fedsim.tree import tree_map
 from fedsim.types import Message, Owned
 
@@ -69,6 +70,9 @@ class Mean:
 
     weights: Literal["uniform", "examples"] = "examples"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: weighted sum}; of ``Owned`` rows the sums of the rows and of their owners' weights."""
         for name, value in messages.items():
@@ -108,6 +112,9 @@ class Stack:
     """
 
     weights: Literal["uniform", "examples"] = "uniform"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: the messages one above the other}, with ``clients`` and ``weights``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Local:
     sampling: Literal["shuffle", "poisson"] = "shuffle"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.steps is not None:
             require(self.steps >= 1, "steps", "be >= 1", self.steps)
             require(self.epochs is None, "epochs", "be null when steps is given", self.epochs, "give one of the two")

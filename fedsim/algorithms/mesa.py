@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.types import Message, Round
 
@@ -61,6 +62,7 @@ class Mesa:
     start: int = 5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lam >= 0, "lam", "be >= 0", self.lam)
         require(self.tau > 0, "tau", "be > 0", self.tau)
         require(0 <= self.decay < 1, "decay", "be in [0, 1)", self.decay)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import ServerAlgorithm
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.types import Message, Round
 
@@ -43,6 +44,7 @@ class Relaxed:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         methods = ("init_server", "init_client", "broadcast", "local", "server")
         ok = all(callable(getattr(self.base, name, None)) for name in methods) and not isinstance(self.base, Relaxed)
         shared = getattr(self.base, "shares", "model") == "model" and not hasattr(self.base, "own")

@@ -19,6 +19,7 @@ from fedsim.channel.buckets import check_bucket, from_rows, to_rows, width
 from fedsim.channel.rounding import round_at_random
 from fedsim.channel.wire import Levels, narrowest
 from fedsim.errors import require
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Uniform:
     bucket: int | None = 1024
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(2 <= self.bits <= 16, "bits", "be in [2, 16]", self.bits)
         check_bucket(self.bucket)
 

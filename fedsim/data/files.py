@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 
 _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
@@ -36,6 +37,9 @@ class DataFile:
 
     path: str
     md5: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def name(self) -> str:

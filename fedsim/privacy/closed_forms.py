@@ -8,6 +8,7 @@ from typing import Literal
 
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.releases import Release, Sampling
 from fedsim.types import Round
@@ -31,6 +32,9 @@ class AnchoredNoise:
     cap: float
     epsilon: float
     releases: tuple[Release, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def diff2_releases(anchor: float, difference: float, rounds: int, period: int, pool: int) -> tuple[Release, ...]:
@@ -106,6 +110,7 @@ class SpiderBoost:
     relation: Literal["add_or_remove", "replace"] = "add_or_remove"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("lipschitz", "smoothness", "constant"):
             require(0 < getattr(self, name) < math.inf, name, "be > 0 and finite", getattr(self, name))
         for name in ("samples", "rounds", "period"):

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from fedsim.channel.channel import Channel
 from fedsim.channel.order import kind
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.adaptive import AdaptiveNoise
@@ -64,6 +65,7 @@ class Promise:
     fixed_as_poisson: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 < self.delta < 1, "delta", "be in (0, 1)", self.delta, "usual is below 1 / number of units")
         given = [self.target_epsilon, self.noise_multiplier]
         require(given.count(None) == 1, "target_epsilon", "be given, or else noise_multiplier, not both", given)

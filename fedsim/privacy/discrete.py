@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.aggregate import Sums
 from fedsim.channel.packing import Reader, pack_unsigned, unpack_unsigned
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.opaque import opaque
 from fedsim.privacy.releases import Drawn, Release
@@ -43,6 +44,9 @@ class ModularSum:
 
     integers: ClassVar[bool] = True
     weights: Literal["uniform"] = "uniform"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: sum [2^k] int64 of the packed messages [b, bytes]}."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 
 Mechanism = Literal["gaussian", "discrete_gaussian"]
 Sampling = Literal["none", "poisson", "fixed"]
@@ -50,6 +51,7 @@ class Release:
     relation: Relation = "add_or_remove"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         bounded = 0 < self.sensitivity < math.inf
         require(bounded, "sensitivity", "be > 0 and finite", self.sensitivity, "clip what is released")
         noisy = 0 < self.std < math.inf
@@ -103,6 +105,9 @@ class Drawn:
     examples: int
     batch: int
     steps: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def rate(self) -> float:

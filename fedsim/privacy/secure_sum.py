@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.privacy.releases import Release
 
 _TRIES = 10_000  # of a rounding accepted with probability >= 1 - beta
@@ -39,6 +40,7 @@ class SecureSum:
     beta: float = math.exp(-0.5)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 < self.clip < math.inf, "clip", "be > 0 and finite", self.clip)
         require(0 <= self.noise_multiplier < math.inf, "noise_multiplier", "be >= 0, finite", self.noise_multiplier)
         require(self.expected >= 1, "expected", "be >= 1", self.expected)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 from fedsim.types import Message, Round
 
 
@@ -29,6 +30,7 @@ class Wrapped:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         name = type(self.base).__name__
         if hasattr(self.base, "releases"):
             raise InputError(f"privacy must be own for {name}, which is private by itself; use privacy=own")
