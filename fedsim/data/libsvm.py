@@ -37,6 +37,7 @@ class Known:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require(self.features >= 1, "features", "be >= 1", self.features)
 
 
 KNOWN = {

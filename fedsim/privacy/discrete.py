@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsim.aggregate import Sums
 from fedsim.channel.packing import Reader, pack_unsigned, unpack_unsigned
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.opaque import opaque
@@ -84,7 +84,7 @@ class DiscreteNoise(Wrapped):
 
     Attributes:
         expected: clients expected in a round, >= 1; scale and local noise are made for it.
-        parameters: d, numbers in a message.
+        parameters: d, numbers in a message, >= 1.
         bits: of each number on the wire, in 2..48.
         deviations: standard deviations of the sum that fit before it wraps, > 0.
     """
@@ -96,6 +96,13 @@ class DiscreteNoise(Wrapped):
     parameters: int
     bits: int = 16
     deviations: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("expected", "parameters"):
+            require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+        require(2 <= self.bits <= 48, "bits", "be in 2..48", self.bits)
+        require(self.deviations > 0, "deviations", "be > 0", self.deviations)
 
     @property
     def rule(self) -> SecureSum:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 from fedsim.types import Message, Round
 
@@ -31,6 +31,8 @@ class Wrapped:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require(self.clip > 0, "clip", "be > 0", self.clip)
+        require(self.noise_multiplier >= 0, "noise_multiplier", "be >= 0", self.noise_multiplier)
         name = type(self.base).__name__
         if hasattr(self.base, "releases"):
             raise InputError(f"privacy must be own for {name}, which is private by itself; use privacy=own")
