@@ -68,7 +68,7 @@ def instance(value: Any, kind: Any, path: str) -> Any:
 
 
 @cache
-def hints_of(holder: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(holder: Any) -> dict[str, Any]:
     """Annotations of the arguments of a class or function, resolved.
 
     Raises:
