@@ -31,7 +31,8 @@ def check_fields(part: Any) -> None:
     Raises:
         InputError: ``lr must be a float, got 'abc'``.
     """
-    hints = hints_of(type(part))
+    kind: Any = type(part)
+    hints = hints_of(kind)
     for field in fields(part):
         value = getattr(part, field.name)
         fit = fitted(value, hints[field.name], field.name, instance)

@@ -190,7 +190,7 @@ def _headed(lines: list[tuple[int, list[str]]], path: Path) -> bool:
         return False
     (number, first), *rest = lines
     others = {word for _, words in rest for word in words[:2]}
-    if any(_number(word) is not None for word in first) or others & set(first[:2]):
+    if "" in first or any(_number(word) is not None for word in first) or others & set(first[:2]):
         return False
     if all(NODES.fullmatch(word) for word in first[:2]) and all(WEIGHTS.fullmatch(word) for word in first[2:]):
         return True

@@ -13,7 +13,7 @@ from fedsim import Local, simulate
 from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.data import Digits
 from fedsim.errors import InputError
-from fedsim.models import linear_zero
+from fedsim.models import linear
 from fedsim.partition import Iid
 from fedsim.topology import (
     Barbell,
@@ -167,9 +167,7 @@ def test_what_can_be_read_in_more_ways_is_refused_in_one_line(tmp_path, content,
 @pytest.mark.parametrize("name", ["w.npy", "w.mtx", "g.gml", "g.json", "g.graphml.gz", "g.net"])
 def test_other_forms_are_refused_by_name(tmp_path, name):
     (tmp_path / name).write_text("0 1\n1 2\n")
-    with pytest.raises(
-        InputError, match=r"^path must be GraphML \(\*.graphml\) or a text with one edge a line .*, got"
-    ):
+    with pytest.raises(InputError, match=r"^path must be GraphML \(\*.graphml\) or a text .*, got"):
         File(path=str(tmp_path / name))
 
 
@@ -211,7 +209,7 @@ def test_numbers_from_one_and_with_gaps_are_said(tmp_path):
 def test_a_run_says_which_client_is_which_node(tmp_path, capfd):
     path = tmp_path / "graph.txt"
     path.write_text("n1 n2\nn2 n10\nn10 n1\n")
-    options = {"partition": Iid(3), "rounds": 1, "local": Local(steps=1), "model": linear_zero}
+    options = {"partition": Iid(3), "rounds": 1, "local": Local(steps=1), "model": linear}
     simulate(
         DPSGD(lr=0.1),
         data=Digits(),
@@ -230,13 +228,9 @@ def test_weights_that_are_none_are_refused_for_every_graph(tmp_path):
         nx.set_edge_attributes(graph, {(0, 1): 0.5, (1, 2): weight}, "weight")
         nx.write_graphml(graph, tmp_path / "g.graphml")
         for weights in ("given", "metropolis"):
-            with pytest.raises(
-                InputError, match=r"^path: the edge of 1 and 2 in .* must have a finite weight > 0, got"
-            ):
+            with pytest.raises(InputError, match=r"^path: the edge of 1 and 2 in .* must have a finite weight > 0"):
                 File(path=str(tmp_path / "g.graphml"), weights=weights)
-        with pytest.raises(
-            InputError, match=r"^topology.weights=given: the weight of every edge must be finite and > 0"
-        ):
+        with pytest.raises(InputError, match=r"^topology.weights=given: the weight of every edge must be finite"):
             weigh(graph, "given", period=1)
 
 
