@@ -55,7 +55,10 @@ def data_root(root: str | None) -> Path:
     if root is None:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         root = os.environ.get("FEDSIM_DATA") or str(Path(cache) / "fedsim")
-    return Path(root).expanduser()
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:
+        raise InputError("FEDSIM_DATA must be set where there is no home folder, got nothing") from error
 
 
 def md5_of(content: bytes) -> str:
