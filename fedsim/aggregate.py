@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.fields import check_fields
 from fedsim.traits import RuleTraits
 from fedsim.tree import tree_map
 from fedsim.types import Message, Owned
@@ -71,6 +72,9 @@ class Mean:
     traits: ClassVar[RuleTraits] = RuleTraits(linear=True)
     weights: Literal["uniform", "examples"] = "examples"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: weighted sum}; of ``Owned`` rows the sums of the rows and of their owners' weights."""
         for name, value in messages.items():
@@ -111,6 +115,9 @@ class Stack:
 
     traits: ClassVar[RuleTraits] = RuleTraits(stacks=True)
     weights: Literal["uniform", "examples"] = "uniform"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: the messages one above the other}, with ``clients`` and ``weights``."""

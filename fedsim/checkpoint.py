@@ -32,6 +32,7 @@ from torch import Tensor
 
 from fedsim.console import warning
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.files import publish
 from fedsim.types import SavedRows
 
@@ -56,6 +57,7 @@ class Checkpointing:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.every >= 1, "every", "be >= 1", self.every)
         require(self.seconds >= 0, "seconds", "be >= 0", self.seconds)
         require(self.keep >= 2, "keep", "be >= 2, so that a damaged one has another before it", self.keep)

@@ -8,21 +8,18 @@ collected: the ``InputError`` of a build holds one line for each.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from fedsim.declared import traits_of
 from fedsim.errors import InputError
+from fedsim.fields import MISFIT, check_fields, fitted, hints_of, methods
 
 MISSING = "???"  # how yaml marks a key that the user must give
-_MISFIT = object()
-_KIND_NAMES = {int: "an int", float: "a float", bool: "true or false", str: "a string", NoneType: "null"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,9 @@ class Logger:
 
     trajectory: bool = False
     events: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class ModelFactory:
     target: Callable[..., Any]
     options: Mapping[str, Any]
     batchnorm: Literal["error", "groupnorm"] = "error"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def __name__(self) -> str:
@@ -111,10 +114,10 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         return played(built, roles[role], node, path)
 
     def played(built: Any, role: type, node: Any, path: str, *kinds: type) -> Any:
-        methods = _methods(role)
-        missing = [name for name in methods if not callable(getattr(built, name, None))]
-        if (missing or not methods) and not isinstance(built, kinds):
-            must = f"a class with the methods {', '.join(methods)}" if methods else "that class"
+        names = methods(role)
+        missing = [name for name in names if not callable(getattr(built, name, None))]
+        if (missing or not names) and not isinstance(built, kinds):
+            must = f"a class with the methods {', '.join(names)}" if names else "that class"
             without = f" without {', '.join(missing)}" if missing else ""
             raise InputError(
                 f"{path}._target_ must be {must} ({role.__module__}.{role.__name__}), got {node['_target_']!r}{without}"
@@ -216,11 +219,19 @@ def convert(value: Any, kind: Any, path: str) -> Any:
     """
     if value == MISSING:
         raise InputError(f"{path} must be given, got nothing; add {path}=...")
-    for choice in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
-        done = _as(value, choice, path)
-        if done is not _MISFIT:
-            return done
-    raise InputError(f"{path} must be {_describe(kind)}, got {value!r}")
+    return fitted(value, kind, path, _made)
+
+
+def _made(value: Any, kind: Any, path: str) -> Any:
+    """A node as an object of this class; other values are left to the class that asked for them."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            built = build(value, path)
+            strict = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
+            return MISFIT if strict and not isinstance(built, kind) else built
+        if is_dataclass(kind) and isinstance(kind, type):
+            return _construct(kind, _checked(kind, value, path), path)
+    return MISFIT if is_dataclass(kind) else value
 
 
 def unknown_key(path: str, key: str, valid: Iterable[str], value: Any) -> str:
@@ -269,7 +280,8 @@ def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, lat
     parameters = {k: p for k, p in inspect.signature(target).parameters.items() if k not in later}
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(target, path)
+    with _prefix(f"{path}._target_", ()):
+        hints = hints_of(target)
     options: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in node.items():
@@ -287,82 +299,9 @@ def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, lat
     return options
 
 
-def _hints(target: Callable[..., Any], path: str) -> dict[str, Any]:
-    """Annotations of the arguments of a class or function, resolved."""
-    holder = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
-    try:
-        return get_type_hints(holder)
-    except NameError as error:
-        raise InputError(f"{path}._target_ must have annotations that exist at run time, got {error}") from error
-
-
-def _methods(role: type) -> list[str]:
-    """The public methods of a protocol or class."""
-    return [name for name, value in vars(role).items() if inspect.isfunction(value) and not name.startswith("_")]
-
-
 def _construct(target: Callable[..., Any], options: Mapping[str, Any], path: str) -> Any:
     with _prefix(path, inspect.signature(target).parameters):
         return target(**options)
-
-
-def _as(value: Any, kind: Any, path: str) -> Any:
-    """``value`` as one member of a union, or ``_MISFIT``."""
-    origin = get_origin(kind)
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            built = build(value, path)
-            strict = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
-            return _MISFIT if strict and not isinstance(built, kind) else built
-        if is_dataclass(kind) and isinstance(kind, type):
-            return _construct(kind, _checked(kind, value, path), path)
-    if origin is Literal:
-        same = [choice for choice in get_args(kind) if choice == value and type(choice) is type(value)]
-        return same[0] if same else _MISFIT
-    if kind is float and type(value) in (int, float):
-        return _finite(value, path)
-    if kind in _KIND_NAMES:
-        return value if type(value) is kind else _MISFIT
-    if origin is tuple:
-        return _as_tuple(value, get_args(kind), path)
-    return _MISFIT if is_dataclass(kind) else value
-
-
-def _finite(value: int | float, path: str) -> float:
-    """No option means anything at infinity or NaN, and a range test such as ``x > 0`` lets infinity through."""
-    try:
-        done = float(value)
-    except OverflowError:
-        done = math.inf
-    if not math.isfinite(done):
-        raise InputError(f"{path} must be a finite number, got {value!r}")
-    return done
-
-
-def _as_tuple(value: Any, kinds: tuple[Any, ...], path: str) -> Any:
-    if not isinstance(value, (list, tuple)):
-        return _MISFIT
-    if kinds[-1] is ...:
-        kinds = kinds[:1] * len(value)
-    if len(kinds) != len(value):
-        return _MISFIT
-    return tuple(convert(item, kind, f"{path}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
-
-
-def _describe(kind: Any) -> str:
-    """An annotation in words: ``an int or 'auto'``."""
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_describe(choice) for choice in get_args(kind))
-    if get_origin(kind) is Literal:
-        choices = [repr(choice) for choice in get_args(kind)]
-        return choices[0] if len(choices) == 1 else f"one of {', '.join(map(str, get_args(kind)))}"
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        items = kinds[:1] if kinds[-1] is ... else kinds
-        return f"a list of {'' if kinds[-1] is ... else f'{len(kinds)}: '}{', '.join(_describe(k) for k in items)}"
-    if is_dataclass(kind):
-        return f"a mapping with the keys {', '.join(field.name for field in fields(kind))}"
-    return _KIND_NAMES.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
 def _raise(problems: list[str]) -> None:

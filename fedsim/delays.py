@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import exp
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 
@@ -35,6 +36,7 @@ class Asynchronous:
     latency_s: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.concurrency >= 1, "concurrency", "be >= 1", self.concurrency)
         for name in ("step_s", "speed_sigma", "jitter_sigma", "latency_s"):
             require(getattr(self, name) >= 0, name, "be >= 0", getattr(self, name))

@@ -13,6 +13,7 @@ from fedsim.data.base import Task
 from fedsim.data.batches import Samples
 from fedsim.engine.worker import CHUNK, Backend, Rows, Scores, Weighted
 from fedsim.errors import require
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Evaluate:
     gradient: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.every >= 1, "every", "be >= 1", self.every)
 
     def due(self, done: int, rounds: int) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Local:
     sampling: Literal["shuffle", "poisson"] = "shuffle"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.steps is not None:
             require(self.steps >= 1, "steps", "be >= 1", self.steps)
             require(self.epochs is None, "epochs", "be null when steps is given", self.epochs, "give one of the two")
         if self.epochs is not None:
-            require(math.isfinite(self.epochs) and self.epochs > 0, "epochs", "be > 0", self.epochs)
+            require(self.epochs > 0, "epochs", "be > 0", self.epochs)
         if self.batch_size != "full":
             require(self.batch_size >= 1, "batch_size", "be an integer >= 1 or 'full'", self.batch_size)
 

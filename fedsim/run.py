@@ -54,12 +54,12 @@ def main() -> int:
         sys.stdout.write(f"fedsim {__version__}\n")
         return 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
-    sys.path.append(os.getcwd())  # a user's own classes by dotted path
     _stopped.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     gc.disable()  # importing torch makes a million objects; looking for garbage among them takes a fifth of the time
     try:
+        sys.path.append(_here())  # a user's own classes by dotted path
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             return command(sys.argv[1:])
         if resume.asked(sys.argv[1:]):
@@ -399,6 +399,14 @@ def _translated(error: Exception) -> str:
     kept = [line for line in lines if line and not line.startswith(("See https://", "full_key:", "object_type="))]
     cause = [str(error.__cause__).splitlines()[0]] if isinstance(error.__cause__, OmegaConfBaseException) else []
     return ": ".join([" ".join(kept), *cause])
+
+
+def _here() -> str:
+    """The working directory."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise InputError(f"the working directory must exist, got {error.strerror}; change to another") from error
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

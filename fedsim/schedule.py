@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 
@@ -62,6 +63,7 @@ class Uniform:
     cohort: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.cohort >= 1, "cohort", "be >= 1", self.cohort)
 
     def check(self, population: int, rounds: int) -> None:
@@ -91,6 +93,7 @@ class Cyclic:
     cohort: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.cohort >= 1, "cohort", "be >= 1", self.cohort)
 
     def check(self, population: int, rounds: int) -> None:
@@ -122,6 +125,7 @@ class Bernoulli:
     rate: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 < self.rate <= 1, "rate", "be in (0, 1]", self.rate)
 
     def check(self, population: int, rounds: int) -> None:
@@ -154,6 +158,7 @@ class Cohorts:
     path: str
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _ = self.cohorts  # a file that cannot be read is an error at construction
 
     @cached_property
@@ -209,6 +214,7 @@ class Events:
     hold: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("t_end", "hold"):
             require(getattr(self, name) > 0, name, "be > 0", getattr(self, name))
         if self.record is not None:

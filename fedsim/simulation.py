@@ -35,7 +35,8 @@ from fedsim.privacy.config import Privacy
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status
 from fedsim.schedule import All, Events, Schedule
-from fedsim.topology import Topology
+from fedsim.topology import Mixing, Topology
+from fedsim.topology.reading import order_of
 from fedsim.tree import tree_map
 
 
@@ -169,6 +170,8 @@ def simulate(
         prepared, population, ledger = assembled.prepared, assembled.population, assembled.ledger
         require_measurable(algorithm, prepared, evaluate, trajectory=trajectory)
         chosen = prepared.described() | {"threads": engine.threads}
+        seen = topology if run_dir is not None or progress else None
+        mixing = None if seen is None else seen.mixing(len(population), 0, seed)
         folder = checkpoints = saved = None
         mark: dict[str, Any] = {}
         if run_dir is not None:
@@ -183,6 +186,7 @@ def simulate(
                 partition={"clients": len(population), "digest": population.digest},
                 engine=chosen,
                 parameters=prepared.parameters[0] if len(prepared.parameters) == 1 else list(prepared.parameters),
+                **_nodes(mixing),
             )
             method: dict[str, Any] = {"data": dataset.digest, "partition": population.digest}
             method |= {"noise": ledger.noise_multiplier} if ledger else {}
@@ -194,15 +198,16 @@ def simulate(
             stack.enter_context(folder)
         if folder and not saved:
             _draw_split(folder, population.counts(dataset))
-            if topology is not None:
-                _draw_graph(folder, topology, population.counts(dataset), seed)
+            if mixing is not None:
+                _draw_graph(folder, type(topology).__name__, mixing, population.counts(dataset))
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
         backend = assembled.start()
         stack.callback(backend.close)
         run = assembled.orchestrator(backend, evaluate)
         points: list[Tensor] | None = [] if trajectory else None
         history = History(run, folder, bar, checkpoints, mark, points, ledger, begun, events=events)
-        for note in run.notes if progress else ():
+        order = order_of(mixing.graph) if mixing is not None else ()
+        for note in (*run.notes, *order) if progress else ():
             warning(note)
         if saved:
             history.resume(saved)
@@ -232,13 +237,18 @@ def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:
     folder.figure("data/split", split_by_client(counts, "training samples by client"))
 
 
-def _draw_graph(folder: RunFolder, topology: Topology, counts: np.ndarray, seed: int) -> None:
+def _nodes(mixing: Mixing | None) -> dict[str, Any]:
+    """The labels of the clients' nodes in a graph that has other labels than 0..n-1, for provenance.json."""
+    labels = () if mixing is None else mixing.graph.graph.get("labels", ())
+    return {"topology": {"nodes": list(labels)}} if labels else {}
+
+
+def _draw_graph(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray) -> None:
     """The graph of the first round, its peers coloured by how far their labels are from everybody's."""
     from fedsim.topology.figure import draw
 
-    n, mixing = len(counts), topology.mixing(len(counts), 0, seed)
+    n = len(counts)
     skew = np.abs(counts / counts.sum(1, keepdims=True) - counts.sum(0) / counts.sum()).sum(1) / 2
-    name = type(topology).__name__
     title = f"{name}, {n} peers, {len(mixing.edges)} edges" + ("" if mixing.static else ", round 1")
     several = counts.shape[1] > 1
     folder.figure(

@@ -9,10 +9,11 @@ nothing of what the words lead to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -20,35 +21,10 @@ class Words:
     """What the three kinds of traits share: every value is one of those that its word has."""
 
     def __post_init__(self) -> None:
-        for name, kind in _kinds(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(kind) is tuple:
-                one = get_args(kind)[0]
-                ok = isinstance(value, tuple) and all(_is(each, one) for each in value)
-                must = f"a tuple of {_said(one)}"
-            else:
-                ok, must = _is(value, kind), _said(kind)
-            if not ok:
-                raise InputError(f"{type(self).__name__}: {name} must be {must}, got {value!r}")
-
-
-_KINDS: dict[type, dict[str, Any]] = {}
-
-
-def _kinds(cls: type[Words]) -> dict[str, Any]:
-    """{word: its type}, found out once."""
-    if cls not in _KINDS:
-        hints = get_type_hints(cls)
-        _KINDS[cls] = {f.name: hints[f.name] for f in fields(cls)}
-    return _KINDS[cls]
-
-
-def _is(value: Any, kind: Any) -> bool:
-    return value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
-
-
-def _said(kind: Any) -> str:
-    return f"one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else kind.__name__
+        try:
+            check_fields(self)
+        except InputError as error:
+            raise InputError(f"{type(self).__name__}: {error}") from None
 
 
 Hook = Literal[

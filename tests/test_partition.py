@@ -302,8 +302,8 @@ LARGE = toy(300, 60, 4, groups=9)
     [
         (lambda: Iid(0), r"^clients must be >= 1, got 0$"),
         (lambda: Dirichlet(3, 0.0), r"^alpha must be in \(0, 1e6\], got 0.0; small is heterogeneous"),
-        (lambda: Dirichlet(3, float("nan")), r"^alpha must be in \(0, 1e6\], got nan"),
-        (lambda: DirichletPerClient(3, float("inf")), r"^alpha must be in \(0, 1e6\], got inf"),
+        (lambda: Dirichlet(3, float("nan")), r"^alpha must be a finite number, got nan"),
+        (lambda: DirichletPerClient(3, float("inf")), r"^alpha must be a finite number, got inf"),
         (lambda: DirichletPerClient(3, -1.0), r"^alpha must"),
         (lambda: Dirichlet(3, 1.0, attempts=0), r"^attempts must be >= 1"),
         (lambda: Dirichlet(3, 1.0, min_samples=0), r"^min_samples must be >= 1"),
@@ -403,6 +403,6 @@ def test_blocks_without_mixing_are_blocks_and_wholly_mixed_ones_are_iid():
     shares = whole / whole.sum(axis=0)
     assert np.abs(shares - 0.25).max() < 0.08  # 1000 a class: six standard errors
     assert none.max(axis=0).sum() > half.max(axis=0).sum() > whole.max(axis=0).sum()
-    for mixed in (-0.1, 1.1, float("nan")):
+    for mixed in (-0.1, 1.1):
         with pytest.raises(InputError, match=r"^mixed must be in \[0, 1\], got"):
             Blocks(4, mixed=mixed)

@@ -482,7 +482,6 @@ def headless(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         (LGFedAvg(lr=0.1), {"model": [mlp, headless]}, r"linear layer named head for LGFedAvg"),
         (FedPer(lr=0.1), {"model": headless}, r"linear layer named head for FedPer"),
         (FML(lr=0.1, common=4), {}, r"algorithm.common must be the number of one of the run's 4 models, 0..3, got 4"),
-        (FML(lr=0.1, common=-1), {}, r"algorithm.common must be .* got -1"),
         (Standalone(lr=0.1), {"trajectory": True}, r"logger.trajectory must be false for Standalone"),
         (FedGH(lr=0.1), {"trajectory": True}, r"logger.trajectory must be false for FedGH"),
         (FedPer(lr=0.1), {"trajectory": True, "model": mlp}, r"logger.trajectory must be false for FedPer"),

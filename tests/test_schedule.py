@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_is_refused_at_construction(tmp_path):
         (lambda: Uniform(0), r"^cohort must be >= 1, got 0"),
         (lambda: Bernoulli(0.0), r"^rate must be in \(0, 1\], got 0.0"),
         (lambda: Bernoulli(1.1), r"^rate must be in \(0, 1\], got 1.1"),
-        (lambda: Bernoulli(float("nan")), r"^rate must be in \(0, 1\], got nan"),
+        (lambda: Bernoulli(float("nan")), r"^rate must be a finite number, got nan"),
         (lambda: Uniform(50).check(20, 1), r"^schedule.cohort must be <= the 20 clients, got 50$"),
         (lambda: Bernoulli(1e-6).check(20, 1), r"^schedule.rate must be >= 0.0025 for 20 clients, or nearly every"),
         (

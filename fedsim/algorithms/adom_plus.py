@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
@@ -59,6 +60,7 @@ class ADOMPlus:
     gossip_steps: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.mu > 0, "mu", "be > 0", self.mu)
         require(self.smooth >= self.mu, "smooth", f"be >= mu = {self.mu:g}", self.smooth)
         require(0 < self.gap <= 1, "gap", "be in (0, 1]", self.gap)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedsim.declared import Declared, Forwarding, traits_of
-from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
-from fedsim.traits import METHODS, Traits
+from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ class Around(Declared, Forwarding):
     base: Any
 
     def __post_init__(self) -> None:
-        name = type(self.base).__name__
-        missing = [method for method in METHODS["server"] if not callable(getattr(self.base, method, None))]
-        must = "be an object of an algorithm with a server"
-        require(not missing and not isinstance(self.base, type), "base", must, name)
+        check_fields(self)
 
     @property
     def traits(self) -> Traits:

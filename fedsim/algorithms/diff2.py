@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedsim.algorithms.recursive import Recursive, ServerState
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Release
 from fedsim.traits import Traits
@@ -55,6 +56,7 @@ class Differences(Recursive):
     u: float = 1.25
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(self.period >= 1, "period", "be >= 1", self.period)
         for name in ("c1", "c2"):

@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
 from fedsim.traits import Traits
@@ -57,6 +58,7 @@ class PrivateSGD:
     server_lr: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
         require(self.clip is None or self.clip > 0, "clip", "be > 0, or null for no clipping", self.clip)

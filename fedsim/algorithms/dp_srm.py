@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.algorithms.recursive import Recursive, ServerState
 from fedsim.algorithms.shared_noise import minibatch_mean, multiplier_of
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
 from fedsim.traits import Traits
@@ -55,6 +56,7 @@ class DPSRM(Recursive):
     noise_multiplier: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
         for name in ("c1", "c2"):

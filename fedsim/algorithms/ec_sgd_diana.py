@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
@@ -56,6 +57,7 @@ class ECSGDDiana:
     lr_decay: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)

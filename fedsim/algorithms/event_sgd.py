@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 
 
@@ -26,6 +27,7 @@ class EventSGD:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 <= self.momentum < 1, "momentum", "be in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "weight_decay", "be >= 0", self.weight_decay)

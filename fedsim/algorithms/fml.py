@@ -52,7 +52,7 @@ class FML(MomentumSGD):
     """Mutual learning with a shared model.
 
     Attributes:
-        common: number of the shared model's architecture among the run's models.
+        common: number of the shared model's architecture among the run's models, >= 0.
         alpha: weight of the data in the own model's loss, in [0, 1]; the rest is the shared model's opinion.
         beta: the same for the shared model.
     """
@@ -66,6 +66,7 @@ class FML(MomentumSGD):
         super().__post_init__()
         for name in ("alpha", "beta"):
             require(0 <= getattr(self, name) <= 1, name, "be in [0, 1]", getattr(self, name))
+        require(self.common >= 0, "common", "be >= 0", self.common)
         require(self.momentum == 0, "momentum", "be 0: the two models have no common step", self.momentum)
 
     def init_server(self, x0: Tensor) -> ServerState:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedsim.declared import Declared
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.types import Batch, Round
 
@@ -42,6 +43,7 @@ class LocalSGD(Declared):
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
         require(self.weight_decay >= 0, "weight_decay", "be >= 0", self.weight_decay)

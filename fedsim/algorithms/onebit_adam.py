@@ -27,6 +27,7 @@ from fedsim.channel.ef14 import EF14
 from fedsim.channel.onion import Layer, Onion
 from fedsim.channel.sign import Sign
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Known, Message, Round
@@ -69,6 +70,7 @@ class OneBitAdam:
     floor: float = 0.01
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
         for name in ("beta1", "beta2"):

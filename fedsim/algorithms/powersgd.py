@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Known, Message, Round
@@ -62,6 +63,7 @@ class PowerSGD:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(self.rank >= 1, "rank", "be >= 1", self.rank)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)

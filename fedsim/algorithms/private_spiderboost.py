@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.algorithms.recursive import Recursive, ServerState
 from fedsim.algorithms.shared_noise import minibatch_mean, multiplier_of, sampled_mean
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Drawn, Release
 from fedsim.traits import Traits
@@ -59,6 +60,7 @@ class PrivateSpiderBoost(Recursive):
     noise_multiplier: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(self.period >= 1, "period", "be >= 1", self.period)
         for name in ("l0", "l1"):

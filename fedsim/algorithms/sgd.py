@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.types import Batch, Message, Round
 
@@ -45,6 +46,7 @@ class SGD:
     sigma: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.lr > 0, "lr", "be > 0", self.lr)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
         require(self.sigma >= 0, "sigma", "be >= 0", self.sigma)

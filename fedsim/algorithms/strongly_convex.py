@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class StronglyConvex:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.mu >= 0, "mu", "be > 0, or 0 to have it computed", self.mu)
         must = f"be >= mu = {self.mu:g}, or 0 to have it computed"
         require(self.smooth >= self.mu or self.smooth == 0, "smooth", must, self.smooth)

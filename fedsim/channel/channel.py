@@ -18,6 +18,7 @@ from fedsim.channel.message import from_the_wire, on_the_wire
 from fedsim.channel.noise import Addressed
 from fedsim.channel.onion import EMPTY, Layer, Noises, Onion, transmit
 from fedsim.channel.order import check_order
+from fedsim.fields import check_fields
 from fedsim.tree import tree_map
 from fedsim.types import Known, Message, Owned, State
 
@@ -36,6 +37,7 @@ class Channel:
     encode: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_order(self.layers)
 
     def __bool__(self) -> bool:

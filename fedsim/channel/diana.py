@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -38,6 +39,7 @@ class Diana:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ok = self.alpha is None or 0 < self.alpha <= 1
         require(ok, "alpha", "be in (0, 1], or null for 1 / (1 + omega)", self.alpha)
 

@@ -20,6 +20,7 @@ from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.ef14 import contracted
 from fedsim.channel.ef21 import Memory, choose
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -46,6 +47,7 @@ class EControl:
     start: Literal["zero", "full", "compressed"] = "zero"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.eta is None or self.eta >= 0, "eta", "be >= 0, or null for half the compressor's delta", self.eta)
 
     def init(self, v: Tensor) -> Link:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.ef14 import contracted
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -54,6 +55,9 @@ class EF21:
     traits: ClassVar[LayerTraits] = LayerTraits(feedback=True, receives=True)
     start: Literal["full", "zero", "compressed"] = "full"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def init(self, v: Tensor) -> Link:
         """No estimate."""
         return Link(torch.zeros_like(v), torch.zeros((), dtype=torch.bool, device=v.device))
@@ -86,6 +90,7 @@ class EF21SGDM(EF21):
     a: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 < self.a <= 1, "a", "be in (0, 1]", self.a)
 
     def init(self, v: Tensor) -> Moving:  # type: ignore[override]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 _FORMATS = {"fp16": (torch.float16, 2.0**-11), "bf16": (torch.bfloat16, 2.0**-8)}
@@ -32,6 +33,9 @@ class Half:
 
     traits: ClassVar[LayerTraits] = LayerTraits(loses=True, contractive=True)
     format: Literal["fp16", "bf16"] = "fp16"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def init(self, v: Tensor) -> tuple[()]:
         """No memory."""

@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.one_by_one import one_by_one
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -41,6 +42,7 @@ class LowRank:
     iterations: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.rank >= 1, "rank", "be >= 1", self.rank)
         require(self.iterations >= 0, "iterations", "be >= 0", self.iterations)
 

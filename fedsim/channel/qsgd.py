@@ -22,6 +22,7 @@ from fedsim.channel.buckets import check_bucket, from_rows, to_rows, width
 from fedsim.channel.rounding import round_at_random
 from fedsim.channel.wire import Levels, narrowest
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -39,6 +40,7 @@ class QSGD:
     bucket: int | None = 512
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(1 <= self.levels < 2**15, "levels", "be in [1, 32767]", self.levels)
         check_bucket(self.bucket)
 

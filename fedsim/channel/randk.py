@@ -21,6 +21,7 @@ from torch import Tensor
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.sparse import check_kept, kept
 from fedsim.channel.wire import Positions, Seed
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -41,6 +42,7 @@ class RandK:
     shared_seed: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_kept(self.k, self.ratio)
 
     def init(self, v: Tensor) -> tuple[()]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.buckets import check_bucket, counts, from_rows, to_rows, width
 from fedsim.channel.wire import Signs
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -37,6 +38,7 @@ class Sign:
     bucket: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_bucket(self.bucket)
 
     def init(self, v: Tensor) -> tuple[()]:

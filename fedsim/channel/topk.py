@@ -19,6 +19,7 @@ from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.one_by_one import one_by_one
 from fedsim.channel.sparse import check_kept, kept
 from fedsim.channel.wire import Positions
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 _STRIDE = 64  # one entry in 64 is looked at to guess the threshold of a long vector
@@ -38,6 +39,7 @@ class TopK:
     ratio: float | None = 0.01
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_kept(self.k, self.ratio)
 
     def init(self, v: Tensor) -> tuple[()]:

@@ -20,6 +20,7 @@ from fedsim.channel.buckets import check_bucket, from_rows, to_rows, width
 from fedsim.channel.rounding import round_at_random
 from fedsim.channel.wire import Levels, narrowest
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
@@ -37,6 +38,7 @@ class Uniform:
     bucket: int | None = 1024
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(2 <= self.bits <= 16, "bits", "be in [2, 16]", self.bits)
         check_bucket(self.bucket)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Augment:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 <= self.flip <= 1, "flip", "be in [0, 1]", self.flip)
         require(self.crop_pad >= 0, "crop_pad", "be >= 0", self.crop_pad)
         require(0 <= self.crop <= 1, "crop", "be in [0, 1]", self.crop)

@@ -22,6 +22,7 @@ from fedsim.data.augment import Augment
 from fedsim.data.base import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read_all
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 
 _TEN = "cifar-10/cifar-10-batches-py/"
 _HUNDRED = "cifar-100/cifar-100-python/"
@@ -77,6 +78,7 @@ class CIFAR10:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 <= self.crop <= 1, "crop", "be in [0, 1]", self.crop)
 
     def load(self, seed: int) -> Dataset:
@@ -113,6 +115,7 @@ class CIFAR100:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.labels in ("fine", "coarse"), "labels", "be fine or coarse", self.labels)
         require(0 <= self.crop <= 1, "crop", "be in [0, 1]", self.crop)
 

@@ -18,6 +18,7 @@ from fedsim.data.arrays import check_share, divide, holdout, with_digest
 from fedsim.data.base import Dataset
 from fedsim.data.files import read_path
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 _CSV = "datasets/data/digits.csv.gz"  # 64 pixels in 0..16 and the class on each line
@@ -35,6 +36,7 @@ class Digits:
     test_share: float = 0.2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_share(self.test_share)
 
     def load(self, seed: int) -> Dataset:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 
 _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
@@ -37,6 +38,9 @@ class DataFile:
     path: str
     md5: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def name(self) -> str:
         """The file's own name."""
@@ -51,7 +55,10 @@ def data_root(root: str | None) -> Path:
     if root is None:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         root = os.environ.get("FEDSIM_DATA") or str(Path(cache) / "fedsim")
-    return Path(root).expanduser()
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:
+        raise InputError("FEDSIM_DATA must be set where there is no home folder, got nothing") from error
 
 
 def md5_of(content: bytes) -> str:

@@ -16,6 +16,7 @@ from fedsim.data.base import Dataset
 from fedsim.data.files import DataFile, data_root, locate, read_all
 from fedsim.data.svmlight import dense, parse
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 FEATURES, CLASSES = 128, 6
@@ -50,6 +51,7 @@ class GasSensorDrift:
     root: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.batches is not None:
             ok = (
                 bool(self.batches)

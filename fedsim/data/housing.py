@@ -19,6 +19,7 @@ from fedsim.data.arrays import check_share, divide, holdout, standardise, with_d
 from fedsim.data.base import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 HOUSING_FILE = DataFile("california-housing/housing.csv", {"": "d1c47305887e2252bf1ccbd74ff159a6"})
@@ -48,6 +49,7 @@ class CaliforniaHousing:
     root: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_share(self.test_share)
 
     def load(self, seed: int) -> Dataset:

@@ -19,6 +19,7 @@ from fedsim.data.arrays import with_digest
 from fedsim.data.base import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read_all
 from fedsim.errors import InputError
+from fedsim.fields import check_fields
 
 MNIST_FILES = (
     DataFile(
@@ -57,6 +58,9 @@ class MNIST:
 
     root: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def load(self, seed: int) -> Dataset:
         """Read the four files; the seed plays no part."""
         return read_idx_dataset("mnist", self.root, MNIST_FILES, mean=0.1307, std=0.3081)
@@ -71,6 +75,9 @@ class FashionMNIST:
     """
 
     root: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def load(self, seed: int) -> Dataset:
         """Read the four files; the seed plays no part."""

@@ -17,6 +17,7 @@ from fedsim.data.base import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read_all, read_path
 from fedsim.data.svmlight import Sparse, dense, parse
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 
@@ -33,6 +34,10 @@ class Known:
     features: int
     train: DataFile
     test: DataFile | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(self.features >= 1, "features", "be >= 1", self.features)
 
 
 KNOWN = {
@@ -69,6 +74,7 @@ class LibSVM:
     root: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         known = ", ".join(KNOWN)
         require(self.name in KNOWN, "name", f"be one of {known}", self.name, "for another file use data.path=FILE")
         require(self.path is not None or self.test_path is None, "test_path", "come with path", self.test_path)

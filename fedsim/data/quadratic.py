@@ -17,6 +17,7 @@ import numpy as np
 from fedsim.data.arrays import check_memory, with_digest
 from fedsim.data.base import Dataset, Split
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 _NAMES = ("A", "b", "x0")
@@ -50,6 +51,7 @@ class Quadratic:
     family: Literal["gaussian", "scaled"] = "gaussian"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("clients", "rows", "dim"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
         require(0 <= self.heterogeneity < float("inf"), "heterogeneity", "be >= 0 and finite", self.heterogeneity)

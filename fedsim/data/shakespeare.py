@@ -16,6 +16,7 @@ from fedsim.data.arrays import check_share, with_digest
 from fedsim.data.base import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 
 SHAKESPEARE_FILE = DataFile("tinyshakespeare/input.txt", {"": "6fb458f1232090904fb40fe944165e91"})
 
@@ -37,6 +38,7 @@ class TinyShakespeare:
     root: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.length >= 1, "length", "be >= 1", self.length)
         check_share(self.test_share)
         enough = self.min_chars - round(self.min_chars * self.test_share) > self.length

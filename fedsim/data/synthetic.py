@@ -19,6 +19,7 @@ import numpy as np
 from fedsim.data.arrays import check_memory, check_share, with_digest
 from fedsim.data.base import Dataset, Split
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 
 FEATURES, CLASSES = 60, 10
@@ -50,6 +51,7 @@ class Synthetic:
     test_share: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
         require(0 <= self.alpha < float("inf"), "alpha", "be >= 0 and finite", self.alpha)
         require(0 <= self.beta < float("inf"), "beta", "be >= 0 and finite", self.beta)

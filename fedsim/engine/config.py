@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Engine:
     timeout_s: float | None = 3600.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("actors", "threads"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
         require(self.jobs == "auto" or self.jobs >= 1, "jobs", "be >= 1 or auto", self.jobs)

@@ -16,8 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from fedsim.engine import ray_home
 from fedsim.engine.config import Engine
 from fedsim.engine.worker import Setup, Worker
 from fedsim.errors import ClientError, InputError, require
@@ -76,13 +78,14 @@ class RayPool:
         self._engine = engine
         self._owner = not ray.is_initialized()
         self._places: Any = None  # CPUs reserved for the actors
+        self._folder: TemporaryDirectory[str] | None = None  # of Ray's files, where it needs one of ours
         self._threads = torch.get_num_threads()
         torch.set_num_threads(setup.threads)  # the server's step rounds as it does on the serial backend
         try:
             if not self._owner:
                 _require_same(engine.address)
             else:
-                _start(engine, _room(setup, engine, message_bytes, row_bytes))
+                self._folder = _start(engine, _room(setup, engine, message_bytes, row_bytes))
             gpus = 1 / engine.actors if engine.device == "cuda" else 0
             self._places = _reserve(engine, gpus)
             where = PlacementGroupSchedulingStrategy(self._places)
@@ -150,6 +153,8 @@ class RayPool:
         torch.set_num_threads(self._threads)
         if self._owner:
             ray.shutdown()
+            if self._folder is not None:
+                self._folder.cleanup()
         elif self._places is not None:
             remove_placement_group(self._places)  # ends its actors
 
@@ -162,9 +167,13 @@ def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> i
     return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES
 
 
-def _start(engine: Engine, room: int) -> None:
-    """Start Ray on this machine, or connect to ``engine.address``."""
-    local = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
+def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
+    """Start Ray on this machine, or connect to ``engine.address``; returns the folder made for its files, if any."""
+    own = None if engine.address else ray_home.folder()
+    if not engine.address:
+        ray_home.ensure_token()
+    local: dict[str, Any] = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
+    local |= {"_temp_dir": own.name} if own else {}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _knock(engine.address)
@@ -175,9 +184,13 @@ def _start(engine: Engine, room: int) -> None:
             logging_level="ERROR",
             **({} if engine.address else local),
         )
-    except (ConnectionError, ValueError, RayError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        if own is not None:
+            own.cleanup()
         if not engine.address:
-            raise
+            why = " ".join(str(error).split()) or type(error).__name__
+            do = "use engine=serial, or set TMPDIR or HOME to writable folders"
+            raise InputError(f"engine=ray must be able to start Ray on this machine, got {why}; {do}") from error
         raise InputError(
             f"engine.address must be a running Ray cluster, got {engine.address!r} ({error}); start one with "
             "`ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave engine.address=null"
@@ -185,6 +198,7 @@ def _start(engine: Engine, room: int) -> None:
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
+    return own
 
 
 def _require_same(address: str | None) -> None:
@@ -208,7 +222,7 @@ class Shared(NamedTuple):
 
     address: str
     cpus: int
-    auth: str | None  # RAY_AUTH_MODE of those who may
+    auth: dict[str, str]  # what in the environment says who may
 
 
 @contextmanager
@@ -219,12 +233,14 @@ def shared(address: str | None, cpus: int) -> Iterator[Shared]:
         address: of a running cluster; None starts Ray on this machine.
         cpus: how many it shall have at least when it starts.
     """
-    _start(Engine(address=address, actors=cpus), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    own = _start(Engine(address=address, actors=cpus), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
     try:
         have = int(ray.cluster_resources().get("CPU", 0))
-        yield Shared(address or ray.get_runtime_context().gcs_address, have, os.environ.get("RAY_AUTH_MODE"))
+        yield Shared(address or ray.get_runtime_context().gcs_address, have, ray_home.told())
     finally:
         ray.shutdown()
+        if own is not None:
+            own.cleanup()
 
 
 def _knock(address: str | None) -> None:

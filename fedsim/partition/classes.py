@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsim.data.base import Dataset
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.partition.base import Population, apportion, bundle, by_class, even, labels, populate, require_clients
 from fedsim.rng import numpy_stream
 
@@ -34,6 +35,7 @@ class Classes:
     share: tuple[float, ...] = (0.4, 0.6)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
         require(self.per_client >= 1, "per_client", "be >= 1", self.per_client)
         ok = len(self.share) == 2 and 0 < self.share[0] <= self.share[1] < float("inf")
@@ -110,6 +112,7 @@ class Shards:
     per_client: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
         require(self.per_client >= 1, "per_client", "be >= 1", self.per_client)
 

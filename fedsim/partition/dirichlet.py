@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsim.data.base import Dataset
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.partition.base import Population, bundle, by_class, labels, populate, require_clients
 from fedsim.rng import numpy_stream
 
@@ -42,6 +43,7 @@ class Dirichlet:
     attempts: int = 100
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
         _require_alpha(self.alpha)
         require(self.min_samples >= 1, "min_samples", "be >= 1", self.min_samples)
@@ -97,6 +99,7 @@ class DirichletPerClient:
     alpha: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
         _require_alpha(self.alpha)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsim.data.base import Dataset
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.partition.base import Population, bundle, populate
 from fedsim.rng import numpy_stream
 
@@ -28,6 +29,7 @@ class Natural:
     min_samples: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients is None or self.clients >= 1, "clients", "be >= 1, or null for every group", self.clients)
         require(self.min_samples >= 1, "min_samples", "be >= 1", self.min_samples)
 

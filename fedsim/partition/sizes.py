@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsim.data.base import Dataset
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.partition.base import Population, apportion, bundle, even, populate, require_clients
 from fedsim.rng import numpy_stream
 
@@ -23,6 +24,7 @@ class Iid:
     clients: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
 
     def split(self, data: Dataset, seed: int) -> Population:
@@ -51,6 +53,7 @@ class Quantity:
     min_samples: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
         # exp overflows near 709; five standard deviations of sigma = 100 stay below it
         require(0 <= self.sigma <= 100, "sigma", "be in [0, 100]", self.sigma)
@@ -87,6 +90,7 @@ class Blocks:
     mixed: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
         require(0 <= self.mixed <= 1, "mixed", "be in [0, 1]", self.mixed)
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.privacy.releases import Release, unit_of
 
 _FINE, _COARSE = 1e-4, 1e-3  # width of a bin of privacy loss, in units of max(1, epsilon)
@@ -49,6 +50,7 @@ class Accountant:
     fixed_as_poisson: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.kind in ("pld", "rdp"), "kind", "be pld or rdp", self.kind)
         require(0 < self.delta < 1, "delta", "be in (0, 1)", self.delta, "usual is below 1 / number of units")
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.clipping import fraction_std, next_clip, noisy_fraction, value_multiplier
@@ -48,6 +49,12 @@ class AdaptiveNoise(CentralNoise):
     quantile: float = 0.5
     rate: float = 0.2
     bits_std: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.quantile <= 1, "quantile", "be in [0, 1]", self.quantile)
+        require(self.rate > 0, "rate", "be > 0", self.rate)
+        require(self.bits_std is None or self.bits_std > 0, "bits_std", "be > 0", self.bits_std)
 
     @property
     def split(self) -> tuple[float, float]:

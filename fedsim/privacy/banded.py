@@ -53,6 +53,12 @@ class BandedNoise(Wrapped):
     factor: BandedFactor
     separation: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.expected >= 1, "expected", "be >= 1", self.expected)
+        bands = self.factor.noise_coefficients.shape[1]
+        require(self.separation >= bands, "separation", f"be >= the {bands} bands of C", self.separation)
+
     @property
     def traits(self) -> Traits:
         """The algorithm's, and noise of the server; nothing is earned by sampling."""

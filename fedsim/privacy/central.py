@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped, noisy, over_expected
@@ -29,12 +30,17 @@ class CentralNoise(Wrapped):
     Attributes:
         expected: clients expected in a round, >= 1.
         noise_cohort: clients in a round of the deployment that the noise and epsilon are for; None: as ``expected``.
-        noise_population: clients of that deployment.
+        noise_population: clients of that deployment, >= noise_cohort.
     """
 
     expected: int = 1
     noise_cohort: int | None = None
     noise_population: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.expected >= 1, "expected", "be >= 1", self.expected)
+        require_deployment(self.noise_cohort, self.noise_population)
 
     @property
     def traits(self) -> Traits:
@@ -69,3 +75,11 @@ class CentralNoise(Wrapped):
         if self.noise_cohort is None or self.noise_population in (None, self.noise_cohort):
             return Release(sensitivity, std)
         return Release(sensitivity, std, sampling="poisson", rate=self.noise_cohort / self.noise_population)
+
+
+def require_deployment(cohort: int | None, population: int | None) -> None:
+    """Raise InputError unless both numbers of a deployment are given, or neither."""
+    pair = (cohort, population)
+    known = pair == (None, None) or (cohort is not None and population is not None and 1 <= cohort <= population)
+    must = "be null or 1 <= noise_cohort <= noise_population, both given"
+    require(known, "(noise_cohort, noise_population)", must, pair)

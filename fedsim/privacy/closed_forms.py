@@ -8,6 +8,7 @@ from typing import Literal
 
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.releases import Release, Sampling
 from fedsim.types import Round
@@ -84,9 +85,9 @@ class SpiderBoost:
     Attributes:
         lipschitz: L0, bound of a sample's gradient norm (enforced by clipping), > 0.
         smoothness: L1; a difference is clipped to min(L1 ||dw||, 2 L0) per sample, > 0.
-        samples: n.
-        rounds: T, rounds run.
-        period: q; rounds t with t % q == 0 are anchors.
+        samples: n >= 1.
+        rounds: T, rounds run, >= 1.
+        period: q >= 1; rounds t with t % q == 0 are anchors.
         anchor_batch: b1 in 1..n.
         difference_batch: b2 in 1..n.
         constant: the paper's unspecified universal constant c, > 0.
@@ -106,8 +107,9 @@ class SpiderBoost:
     relation: Literal["add_or_remove", "replace"] = "add_or_remove"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("lipschitz", "smoothness", "constant"):
-            require(0 < getattr(self, name) < math.inf, name, "be > 0 and finite", getattr(self, name))
+            require(getattr(self, name) > 0, name, "be > 0", getattr(self, name))
         for name in ("samples", "rounds", "period"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
         for name in ("anchor_batch", "difference_batch"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -13,11 +12,12 @@ from fedsim.algorithms.around import name_of, with_noise
 from fedsim.channel.channel import Channel
 from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
-from fedsim.privacy.central import CentralNoise
+from fedsim.privacy.central import CentralNoise, require_deployment
 from fedsim.privacy.discrete import DiscreteNoise
 from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on
 from fedsim.privacy.local import LocalNoise
@@ -66,6 +66,7 @@ class Promise:
     fixed_as_poisson: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 < self.delta < 1, "delta", "be in (0, 1)", self.delta, "usual is below 1 / number of units")
         given = [self.target_epsilon, self.noise_multiplier]
         require(given.count(None) == 1, "target_epsilon", "be given, or else noise_multiplier, not both", given)
@@ -133,10 +134,7 @@ class CentralGaussian(Promise):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_bound(self.clip)
-        pair = (self.noise_cohort, self.noise_population)
-        must = "be null or 1 <= noise_cohort <= noise_population, both given"
-        known = pair == (None, None) or (None not in pair and 1 <= pair[0] <= pair[1])  # type: ignore[operator]
-        require(known, "(noise_cohort, noise_population)", must, pair)
+        require_deployment(self.noise_cohort, self.noise_population)
 
     def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
         """The algorithm between clipping and noise."""
@@ -293,7 +291,7 @@ class DiscreteGaussian(Promise):
 
 
 def _require_bound(clip: float) -> None:
-    require(0 < clip < math.inf, "clip", "be > 0 and finite: without a bound nothing is private", clip)
+    require(clip > 0, "clip", "be > 0: without a bound nothing is private", clip)
 
 
 @lru_cache(maxsize=8)

@@ -24,7 +24,8 @@ from fedsim.aggregate import Sums
 from fedsim.algorithms.around import name_of
 from fedsim.channel.packing import Reader, pack_unsigned, unpack_unsigned
 from fedsim.declared import traits_of
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.opaque import opaque
 from fedsim.privacy.releases import Drawn, Release
@@ -46,6 +47,9 @@ class ModularSum:
 
     traits: ClassVar[RuleTraits] = RuleTraits(integers=True)
     weights: Literal["uniform"] = "uniform"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: sum [2^k] int64 of the packed messages [b, bytes]}."""
@@ -83,7 +87,7 @@ class DiscreteNoise(Wrapped):
 
     Attributes:
         expected: clients expected in a round, >= 1; scale and local noise are made for it.
-        parameters: d, numbers in a message.
+        parameters: d, numbers in a message, >= 1.
         bits: of each number on the wire, in 2..48.
         deviations: standard deviations of the sum that fit before it wraps, > 0.
     """
@@ -95,6 +99,10 @@ class DiscreteNoise(Wrapped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("expected", "parameters"):
+            require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+        require(2 <= self.bits <= 48, "bits", "be in 2..48", self.bits)
+        require(self.deviations > 0, "deviations", "be > 0", self.deviations)
         if "settle" in traits_of(self.base).hooks:
             must = "be none, central_gaussian, adaptive_gaussian or local_gaussian"
             name = name_of(self.base)

@@ -7,12 +7,12 @@ relation again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 
 Mechanism = Literal["gaussian", "discrete_gaussian"]
 Sampling = Literal["none", "poisson", "fixed"]
@@ -50,14 +50,10 @@ class Release:
     relation: Relation = "add_or_remove"
 
     def __post_init__(self) -> None:
-        bounded = 0 < self.sensitivity < math.inf
-        require(bounded, "sensitivity", "be > 0 and finite", self.sensitivity, "clip what is released")
-        noisy = 0 < self.std < math.inf
-        require(noisy, "std", "be > 0 and finite", self.std, "without noise there is no epsilon to report")
+        check_fields(self)
+        require(self.sensitivity > 0, "sensitivity", "be > 0", self.sensitivity, "clip what is released")
+        require(self.std > 0, "std", "be > 0", self.std, "without noise there is no epsilon to report")
         require(self.count >= 1, "count", "be >= 1", self.count)
-        for name, kind in (("mechanism", Mechanism), ("sampling", Sampling), ("unit", Unit), ("relation", Relation)):
-            allowed = kind.__args__  # type: ignore[attr-defined]
-            require(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
         self._check_sampling()
 
     def _check_sampling(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.privacy.releases import Release
 
 _TRIES = 10_000  # of a rounding accepted with probability >= 1 - beta
@@ -26,7 +27,7 @@ class SecureSum:
         clip: C, largest L2 norm of a client's vector, > 0.
         noise_multiplier: z of the whole expected cohort, >= 0; each client adds std z C / sqrt(expected).
         expected: clients expected in the sum, >= 1.
-        bits: of a coordinate on the wire, 2..48.
+        bits: of a coordinate on the wire, in 2..48.
         deviations: standard deviations of the sum that fit before it wraps, > 0.
         beta: bound of the chance that a rounding is drawn again, in (0, 1).
     """
@@ -39,8 +40,9 @@ class SecureSum:
     beta: float = math.exp(-0.5)
 
     def __post_init__(self) -> None:
-        require(0 < self.clip < math.inf, "clip", "be > 0 and finite", self.clip)
-        require(0 <= self.noise_multiplier < math.inf, "noise_multiplier", "be >= 0, finite", self.noise_multiplier)
+        check_fields(self)
+        require(self.clip > 0, "clip", "be > 0", self.clip)
+        require(self.noise_multiplier >= 0, "noise_multiplier", "be >= 0", self.noise_multiplier)
         require(self.expected >= 1, "expected", "be >= 1", self.expected)
         require(2 <= self.bits <= 48, "bits", "be in 2..48", self.bits)
         require(self.deviations > 0, "deviations", "be > 0", self.deviations)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.algorithms.around import Around, name_of
 from fedsim.declared import traits_of
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
 from fedsim.traits import Hook, Traits
 from fedsim.types import Message, Round
 
@@ -32,6 +32,8 @@ class Wrapped(Around):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.clip > 0, "clip", "be > 0", self.clip)
+        require(self.noise_multiplier >= 0, "noise_multiplier", "be >= 0", self.noise_multiplier)
         said, name = traits_of(self.base), name_of(self.base)
         if said.noise != "none":
             raise InputError(f"privacy must be own for {name}, which is private by itself; use privacy=own")

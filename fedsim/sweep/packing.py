@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.sweep.board import Board
 from fedsim.sweep.state import State, SweepFolder, now
 from fedsim.sweep.workers import Process, Ray, keep_ray, serve
@@ -39,6 +40,7 @@ class Limits:
     jobs_per_gpu: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("cpus", "jobs", "jobs_per_gpu"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "be >= 1", value)

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.run_folder import LOWER_IS_BETTER
 from fedsim.sweep.board import score_of
 from fedsim.sweep.expand import Interval, Job, Param, holds, job_of
@@ -48,6 +49,7 @@ class Search:
     factor: int = 3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("trials", "batch"):
             require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
         require(self.first is None or self.first >= 1, "first", "be >= 1", self.first)

@@ -32,7 +32,7 @@ class Ray(NamedTuple):
 
     address: str
     cpus: int
-    auth: str | None
+    auth: dict[str, str]
 
 
 class Process:
@@ -102,8 +102,7 @@ def serve(line: Connection, sweep: Path) -> None:
         if job is None:
             return
         name, config, ray = job
-        if ray is not None and ray.auth is not None:
-            os.environ["RAY_AUTH_MODE"] = ray.auth
+        os.environ.update(ray.auth if ray is not None else {})
         with _Output(sweep / name / "output.log"):
             try:
                 stopped = attempt(folder, config, address=ray and ray.address).status == "interrupted"

@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 
 from fedsim.errors import InputError, require
+from fedsim.fields import check_fields
 from fedsim.rng import numpy_stream
 from fedsim.topology.mixing import Mixing
 from fedsim.topology.rates import Rates
@@ -30,6 +31,7 @@ class Weighted(ABC):
     rates: Rates = "minimal"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(isinstance(self.rates, str) or self.rates > 0, "rates", "be > 0", self.rates)
 
     @abstractmethod

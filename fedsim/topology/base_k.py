@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from fedsim.errors import require
+from fedsim.fields import check_fields
 from fedsim.topology.base import circle, placed, require_peers
 from fedsim.topology.mixing import Mixing, checked, matrix
 
@@ -28,6 +29,7 @@ class BaseKPlus1:
     k: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.k >= 1, "k", "be >= 1", self.k)
 
     def mixing(self, n: int, index: int, seed: int) -> Mixing:

@@ -57,10 +57,14 @@ class Grid(Fixed):
     """A rectangle of peers, each with its up to four neighbours, without wrapping around.
 
     Attributes:
-        rows: a divisor of the number of peers; None: the largest one that is at most its square root.
+        rows: a divisor of the number of peers, >= 1; None: the largest one that is at most its square root.
     """
 
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rows is None or self.rows >= 1, "rows", "be >= 1", self.rows)
 
     def graph(self, n: int) -> nx.Graph:
         """The grid, row by row."""
@@ -74,10 +78,14 @@ class Torus(Fixed):
     """A rectangle of peers, each with its four neighbours, wrapping around in both directions.
 
     Attributes:
-        rows: a divisor of the number of peers; None: the largest one that is at most its square root.
+        rows: a divisor of the number of peers, >= 1; None: the largest one that is at most its square root.
     """
 
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rows is None or self.rows >= 1, "rows", "be >= 1", self.rows)
 
     def graph(self, n: int) -> nx.Graph:
         """The torus, row by row."""

@@ -13,8 +13,9 @@ from typing import Any
 import networkx as nx
 
 from fedsim.errors import InputError, require
-from fedsim.topology.base import Weighted, connected, draw
+from fedsim.topology.base import Weighted, draw
 from fedsim.topology.mixing import Mixing
+from fedsim.topology.reading import numbered, read
 from fedsim.topology.weights import weigh
 
 _RESERVED = ("backend", "backend_kwargs", "create_using")  # arguments of generators that are not numbers of a graph
@@ -22,11 +23,15 @@ _RESERVED = ("backend", "backend_kwargs", "create_using")  # arguments of genera
 
 @dataclass(frozen=True, kw_only=True)
 class File(Weighted):
-    """The graph of a file; its labels in ascending order are clients 0..n-1 (as numbers if all are whole numbers).
+    """The graph of a file; its labels in ascending order are clients 0..n-1: as numbers if all are, else n2 before n10.
+
+    A run says which client is which node, and provenance.json lists it, where labels are not 0..n-1.
 
     Attributes:
-        path: a GraphML file (``*.graphml``), or text with one edge a line: two labels and, if all lines have it, a
-            weight, separated by blanks or a comma; ``#`` starts a comment.
+        path: a GraphML file (``*.graphml``), or text (UTF-8, or UTF-16 with its mark; ``.txt``, ``.csv``, ``.tsv``,
+            ``.edges``, ``.edgelist``, ``.dat`` or no ending) with one edge a line: two labels without blanks and, if
+            all lines have it, a weight > 0, separated by blanks, a comma or a semicolon. ``#`` or ``%``, at the start
+            or after a blank, begins a comment; a first line ``source target weight`` is skipped.
         directed: whether the lines of a text are arcs (sender, receiver); a GraphML file says so itself.
         weights: ``given`` takes those of the file: w_ij of edge (i, j), the rest of each row on the diagonal.
     """
@@ -41,15 +46,8 @@ class File(Weighted):
     @cached_property
     def graph(self) -> nx.Graph:
         """The file's graph on 0..n-1; read once."""
-        path = FilePath(self.path).expanduser()
-        try:
-            graph = nx.read_graphml(path) if path.suffix == ".graphml" else _edge_list(path, self.directed)
-        except InputError:
-            raise
-        except Exception as error:  # networkx passes on whatever its XML parser raises
-            raise InputError(f"path must be a readable graph file, got {self.path!r} ({error})") from error
-        require(not graph.is_multigraph(), "path", "name each edge once", self.path)
-        return _numbered(graph, f"path: the graph of {self.path}")
+        graph = read(FilePath(self.path).expanduser(), directed=self.directed)
+        return numbered(graph, f"path: the graph of {self.path}")
 
     def mixing(self, n: int, index: int, seed: int) -> Mixing:
         """The same W in every round."""
@@ -104,7 +102,7 @@ class Networkx(Weighted):
             found = draw(lambda rng: sample(seed=rng), seed, at, self.attempts, "change topology.options")
         else:
             found = sample()
-        graph = _numbered(found, f"topology.generator: the graph of {self.generator}")
+        graph = numbered(found, f"topology.generator: the graph of {self.generator}")
         return weigh(graph, self.weights, period=None if self.fresh else 1)
 
     def _function(self) -> Callable[..., Any]:
@@ -115,61 +113,6 @@ class Networkx(Weighted):
             found = None
         require(callable(found), "generator", "be the dotted path of a function", self.generator)
         return found  # type: ignore[return-value]
-
-
-def _edge_list(path: FilePath, directed: bool) -> nx.Graph:
-    """The graph of a text with one edge a line."""
-    graph = nx.DiGraph() if directed else nx.Graph()
-    widths: set[int] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        words = line.split("#")[0].replace(",", " ").split()
-        if not words:
-            continue
-        where = f"path: line {number} of {path}"
-        widths.add(len(words))
-        if len(words) not in (2, 3) or len(widths) > 1:
-            raise InputError(f"{where} must hold two labels, and a weight if all lines do, got {line!r}")
-        if graph.has_edge(*words[:2]):
-            raise InputError(f"{where} must name an edge that no line before names, got {line!r}")
-        graph.add_edge(*words[:2], **({"weight": _weight(words[2], where)} if len(words) == 3 else {}))
-    return graph
-
-
-def _weight(word: str, where: str) -> float:
-    try:
-        return float(word)
-    except ValueError as error:
-        raise InputError(f"{where} must have a number as its weight, got {word!r}") from error
-
-
-def _numbered(graph: nx.Graph, what: str) -> nx.Graph:
-    """The graph on 0..n-1 in the order of its labels; an error unless it is a connected graph without self loops."""
-    if len(graph) < 2:
-        raise InputError(f"{what} must have at least two nodes, got {len(graph)}")
-    loops = list(nx.nodes_with_selfloops(graph))
-    if loops:
-        raise InputError(
-            f"{what} must not have self loops (what is left of a row goes on the diagonal), got {loops[0]!r}"
-        )
-    if not connected(graph):
-        parts = nx.number_strongly_connected_components if graph.is_directed() else nx.number_connected_components
-        kind = "strongly connected" if graph.is_directed() else "connected"
-        raise InputError(f"{what} must be {kind}, got {parts(graph)} components")
-    order = _ascending(list(graph))
-    numbered = nx.empty_graph(len(order), create_using=nx.DiGraph if graph.is_directed() else nx.Graph)
-    ids = {label: i for i, label in enumerate(order)}
-    numbered.add_nodes_from((ids[label], data) for label, data in graph.nodes(data=True))
-    numbered.add_edges_from((ids[a], ids[b], data) for a, b, data in graph.edges(data=True))
-    return numbered
-
-
-def _ascending(labels: list[Any]) -> list[Any]:
-    """Labels as numbers if all are whole numbers, as they compare (tuples), else as text."""
-    try:
-        return sorted(labels, key=int)
-    except (TypeError, ValueError):
-        same = len({type(label) for label in labels}) == 1
-        return sorted(labels) if same else sorted(labels, key=str)
 
 
 def _require_size(graph: nx.Graph, n: int, key: str, must: str) -> None:

@@ -18,6 +18,10 @@ from fedsim.errors import InputError
 from fedsim.topology.mixing import Mixing, checked, edge_array, matrix
 
 Weights = Literal["metropolis", "max_degree", "lazy", "uniform", "push_sum", "given", "fastest_mixing"]
+_SWAPS = (
+    "topology.weights=given has spectral gap 0: without weight on the diagonal, peers of this graph swap models and "
+    "never agree; leave some of a row for the diagonal"
+)
 ONE_WAY = ("uniform", "push_sum", "given")  # rules that make sense on directed graphs
 
 
@@ -54,7 +58,13 @@ def weigh(graph: nx.Graph, weights: Weights, period: int | None) -> Mixing:
             f"{at}; the rest of each row goes on the diagonal"
         )
     diagonal = np.maximum(0.0, 1.0 - received)
-    return _warned(checked(graph, (w + sparse.diags(diagonal)).tocsr(), period, columns=not directed), weights)
+    mixing = _warned(checked(graph, (w + sparse.diags(diagonal)).tocsr(), period, columns=not directed), weights)
+    return mixing if diagonal.max() > 1e-12 or _mixes(graph) else replace(mixing, warnings=(*mixing.warnings, _SWAPS))
+
+
+def _mixes(graph: nx.Graph) -> bool:
+    """Whether a W with nothing on its diagonal brings all peers together: its cycles have no common divisor."""
+    return bool(nx.is_aperiodic(graph)) if graph.is_directed() else not nx.is_bipartite(graph)
 
 
 def _symmetric(graph: nx.Graph, edges: np.ndarray, weights: Weights) -> np.ndarray:
@@ -78,9 +88,15 @@ def _given(graph: nx.Graph, edges: np.ndarray) -> np.ndarray:
         )
     of = {**weights, **({} if graph.is_directed() else {(j, i): value for (i, j), value in weights.items()})}
     try:
-        return np.array([float(of[i, j]) for i, j in edges.tolist()])
+        values = np.array([float(of[i, j]) for i, j in edges.tolist()])
     except (TypeError, ValueError) as error:
         raise InputError(f"topology.weights=given: the weight of every edge must be a number ({error})") from error
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        at = int(bad.argmax())
+        must = f"the weight of every edge must be finite and > 0, got {values[at]:g} at {tuple(edges[at].tolist())}"
+        raise InputError(f"topology.weights=given: {must}; leave out edges that do not exist")
+    return values
 
 
 def _shares(graph: nx.Graph, edges: np.ndarray, period: int | None, *, split: bool) -> Mixing:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import json
+
 import networkx as nx
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from fedsim import Local, simulate
+from fedsim.algorithms.dpsgd import DPSGD
+from fedsim.data import Digits
 from fedsim.errors import InputError
-from fedsim.topology import Barbell, ErdosRenyi, ExponentialDirected, File, Grid, Networkx, Ring, Star
+from fedsim.models import linear
+from fedsim.partition import Iid
+from fedsim.topology import (
+    Barbell,
+    ErdosRenyi,
+    ExponentialDirected,
+    File,
+    Grid,
+    Networkx,
+    Ring,
+    Star,
+    spectral_gap,
+    weigh,
+)
 from fedsim.topology.figure import draw
+from fedsim.topology.reading import ascending, order_of
 
 
 def text(tmp_path, content, **options):
@@ -80,8 +99,6 @@ def test_files_that_do_not_fit(tmp_path):
     heavy = text(tmp_path, "0 1 0.6\n1 2 0.6\n", weights="given")
     with pytest.raises(InputError, match=r"^topology.weights=given: .* sum to <= 1, got 1.2 at node 1"):
         heavy.mixing(3, 0, 0)
-    with pytest.raises(InputError, match=r"mixing matrix must be >= 0, got -0.5"):
-        text(tmp_path, "0 1 -0.5\n", weights="given").mixing(2, 0, 0)
     words = nx.path_graph(2)
     nx.set_edge_attributes(words, "heavy", "weight")
     nx.write_graphml(words, tmp_path / "words.graphml")
@@ -92,6 +109,140 @@ def test_files_that_do_not_fit(tmp_path):
     (tmp_path / "bad.graphml").write_text("<graphml")
     with pytest.raises(InputError, match=r"^path must be a readable graph file"):
         File(path=str(tmp_path / "bad.graphml"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0 1\n1 2\n2 3\n",
+        b"\xef\xbb\xbf0 1\n1 2\n2 3\n",  # a byte-order mark
+        "0 1\r\n1 2\r\n2 3\r\n".encode("utf-16"),  # Notepad's Unicode
+        b"0 1\r\n1 2\r\n\r\n2 3",  # Windows line ends, a blank line, none at the end
+        b"0 1\r1 2\r2 3\r",
+        b"% a comment\n# another\n0 1 % here too\n1 2\t# and here\n2 3\n  \n",
+        b"source,target\n0,1\n1,2\n2,3\n",
+        b"\xef\xbb\xbfFromNodeId\tToNodeId\r\n0\t1\r\n1\t2\r\n2\t3\r\n",
+        b"from;to;weight\n0;1;1\n1;2;0.5\n2;3;2\n",
+        b'"source","target"\n"0","1"\n"1","2"\n"2","3"\n',
+        b"00 01\n01 2\n2 3\n",
+        b"0.000e+00 1.000e+00\n1.000e+00 2.000e+00\n2.000e+00 3.000e+00\n",  # numpy.savetxt
+    ],
+)
+def test_the_same_graph_however_it_is_written(tmp_path, data):
+    path = tmp_path / "graph.csv"
+    path.write_bytes(data)
+    mixing = File(path=str(path)).mixing(4, 0, 0)
+    assert mixing.edges.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert order_of(mixing.graph) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0 1 0\n1 2 1\n", r"line 1 .* must have a finite weight > 0, got 0; leave out"),
+        ("0 1 1\n1 2 -1\n", r"line 2 .* must have a finite weight > 0, got -1"),
+        ("0 1 nan\n", r"line 1 .* must have a finite weight > 0, got nan"),
+        ("0 1 inf\n", r"line 1 .* must have a finite weight > 0, got inf"),
+        ("a,b\n1,2\n2,3\n", r"line 1 .* must be an edge like the others, or call the columns source, target"),
+        ("index,source,target\n0,1,2\n1,2,3\n", r"line 1 .* must be an edge like the others, or call the columns"),
+        (",source,target\n0,1,2\n1,2,3\n", r"line 1 .* must hold two labels"),
+        ("0 1 0,5\n1 2 0,5\n", r"line 1 .* must hold two labels"),  # a decimal comma
+        ("0;1;0,5\n1;2;0,5\n", r"line 1 .* must have a number as its weight, got '0,5'"),
+        ("0,1,\n1,2,\n", r"line 1 .* must hold two labels"),
+        ("0 1#2\n1 3\n", r"line 1 .* must have a blank before a comment"),
+        ("1 2\n01 3\n", r"labels must be different numbers, got '1' and '01'"),
+        ("1 2\n1.0 3\n", r"labels must be different numbers, got '1' and '1.0'"),
+        ("%%MatrixMarket matrix coordinate pattern symmetric\n3 3 2\n2 1\n3 2\n", r"got Matrix Market"),
+        ("0 1\n1 0\n", r"line 2 .* must name an edge that no line before names"),
+        ("alice bob\ncarl dora\n", r"must be connected, got 2 components"),  # no heading
+        ("0 1\n1 2\nsource 2\n2\n", r"line 4 .* must hold two labels"),
+    ],
+)
+def test_what_can_be_read_in_more_ways_is_refused_in_one_line(tmp_path, content, message):
+    with pytest.raises(InputError, match="^path: .*" + message + "|^path must .*" + message) as caught:
+        text(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["w.npy", "w.mtx", "g.gml", "g.json", "g.graphml.gz", "g.net"])
+def test_other_forms_are_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_text("0 1\n1 2\n")
+    with pytest.raises(InputError, match=r"^path must be GraphML \(\*.graphml\) or a text .*, got"):
+        File(path=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("data", [b"\x93NUMPY\x01\x00v\x00", b"0 1\n1 \xff\n", "0 1\n1 2\n".encode("utf-16-le")])
+def test_what_is_no_text_is_refused(tmp_path, data):
+    (tmp_path / "graph.txt").write_bytes(data)
+    with pytest.raises(InputError, match=r"^path must be a readable graph file, got '.*graph.txt' \(.*\)$"):
+        File(path=str(tmp_path / "graph.txt"))
+
+
+def test_names_that_end_in_numbers_are_in_their_order_and_the_order_is_said(tmp_path):
+    ring = "".join(f"n{i} n{(i + 1) % 12}\n" for i in (10, 2, 11, 0, 1, 3, 5, 4, 7, 6, 9, 8))
+    mixing = text(tmp_path, ring).mixing(12, 0, 0)
+    assert mixing.edges.tolist() == Ring().mixing(12, 0, 0).edges.tolist()
+    (line,) = order_of(mixing.graph)
+    assert line == "topology: clients 0..11 are the graph's nodes " + ", ".join(f"n{i}" for i in range(12)) + (
+        ", in this order"
+    )
+    graph = nx.relabel_nodes(nx.cycle_graph(12), lambda i: f"n{i}")
+    nx.write_graphml(graph, tmp_path / "ring.graphml")
+    assert File(path=str(tmp_path / "ring.graphml")).mixing(12, 0, 0).edges.tolist() == mixing.edges.tolist()
+    again = Networkx(generator="networkx.read_graphml", options={"path": str(tmp_path / "ring.graphml")})
+    assert again.mixing(12, 0, 0).edges.tolist() == mixing.edges.tolist()
+    assert ascending(["b2", "b10", "a", "b1x", "b1"]) == ["a", "b1", "b1x", "b2", "b10"]
+
+
+def test_numbers_from_one_and_with_gaps_are_said(tmp_path):
+    one = text(tmp_path, "1 2\n2 3\n").mixing(3, 0, 0)
+    assert one.edges.tolist() == [[0, 1], [1, 2]]
+    assert order_of(one.graph) == ("topology: clients 0..2 are the graph's nodes 1, 2, 3, in this order",)
+    gap = text(tmp_path, "-1 7\n7 100\n").mixing(3, 0, 0)
+    assert gap.graph.graph["labels"] == ("-1", "7", "100")
+    many = nx.path_graph(40)
+    nx.write_edgelist(nx.relabel_nodes(many, lambda i: i + 1), tmp_path / "many.txt", data=False)
+    (line,) = order_of(File(path=str(tmp_path / "many.txt")).mixing(40, 0, 0).graph)
+    assert line.endswith("11, 12, ..., in this order")
+
+
+def test_a_run_says_which_client_is_which_node(tmp_path, capfd):
+    path = tmp_path / "graph.txt"
+    path.write_text("n1 n2\nn2 n10\nn10 n1\n")
+    options = {"partition": Iid(3), "rounds": 1, "local": Local(steps=1), "model": linear}
+    simulate(
+        DPSGD(lr=0.1),
+        data=Digits(),
+        topology=File(path=str(path)),
+        run_dir=tmp_path / "run",
+        progress=True,
+        **options,
+    )
+    assert json.loads((tmp_path / "run/provenance.json").read_text())["topology"] == {"nodes": ["n1", "n2", "n10"]}
+    assert "clients 0..2 are the graph's nodes n1, n2, n10" in " ".join(capfd.readouterr().err.split())
+
+
+def test_weights_that_are_none_are_refused_for_every_graph(tmp_path):
+    for weight in (0.0, -0.5, float("nan"), float("inf")):
+        graph = nx.path_graph(3)
+        nx.set_edge_attributes(graph, {(0, 1): 0.5, (1, 2): weight}, "weight")
+        nx.write_graphml(graph, tmp_path / "g.graphml")
+        for weights in ("given", "metropolis"):
+            with pytest.raises(InputError, match=r"^path: the edge of 1 and 2 in .* must have a finite weight > 0"):
+                File(path=str(tmp_path / "g.graphml"), weights=weights)
+        with pytest.raises(InputError, match=r"^topology.weights=given: the weight of every edge must be finite"):
+            weigh(graph, "given", period=1)
+
+
+def test_a_graph_whose_peers_only_swap_models_is_named(tmp_path):
+    swap = text(tmp_path, "0 1 1\n", weights="given").mixing(2, 0, 0)
+    assert spectral_gap(swap.w) == pytest.approx(0, abs=1e-12)  # rounding of an SVD
+    assert len(swap.warnings) == 1
+    assert "spectral gap 0" in swap.warnings[0]
+    turn = text(tmp_path, "0 1 1\n1 2 1\n2 0 1\n", weights="given", directed=True).mixing(3, 0, 0)
+    assert "spectral gap 0" in turn.warnings[0]
+    for n, content in ((2, "0 1 0.5\n"), (3, "0 1 0.5\n1 2 0.5\n0 2 0.5\n")):  # a diagonal; an odd cycle
+        assert text(tmp_path, content, weights="given").mixing(n, 0, 0).warnings == ()
 
 
 def test_networkx_generators():
