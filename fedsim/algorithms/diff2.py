@@ -67,6 +67,16 @@ class Differences(Recursive):
             require(bounded, "c1 and c2", "be given where there is noise: without clipping nothing is private", None)
         require(self.u > 1, "u", "be > 1", self.u)
 
+    @property
+    def shared_noise(self) -> bool:
+        """Whether only the sum of all messages has enough noise: each client adds a share."""
+        return self.noise == "clients"
+
+    @property
+    def exact_downlink(self) -> bool:
+        """Whether clients must hear the server's very bits: its noise is measured by the distance that they clip by."""
+        return self.noise == "server" and self.period > 1
+
     def kind(self, rnd: Round) -> int:
         """Rounds of one kind let out the same, per unit of their bound: 1 for anchors, 0 for differences."""
         return int(self.anchor(rnd))

@@ -43,7 +43,7 @@ class DPSRM(Recursive):
     uniform: ClassVar[bool] = True
     everyone: ClassVar[bool] = True
     equal_steps: ClassVar[bool] = True
-    noise: ClassVar[str] = "clients"
+    shared_noise: ClassVar[bool] = True
     lr: float
     alpha: float = 0.1
     c1: float | None = 1.0

@@ -11,7 +11,7 @@ over (mean K_i) lr, which is the paper's for equal K_i; FL-Simulator takes clien
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class FedCM(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
+    public: ClassVar[tuple[str, ...]] = ("steps",)
     alpha: float = 0.1
     server_lr: float = 1.0
 
@@ -45,6 +46,10 @@ class FedCM(LocalSGD):
         super().__post_init__()
         require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+
+    def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
+        """K, of a client with so many local steps."""
+        return {"steps": float(steps)}
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The global model and no direction yet."""

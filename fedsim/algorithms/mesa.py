@@ -75,6 +75,16 @@ class Mesa:
         """Whether the method wants uniform weights."""
         return getattr(self.base, "uniform", False)
 
+    @property
+    def public(self) -> tuple[str, ...]:
+        """Fields of the method's messages that depend on no data."""
+        return tuple(getattr(self.base, "public", ()))
+
+    def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
+        """What they hold for a client with so many local steps."""
+        found: dict[str, float] = self.base.public_of(steps, rnd)  # type: ignore[attr-defined]
+        return found
+
     def init_server(self, x0: Tensor) -> ServerState:
         """The method's state; the teacher is the initial model."""
         return ServerState(self.base.init_server(x0), x0)

@@ -10,7 +10,7 @@ Deviations: as in ``fedcm``. rho = 0 is FedCM, rho = 0 and alpha = 1 FedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class MoFedSAM(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
+    public: ClassVar[tuple[str, ...]] = ("steps",)
     rho: float = 0.1
     alpha: float = 0.1
     server_lr: float = 1.0
@@ -47,6 +48,10 @@ class MoFedSAM(LocalSGD):
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
         require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+
+    def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
+        """K, of a client with so many local steps."""
+        return {"steps": float(steps)}
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The global model and no direction yet."""

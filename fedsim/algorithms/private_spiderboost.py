@@ -45,7 +45,7 @@ class PrivateSpiderBoost(Recursive):
     uniform: ClassVar[bool] = True
     everyone: ClassVar[bool] = True
     equal_steps: ClassVar[bool] = True
-    noise: ClassVar[str] = "clients"
+    shared_noise: ClassVar[bool] = True
     lr: float
     period: int = 20
     l0: float | None = 1.0

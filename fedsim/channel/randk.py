@@ -65,6 +65,16 @@ class RandK:
         """Whether no vector becomes longer: in the biased form."""
         return not self.unbiased
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether no entry becomes larger: in the biased form."""
+        return not self.unbiased
+
+    @property
+    def lipschitz(self) -> bool:
+        """Whether no two vectors come out further apart than they went in: in the biased form, a projection."""
+        return not self.unbiased
+
     def delta(self, d: int) -> float | None:
         """k / d in expectation, of the biased form."""
         return None if self.unbiased else kept(self.k, self.ratio, d) / d

@@ -54,7 +54,7 @@ class Sign:
 
     @property
     def nonexpansive(self) -> bool:
-        """No vector becomes longer: the decoded norm is ||v||_1 / sqrt(d) or ||v||_2."""
+        """No vector becomes longer, if no scale does: the decoded norm is ||v||_1 / sqrt(d) or ||v||_2."""
         return True
 
     def delta(self, d: int) -> float | None:

@@ -57,6 +57,11 @@ class TopK:
         """No vector becomes longer."""
         return True
 
+    @property
+    def entrywise(self) -> bool:
+        """No entry becomes larger."""
+        return True
+
     def delta(self, d: int) -> float | None:
         """k / d."""
         return kept(self.k, self.ratio, d) / d

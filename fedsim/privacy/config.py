@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
-from fedsim.channel.channel import Channel
-from fedsim.channel.order import kind
 from fedsim.errors import InputError, require
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
@@ -17,7 +15,7 @@ from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.discrete import DiscreteNoise
-from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on
+from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on, steps_of
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import BandedFactor, factorise
 from fedsim.privacy.releases import Release
@@ -300,24 +298,6 @@ def factor_of(rounds: int, bands: int) -> BandedFactor:
     return factorise(rounds, bands)
 
 
-def check_channel(algorithm: Any, channel: Channel) -> None:
-    """Raise InputError where a layer would undo what the privacy of the messages rests on."""
-    if getattr(algorithm, "integers", False) and channel.layers:
-        raise InputError(
-            f"channel must be [] for messages of integers, which are summed modulo 2^bits, got {channel.layers[0].name}"
-        )
-    if getattr(algorithm, "noise", "server") == "clients":
-        return
-    for layer in channel.layers:
-        if kind(layer) != "layerwise" and not getattr(layer.middleware, "nonexpansive", False):
-            why = "remembers earlier messages" if kind(layer) == "feedback" else "can make a message longer"
-            raise InputError(
-                f"channel must not have {layer.name} under noise of the server: it {why}, so the clip bound, which "
-                "the noise is measured by, does not hold at the server; use topk, sign or a biased randk, or let the "
-                "clients add the noise (privacy=local_gaussian, algorithm.noise=clients), before any layer"
-            )
-
-
 def promised(
     privacy: Privacy,
     algorithm: Any,
@@ -347,7 +327,10 @@ def promised(
     counts = Counts()
 
     def ledger(noise_multiplier: float) -> Ledger:
-        return Ledger(privacy.applied(algorithm, noise_multiplier, setting), privacy.accountant, setting, counts)
+        made = privacy.applied(algorithm, noise_multiplier, setting)
+        if isinstance(made, Wrapped):
+            made = replace(made, steps=steps_of(setting, made))
+        return Ledger(made, privacy.accountant, setting, counts)
 
     trial = ledger(1.0).algorithm
     if hasattr(trial, "client_releases") and (local is None or seed is None):

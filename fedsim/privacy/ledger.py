@@ -13,6 +13,7 @@ out of one sample of a client that takes part and draws its minibatches so. Of i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ import numpy as np
 from fedsim.errors import InputError, require
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
+from fedsim.privacy.links import noise_of
 from fedsim.privacy.releases import Drawn, Release, merged
 from fedsim.schedule import Bernoulli, Schedule, Uniform
 from fedsim.types import Round
@@ -250,10 +252,29 @@ def check_minibatches(algorithm: Any, setting: Setting) -> None:
         )
 
 
+def steps_of(setting: Setting, algorithm: Any) -> tuple[tuple[int, int], ...]:
+    """How many clients have each number of local steps, where cohorts are drawn at random; () where all know them.
+
+    Raises:
+        InputError: the algorithm's public fields would tell who came, and it does not say what they hold.
+    """
+    if draw_of(setting.schedule, setting.population).sampling == "none" or noise_of(algorithm) == "clients":
+        return ()
+    for name in getattr(algorithm, "public", ()):
+        told = hasattr(algorithm, "public_of")
+        must = f"have public_of, which says what its public field {name} holds, where cohorts are drawn at random"
+        require(told, "algorithm", must, type(algorithm.base).__name__)
+    steps = [setting.local.count(n) for n in setting.sizes]
+    return tuple(sorted(Counter(steps).items()))
+
+
 def remarks_on(setting: Setting, algorithm: Any) -> tuple[str, ...]:
-    """Where the run differs from what its bound assumes, in words."""
-    schedule, n = setting.schedule, setting.population
-    if isinstance(schedule, Bernoulli) and schedule.rate < 1 and not getattr(algorithm, "own_sampling", False):
-        empty = (1 - schedule.rate) ** n
-        return (f"an empty cohort (probability {empty:.2g} in a round) is drawn again, unlike in Poisson sampling",)
-    return ()
+    """What the number rests on that is not in the releases, in words."""
+    said = []
+    if public := getattr(algorithm, "public", ()):
+        of = "all clients" if getattr(algorithm, "steps", ()) else "the cohort"
+        fields = " and ".join(public)
+        said.append(f"public, neither clipped nor noisy: the mean {fields} over {of}, which follows from clients' sizes")
+    if getattr(algorithm, "shared_noise", False):
+        said.append("each client adds a share of the noise, so only the sum of all messages is private, not each alone")
+    return tuple(said)

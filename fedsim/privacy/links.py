@@ -1,0 +1,106 @@
+"""What the layers of a link may do to a private run: where the noise is added, and what it still hides behind them.
+
+``noise_of`` tells four cases apart, by what an algorithm or mechanism says of itself:
+
+- ``clients``: every message has all its noise before it enters the channel (``noise = "clients"``). Any layer may
+  follow, with memory or without: it sees nothing else.
+- ``shared``: each client adds a share, and only the sum of all messages has enough (``shared_noise``). A layer acts on
+  each message alone, and what it makes of one client's spike has that client's share in it and no more: none may
+  follow that loses anything.
+- ``server``: the noise is measured by how far one unit moves the mean of what arrives. Where the unit is a client, whose
+  message is there or not, a layer must lengthen no message (``nonexpansive``). Where it is a sample, which changes the
+  message a little, a layer must bring no two messages further apart (``lipschitz``): Top-K lets through what a sample
+  tips the scale for, a sign turns. No layer may remember: what one unit left in a memory comes out in later rounds.
+- None: not private.
+
+Layers say of themselves, apart from what follows further in:
+
+- ``nonexpansive``: no vector becomes longer, however much the layers inside shorten each entry of what they get.
+- ``entrywise``: no entry becomes larger, which nonexpansive layers inside another one need: they get its numbers
+  (a sign's scales, which stand for many entries each), not the vector.
+- ``lipschitz``: for one draw of its random numbers ||C(u) - C(v)|| <= ||u - v||, and the layers inside get a vector of
+  which the same holds.
+
+A broadcast is made of what was let out, so layers of the downlink cost nothing, unless the server's noise is measured
+by vectors that clients clip by (``exact_downlink``): both must then have the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fedsim.channel.channel import Channel
+from fedsim.channel.onion import Layer
+from fedsim.channel.order import kind
+from fedsim.errors import InputError
+from fedsim.privacy.releases import Unit
+
+
+def noise_of(algorithm: Any) -> Literal["server", "clients", "shared"] | None:
+    """Who adds the noise of a private algorithm; None for one that is not private."""
+    if not hasattr(algorithm, "releases"):
+        return None
+    if getattr(algorithm, "shared_noise", False):
+        return "shared"
+    return "clients" if getattr(algorithm, "noise", "server") == "clients" else "server"
+
+
+def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit | None) -> None:
+    """Raise InputError where a layer would undo what the privacy of the messages rests on.
+
+    Args:
+        algorithm: the private one.
+        channel: layers of the clients' messages.
+        downlink: layers of the server's broadcast.
+        unit: what the releases hide; None asks for the most.
+    """
+    name = type(algorithm).__name__
+    lossy = next((layer for layer in downlink.layers if kind(layer) != "layerwise"), None)
+    if lossy is not None and getattr(algorithm, "exact_downlink", False):
+        raise InputError(
+            f"downlink must not have {lossy.name} for {name} with noise of the server: clients clip by the distance of "
+            "the models that they hear, the noise follows from the server's own, and behind a layer that loses "
+            "something these differ; use downlink=[]"
+        )
+    public = set(getattr(algorithm, "public", ()))
+    layers = [layer for layer in channel.layers if layer.fields is None or not public.issuperset(layer.fields)]
+    if getattr(algorithm, "integers", False) and layers:
+        raise InputError(
+            f"channel must be [] for messages of integers, which are summed modulo 2^bits, got {layers[0].name}"
+        )
+    noise = noise_of(algorithm)
+    layers = [layer for layer in layers if kind(layer) != "layerwise"]
+    if noise == "shared" and layers:
+        raise InputError(
+            f"channel must not have {layers[0].name} for {name}, whose clients each add a share of the noise: only the "
+            "sum of all messages hides a sample, and the layer acts on each message, which has too little; use "
+            "channel=[], or a method whose noise is whole in every message (privacy=local_gaussian, algorithm=dp_sgd)"
+        )
+    if noise == "server":
+        for at, layer in enumerate(layers):
+            _check_layer(name, layer, layers[:at], unit)
+
+
+def _check_layer(name: str, layer: Layer, outside: list[Layer], unit: Unit | None) -> None:
+    """Raise InputError unless the server's noise still hides a unit behind this layer, which lies inside ``outside``."""
+    middleware = layer.middleware
+    if kind(layer) == "feedback":
+        why = "remembers earlier messages, and what one unit changed in them comes out again in later rounds"
+        use = "layers without memory"
+    elif unit != "client":
+        if getattr(middleware, "lipschitz", False):
+            return
+        why = "can bring two messages that differ by one sample further apart than they were"
+        use = "a biased randk"
+    else:
+        wide = [other.name for other in outside if not getattr(other.middleware, "entrywise", False)]
+        if getattr(middleware, "nonexpansive", False) and (getattr(middleware, "entrywise", False) or not wide):
+            return
+        why = f"inside {wide[0]} can make a message longer" if wide else "can make a message longer"
+        use = "topk, sign or a biased randk"
+    bound = "the clip bound" if unit == "client" else "the sensitivity"
+    raise InputError(
+        f"channel must not have {layer.name} for {name} under noise of the server: it {why}, so {bound}, which the "
+        f"noise is measured by, does not hold at the server; use {use}, or a method whose noise is whole in every "
+        "message before any layer (privacy=local_gaussian, algorithm=dp_sgd)"
+    )
