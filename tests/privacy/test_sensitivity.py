@@ -1,0 +1,426 @@
+"""The law: whatever one unit does, what is let out moves by no more than the noise in it is made for.
+
+For every private method and every mechanism, behind every layer of channel and downlink that is accepted. Neighbours
+are searched for: random draws, spikes, ties and turned signs, then hill climbing from the best. Two layers of the
+search: vectors through the channel alone (``test_layers...``), and samples through the engine's own local work, channel,
+rule and server (``test_one_sample...``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim import Engine, Local, Mean
+from fedsim.algorithms.diff2 import Diff2
+from fedsim.algorithms.diff2_bvr import Diff2BVR
+from fedsim.algorithms.dp_sgd import PrivateSGD
+from fedsim.algorithms.dp_srm import DPSRM
+from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
+from fedsim.algorithms.recursive import ServerState
+from fedsim.assemble import assemble
+from fedsim.channel.channel import Channel, noises
+from fedsim.channel.message import heard
+from fedsim.channel.noise import Addressed
+from fedsim.channel.onion import Layer, Layerwise
+from fedsim.channel.randk import RandK
+from fedsim.channel.sign import Sign
+from fedsim.channel.topk import TopK
+from fedsim.config import build_channel
+from fedsim.data import Dataset, Split
+from fedsim.data.batches import Feed
+from fedsim.engine.block import Blocks, to_device
+from fedsim.engine.oracle import ModelOracle
+from fedsim.errors import InputError
+from fedsim.losses import loss_of
+from fedsim.models import linear_zero
+from fedsim.partition import Natural
+from fedsim.privacy.links import check_links, noise_of
+from fedsim.privacy.releases import Drawn, Release
+from fedsim.schedule import All
+from fedsim.tree import tree_map
+from fedsim.types import Owned, Round
+from tests.laws.test_channel_catalogue import LAYERS, node
+
+D = 8
+LEEWAY = 1e-6  # of the claimed sensitivity: rounding of norms and products in float64 is far below
+LONE = torch.zeros((), dtype=torch.int64)
+
+
+def shipped(name: str) -> Layer:
+    (layer,) = build_channel({**node(name), "encode": False}, "channel").layers
+    return layer
+
+
+def variants() -> dict[str, Layer]:
+    """Every layer as shipped, and with the options on which its guarantees depend, strong enough for 8 entries."""
+    found = {name: shipped(name) for name in LAYERS}
+    more = {
+        "topk": TopK(k=1),
+        "topk_half": TopK(ratio=0.5),
+        "randk": RandK(ratio=0.5),
+        "randk_positions": RandK(ratio=0.3, shared_seed=False),
+        "randk_unbiased": RandK(ratio=0.5, unbiased=True),
+        "sign": Sign(),
+        "sign_l2": Sign("l2"),
+        "sign_bucket": Sign("l1", 3),
+        "sign_l2_bucket": Sign("l2", 7),
+    }
+    return found | {name: Layer(name, middleware) for name, middleware in more.items()}
+
+
+SINGLE = variants()
+
+
+def stacks() -> Iterator[Channel]:
+    """No layer, every layer alone, and every ordered pair that a channel takes."""
+    yield Channel()
+    for layers in [*((one,) for one in SINGLE.values()), *itertools.permutations(SINGLE.values(), 2)]:
+        try:
+            yield Channel(layers)
+        except InputError:
+            continue
+
+
+def label(channel: Channel) -> str:
+    return "+".join(layer.name for layer in channel.layers) or "none"
+
+
+def accepted(algorithm: Any, channel: Channel, downlink: Channel = Channel(), unit: Any = "sample") -> bool:  # noqa: B008
+    try:
+        check_links(algorithm, channel, downlink, unit)
+    except InputError as error:
+        assert "must not have" in str(error)
+        assert "; use " in str(error), "the reason, and what to do"
+        return False
+    return True
+
+
+def through(channel: Channel, v: Tensor, rounds: int = 1) -> Tensor:
+    """What arrives of the last of so many equal messages v [d], of a model with parameters of 5 and 3 entries."""
+    links = channel.init({"update": v})
+    got = v
+    for t in range(rounds):
+        arrived, links, _ = channel.send({"update": v}, links, noises(0, "law", t, LONE), (5, 3))
+        got = arrived["update"]
+    return got
+
+
+def climb(score: Callable[[np.ndarray], float], starts: list[np.ndarray], budget: int, seed: int) -> float:
+    """The highest score found: all starts, then changes of the best one in few or many entries, small or large."""
+    random = np.random.default_rng(seed)
+    scores = [score(start) for start in starts]
+    best, at = max(scores), starts[int(np.argmax(scores))]
+    for _ in range(budget):
+        step = random.normal(size=at.shape) * 10.0 ** random.uniform(-6, 0.5)
+        step *= random.random(at.shape) < random.choice([0.2, 1.0])
+        new = -at if random.random() < 0.05 else at + step
+        if (got := score(new)) > best:
+            best, at = got, new
+    return best
+
+
+def vectors(seed: int) -> list[np.ndarray]:
+    """[d] spikes, ties, powers of two and nearly, single turned signs, random directions of many lengths."""
+    random = np.random.default_rng(seed)
+    spikes = [np.eye(D)[0], np.eye(D)[-1], np.ones(D), np.ones(D) + 1e-6 * np.arange(D), 3 * np.eye(D)[2] + np.ones(D)]
+    spikes += [np.full(D, 0.75), np.full(D, 1 + 2.0**-11 + 2.0**-30), np.full(D, 1 + 2.0**-8 + 2.0**-30)]
+    return [*spikes, *(random.normal(size=D) * 10.0 ** random.uniform(-6, 2) for _ in range(6))]
+
+
+def stretch(channel: Channel, budget: int) -> float:
+    """The largest ||C(v)|| / ||v|| found."""
+
+    def score(v: np.ndarray) -> float:
+        norm = float(np.linalg.norm(v))
+        return float(through(channel, torch.from_numpy(v)).norm()) / norm if norm else 0.0
+
+    return climb(score, vectors(0), budget, 1)
+
+
+def spread(channel: Channel, budget: int) -> float:
+    """The largest ||C(u) - C(v)|| / ||u - v|| found, the two within a millionth of each other or far apart."""
+
+    def score(pair: np.ndarray) -> float:
+        u, v = pair
+        far = float(np.linalg.norm(u - v))
+        return float((through(channel, torch.from_numpy(u)) - through(channel, torch.from_numpy(v))).norm()) / max(
+            far, 1e-9
+        )
+
+    starts = [np.stack([v, w]) for v in vectors(2) for w in (v + 1e-6 * np.eye(D)[1], v * (1 + 1e-6), -v)]
+    return climb(score, starts, budget, 3)
+
+
+class Server:
+    """A private algorithm with noise of the server, and nothing else that matters to links."""
+
+    def releases(self, rnd: Round) -> tuple[Release, ...]:
+        return ()
+
+
+ALONE = [Channel((layer,)) for layer in SINGLE.values()]
+FOR_CLIENTS = [channel for channel in stacks() if accepted(Server(), channel, unit="client")]
+FOR_SAMPLES = [channel for channel in stacks() if accepted(Server(), channel, unit="sample")]
+
+
+def test_layers_accepted_for_whole_messages_lengthen_none() -> None:
+    """A client's message is there or not: the clip bound must hold behind the layers."""
+    found = {label(channel): stretch(channel, 60) for channel in FOR_CLIENTS}
+    assert {name: value for name, value in found.items() if value > 1 + LEEWAY} == {}
+    assert {"none", "topk", "sign", "randk", "topk+randk", "topk+sign", "layerwise", "layerwise+topk"} <= set(found)
+
+
+def test_layers_accepted_for_samples_bring_no_messages_further_apart() -> None:
+    """A sample changes its client's message: by no more behind the layers."""
+    found = {label(channel): spread(channel, 100) for channel in FOR_SAMPLES}
+    assert {name: value for name, value in found.items() if value > 1 + LEEWAY} == {}
+    assert {"none", "randk", "randk_positions", "layerwise+randk", "randk+randk_positions"} <= set(found)
+
+
+HARMLESS = {"lowrank", "layerwise"}  # eight entries travel as they are; nothing lies inside
+
+
+@pytest.mark.parametrize("name", sorted(set(SINGLE) - HARMLESS))
+def test_the_search_finds_what_a_refused_layer_does(name: str) -> None:
+    """For every layer that is refused for samples: two messages that come out further apart, or memory."""
+    channel = Channel((SINGLE[name],))
+    if accepted(Server(), channel):
+        return
+    if channel.init({"update": torch.zeros(D)})["update"]:  # what it remembers of one message changes the next ones
+        inside = Channel((SINGLE[name], SINGLE["randk_unbiased" if name == "diana" else "topk"]))
+        v = torch.arange(1.0, D + 1)
+        assert not torch.equal(through(inside, v), through(inside, v, 2))
+        assert not accepted(Server(), inside)
+    else:
+        assert spread(channel, 400) > 1.01
+
+
+def test_a_sign_around_a_sign_is_refused_for_it_lengthens() -> None:
+    """The scales of an outer sign stand for buckets of different sizes; an inner one makes them equal."""
+    outer, inner = Layer("outer", Sign("l2", 7)), Layer("inner", Sign("l2"))
+    assert stretch(Channel((outer, inner)), 0) > 1.5
+    assert not accepted(Server(), Channel((outer, inner)), unit="client")
+
+
+SIZES = (2, 3)
+BOUNDED: dict[str, Any] = {"lr": 0.1, "noise_multiplier": 1.5}
+METHODS: dict[str, Any] = {
+    "diff2": Diff2(period=2, c1=1.0, c2=2.0, **BOUNDED),
+    "diff2 noise=clients": Diff2(period=2, c1=1.0, c2=2.0, noise="clients", **BOUNDED),
+    "dp_gd": Diff2(period=1, c1=1.0, c2=2.0, **BOUNDED),
+    "diff2_bvr": Diff2BVR(period=2, c1=1.0, c2=2.0, c3=3.0, **BOUNDED),
+    "diff2_bvr noise=clients": Diff2BVR(period=2, c1=1.0, c2=2.0, c3=3.0, noise="clients", **BOUNDED),
+    "dp_sgd": PrivateSGD(clip=1.0, **BOUNDED),
+    "dp_srm": DPSRM(alpha=0.3, c1=1.0, c2=2.0, **BOUNDED),
+    "private_spiderboost": PrivateSpiderBoost(period=2, l0=1.0, l1=2.0, **BOUNDED),
+}
+"""Every private method of the catalogue."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One round of a private method on two tiny clients, by the engine's own parts.
+
+    Attributes:
+        algorithm: with noise.
+        index: of the round.
+        state: of its server.
+        channel: of the clients' messages.
+        downlink: of the broadcast.
+    """
+
+    algorithm: Any
+    index: int
+    state: Any
+    channel: Channel
+    downlink: Channel
+
+    def blocks(self, algorithm: Any, data: np.ndarray) -> Blocks:
+        setup = prepared()
+        train = replace(setup.train, x=data[:, :-1], y=data[:, -1])
+        feed = Feed(train, torch.device("cpu"), torch.float64)
+        oracle = ModelOracle(setup.models[0], loss_of(setup.task), "loop")
+        return Blocks(algorithm, (oracle,), 0, feed, self.local, self.channel, 0)
+
+    @property
+    def rnd(self) -> Round:
+        return Round(self.index, (0, 1), len(SIZES), min(SIZES))
+
+    def messages(self, algorithm: Any, data: np.ndarray) -> Any:
+        """[2, ...] what arrives from both clients."""
+        sent = algorithm.broadcast(self.state, self.rnd)
+        memory = self.downlink.init(sent)
+        arrived, *_ = self.downlink.send(sent, memory, noises(0, "downlink", self.index, LONE), (D,))
+        arrived, _ = self.downlink.receive(arrived, self.downlink.init_server(sent), 1.0, (D,))
+        row = (algorithm.init_client(torch.zeros(D)), self.channel.init({"d": torch.zeros(D, dtype=torch.float64)}))
+        rows = tree_map(lambda t: torch.stack([t, t]), row)
+        got = to_device(tree_map(lambda t: t.numpy(), heard(arrived)), torch.device("cpu"))
+        return self.blocks(algorithm, data).run((0, 1), rows, got, self.rnd).messages
+
+    def released(self, algorithm: Any, data: np.ndarray, noise: Any = None) -> Tensor:
+        """[d] what the server's step is made of: v, or the model of a method without one."""
+        rule, messages = Mean(weights="uniform"), self.messages(algorithm, data)
+        sums = rule.add({}, (0, 1), messages, torch.ones(2, dtype=torch.float64))
+        received = rule.finish(tree_map(lambda t: t.numpy(), sums), 2.0, torch.float64)
+        after = algorithm.server(self.state, received, replace(self.rnd, noise=noise))
+        out: Tensor = after.x if self.walking else getattr(after, "v", after.x)
+        return out
+
+    def std(self, data: np.ndarray, client: int) -> float:
+        """Standard deviation of the noise that is really in what is let out, as far as it hides this client's samples.
+
+        Noise whole in every message hides by that message's alone; shares add up in the mean.
+        """
+        quiet, name = replace(self.algorithm, noise_multiplier=0.0), noise_of(self.algorithm)
+        if name == "server" and not self.walking:
+            ones = self.released(self.algorithm, data, Ones())
+            return float((ones - self.released(quiet, data)).abs().min())
+        each = []
+        for i in (client,) if self.walking else range(len(SIZES)):
+            noisy, plain = (flat(self.messages(rule, data))[i] for rule in (self.algorithm, quiet))
+            drawn = Addressed(0, "local", self.index, torch.tensor(i))
+            drawn = drawn.at(0) if self.stepwise else drawn
+            each.append(float(((noisy - plain) / drawn.normal(plain)).abs().median()))
+        if self.walking:  # the worker's model is let out as it is
+            return each[0]
+        return (math.hypot(*each) if name == "shared" else each[client]) / len(SIZES)
+
+    @property
+    def walking(self) -> bool:
+        return isinstance(self.algorithm, Diff2BVR) and self.algorithm.walking(self.rnd)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether noise is drawn for each local step, not once."""
+        anchor = isinstance(self.algorithm, PrivateSpiderBoost) and self.algorithm.kind(self.rnd)
+        minibatches = isinstance(self.algorithm, (PrivateSGD, DPSRM, PrivateSpiderBoost))
+        return (minibatches and not anchor) or self.walking
+
+    @property
+    def local(self) -> Local:
+        """A difference of gradients is let out by the second local step of a walk."""
+        return Local(steps=2 if self.walking else 1, batch_size="full")
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Whose samples this round is about."""
+        return self.algorithm.exposed(self.rnd) if self.walking else (0, 1)
+
+    def multiplier(self, client: int) -> float:
+        """What the method says that noise over sensitivity is, for a sample of this client."""
+        drawn = Drawn(SIZES[client], SIZES[client], self.local.steps or 1)
+        said = self.algorithm.releases(self.rnd)
+        if hasattr(self.algorithm, "client_releases"):
+            said = said or self.algorithm.client_releases(self.rnd, drawn)
+        (release,) = said
+        return float(release.multiplier)
+
+    def replaces(self) -> bool:
+        """Whether neighbours replace a sample rather than leave it out."""
+        return isinstance(self.algorithm, Diff2)
+
+
+class Ones:
+    """Noise that is 1 everywhere."""
+
+    def normal(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like)
+
+
+@cache
+def prepared() -> Any:
+    n = sum(SIZES)
+    group = np.repeat(np.arange(len(SIZES)), SIZES)
+    data = Dataset("rows", Split(np.zeros((n, D)), np.zeros(n), group), None, "regression", 1)
+    made = assemble(
+        PrivateSGD(lr=0.1),
+        data,
+        partition=Natural(),
+        model=linear_zero,
+        rounds=1,
+        schedule=All(),
+        local=Local(steps=1, batch_size="full"),
+        aggregate=Mean(weights="uniform"),
+        topology=None,
+        channel=Channel(),
+        downlink=Channel(),
+        privacy=None,
+        engine=Engine(backend="serial", dtype="float64", batching="loop"),
+        seed=0,
+    )
+    return made.prepared.setup
+
+
+def flat(messages: Any) -> Tensor:
+    """[2, d] of messages of one field."""
+    (value,) = messages.values()
+    return value.values if isinstance(value, Owned) else value
+
+
+def moved(trial: Trial, budget: int, seed: int = 0) -> float:
+    """The largest move found of what is let out, over what its noise is made for, by one sample of either client."""
+    random = np.random.default_rng(seed)
+    quiet = replace(trial.algorithm, noise_multiplier=0.0)
+    worst = 0.0
+    for client in trial.clients:
+        row = (0, SIZES[0])[client]
+        base = random.normal(size=(sum(SIZES), D + 1))
+        base[:, 0] *= 30  # what everyone's gradients share: a spike that one sample can tip
+        made_for = trial.std(base, client) / trial.multiplier(client)
+
+        def score(rows: np.ndarray, base: np.ndarray = base, row: int = row, made_for: float = made_for) -> float:
+            one, other = base.copy(), base.copy()
+            one[row] = rows[0]
+            other[row] = rows[1] if trial.replaces() else 0.0  # a row of zeros has no gradient: left out
+            gap = trial.released(quiet, one) - trial.released(quiet, other)
+            return float(gap.norm()) / made_for
+
+        spike = np.append(np.eye(D)[1] * 30, 50.0)
+        starts = [np.stack([spike, -spike * np.append(np.ones(D), -1.0)]), np.stack([spike, 0 * spike])]
+        starts += [random.normal(size=(2, D + 1)) * 10.0 ** random.uniform(-1, 3) for _ in range(4)]
+        worst = max(worst, climb(score, starts, budget, seed))
+    return worst
+
+
+def trials(name: str) -> Iterator[Trial]:
+    """Every kind of round of a method behind every link that is accepted, for steps from 1 down to 1e-6."""
+    algorithm = METHODS[name]
+    uplinks = [channel for channel in (Channel(), *ALONE) if accepted(algorithm, channel)]
+    if noise_of(algorithm) == "clients":  # noise is whole before any layer
+        uplinks = uplinks[:1]
+    downlinks = [channel for channel in (Channel(), *ALONE) if accepted(algorithm, Channel(), channel)]
+    x = torch.linspace(-1, 1, D, dtype=torch.float64)
+    away = torch.linspace(1, -2, D, dtype=torch.float64)
+    rounds = {"diff2_bvr": (0, 1, 2)}.get(name.split()[0], (0, 1))
+    for index, (uplink, downlink) in itertools.product(rounds, pairs(uplinks, downlinks)):
+        for step in (1.0, 1e-6) if not downlink.layers else (1e-3,):
+            before = x - step * away / away.norm()
+            state = ServerState(x, before, 0.1 * away)
+            yield Trial(algorithm, index, state, uplink, downlink)
+
+
+def pairs(uplinks: list[Channel], downlinks: list[Channel]) -> list[tuple[Channel, Channel]]:
+    """Each link beside an empty other one."""
+    return [(up, Channel()) for up in uplinks] + [(Channel(), down) for down in downlinks if down.layers]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_sample_moves_what_is_let_out_by_no_more_than_the_noise_is_made_for(name: str) -> None:
+    """With the noise that is really there, found by taking it out, and the multiplier that the account has."""
+    found = {
+        (trial.index, label(trial.channel), label(trial.downlink), float((trial.state.x - trial.state.before).norm())):
+        moved(trial, 10)
+        for trial in trials(name)
+    }
+    assert {trial: ratio for trial, ratio in found.items() if ratio > 1 + LEEWAY} == {}
+    assert max(found.values()) > 0.4, "the search comes near the bound"
