@@ -20,7 +20,7 @@ from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import BandedFactor, factorise
 from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped
-from fedsim.schedule import Schedule
+from fedsim.schedule import Schedule, as_accounted
 
 
 class Privacy(Protocol):
@@ -323,7 +323,7 @@ def promised(
     Raises:
         InputError: the accountant has no bound for what would be let out.
     """
-    setting = Setting(schedule, tuple(sizes), rounds, local or Local(), seed or 0, parameters)
+    setting = Setting(as_accounted(schedule), tuple(sizes), rounds, local or Local(), seed or 0, parameters)
     counts = Counts()
 
     def ledger(noise_multiplier: float) -> Ledger:

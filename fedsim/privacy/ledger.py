@@ -260,10 +260,12 @@ def steps_of(setting: Setting, algorithm: Any) -> tuple[tuple[int, int], ...]:
     """
     if draw_of(setting.schedule, setting.population).sampling == "none" or noise_of(algorithm) == "clients":
         return ()
-    for name in getattr(algorithm, "public", ()):
-        told = hasattr(algorithm, "public_of")
-        must = f"have public_of, which says what its public field {name} holds, where cohorts are drawn at random"
-        require(told, "algorithm", must, type(algorithm.base).__name__)
+    if public := getattr(algorithm, "public", ()):
+        method = algorithm.base
+        while hasattr(method, "base"):
+            method = method.base
+        must = f"have public_of, which says what its public field {public[0]} holds, where cohorts are drawn at random"
+        require(hasattr(method, "public_of"), "algorithm", must, type(method).__name__)
     steps = [setting.local.count(n) for n in setting.sizes]
     return tuple(sorted(Counter(steps).items()))
 

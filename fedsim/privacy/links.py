@@ -73,8 +73,8 @@ def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit 
     if noise == "shared" and layers:
         raise InputError(
             f"channel must not have {layers[0].name} for {name}, whose clients each add a share of the noise: only the "
-            "sum of all messages hides a sample, and the layer acts on each message, which has too little; use "
-            "channel=[], or a method whose noise is whole in every message (privacy=local_gaussian, algorithm=dp_sgd)"
+            "sum of all messages hides a unit, and the layer acts on each message, which has too little; use "
+            "channel=[], or algorithm=dp_sgd or privacy=local_gaussian, whose noise is whole in every message"
         )
     if noise == "server":
         for at, layer in enumerate(layers):
@@ -99,8 +99,9 @@ def _check_layer(name: str, layer: Layer, outside: list[Layer], unit: Unit | Non
         why = f"inside {wide[0]} can make a message longer" if wide else "can make a message longer"
         use = "topk, sign or a biased randk"
     bound = "the clip bound" if unit == "client" else "the sensitivity"
+    whole = "privacy=local_gaussian" if unit == "client" else "algorithm=dp_sgd"
     raise InputError(
         f"channel must not have {layer.name} for {name} under noise of the server: it {why}, so {bound}, which the "
-        f"noise is measured by, does not hold at the server; use {use}, or a method whose noise is whole in every "
-        "message before any layer (privacy=local_gaussian, algorithm=dp_sgd)"
+        f"noise is measured by, does not hold at the server; use {use}, or {whole}, whose noise is whole in every "
+        "message before any layer"
     )

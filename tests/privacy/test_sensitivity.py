@@ -378,7 +378,8 @@ def moved(trial: Trial, client: int, budget: int) -> float:
 
     def score(rows: np.ndarray) -> float:
         other = message(rows[1]) if trial.replaces() else without
-        return float((message(rows[0]) - other).norm()) * trial.share / made_for
+        gap = float((message(rows[0]) - other).norm()) * trial.share
+        return gap / made_for if made_for else math.inf if gap else 0.0
 
     spike = np.append(np.eye(D)[1] * 30, 50.0)
     starts = [np.stack([spike, -spike * np.append(np.ones(D), -1.0)]), np.stack([spike, 0 * spike])]
