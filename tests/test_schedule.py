@@ -86,11 +86,13 @@ def test_bernoulli_sizes_are_binomial_given_that_somebody_came():
 
 def test_kept_empty_cohorts_leave_every_client_its_rate():
     population, rate, rounds = 4, 0.2, 3000
-    drawn, kept = ([Bernoulli(rate, empty).clients(t, population, 1) for t in range(rounds)] for empty in ("redraw", "keep"))
+    rules = Bernoulli(rate), Bernoulli(rate, "keep")
+    drawn, kept = ([rule.clients(t, population, 1) for t in range(rounds)] for rule in rules)
     assert all(a == b for a, b in zip(drawn, kept, strict=True) if b), "only what was empty differs"
     law = stats.binom(population, rate).pmf(np.arange(5))
     sizes = np.bincount([len(cohort) for cohort in kept], minlength=5)
-    assert stats.chisquare(np.append(sizes[:3], sizes[3:].sum()), rounds * np.append(law[:3], law[3:].sum())).pvalue > 0.01
+    counted, expected = (np.append(of[:3], of[3:].sum()) for of in (sizes, rounds * law))
+    assert stats.chisquare(counted, expected).pvalue > 0.01
     share = np.bincount(np.concatenate([c for c in kept if c]), minlength=4) / rounds
     assert np.abs(share - rate).max() < 5 * np.sqrt(rate * (1 - rate) / rounds)
     Bernoulli(1e-6, "keep").check(20, 1)

@@ -146,8 +146,8 @@ class Orchestrator:
     def _stepped(self, rnd: Round, answers: list[Done]) -> tuple[Any, State]:
         """The server's next state, and its end of the channel.
 
-        When nobody came, a server that adds noise steps on the sum of no messages, for a round without noise would tell;
-        any other server stays as it is.
+        When nobody came, a server that adds noise steps on the sum of no messages, for a round without noise would
+        tell; any other server stays as it is.
         """
         if not answers and noise_of(self.setup.algorithm) != "server":
             return self.server, self.memory.uplink

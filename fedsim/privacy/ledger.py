@@ -276,7 +276,7 @@ def remarks_on(setting: Setting, algorithm: Any) -> tuple[str, ...]:
     if public := getattr(algorithm, "public", ()):
         of = "all clients" if getattr(algorithm, "steps", ()) else "the cohort"
         fields = " and ".join(public)
-        said.append(f"public, neither clipped nor noisy: the mean {fields} over {of}, which follows from clients' sizes")
+        said.append(f"public, neither clipped nor noisy: the mean {fields} over {of}, which clients' sizes tell")
     if getattr(algorithm, "shared_noise", False):
         said.append("each client adds a share of the noise, so only the sum of all messages is private, not each alone")
     return tuple(said)

@@ -7,10 +7,10 @@
 - ``shared``: each client adds a share, and only the sum of all messages has enough (``shared_noise``). A layer acts on
   each message alone, and what it makes of one client's spike has that client's share in it and no more: none may
   follow that loses anything.
-- ``server``: the noise is measured by how far one unit moves the mean of what arrives. Where the unit is a client, whose
-  message is there or not, a layer must lengthen no message (``nonexpansive``). Where it is a sample, which changes the
-  message a little, a layer must bring no two messages further apart (``lipschitz``): Top-K lets through what a sample
-  tips the scale for, a sign turns. No layer may remember: what one unit left in a memory comes out in later rounds.
+- ``server``: the noise is measured by how far one unit moves the mean of what arrives. Where the unit is a client,
+  whose message is there or not, a layer must lengthen no message (``nonexpansive``). Where it is a sample, which changes
+  the message a little, a layer must bring no two messages further apart (``lipschitz``): Top-K lets through what a
+  sample tips the scale for, a sign turns. No layer may remember: what one unit left in a memory comes out in later rounds.
 - None: not private.
 
 Layers say of themselves, apart from what follows further in:
@@ -82,7 +82,7 @@ def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit 
 
 
 def _check_layer(name: str, layer: Layer, outside: list[Layer], unit: Unit | None) -> None:
-    """Raise InputError unless the server's noise still hides a unit behind this layer, which lies inside ``outside``."""
+    """Raise InputError unless the server's noise still hides a unit behind this layer, inside those ``outside``."""
     middleware = layer.middleware
     if kind(layer) == "feedback":
         why = "remembers earlier messages, and what one unit changed in them comes out again in later rounds"

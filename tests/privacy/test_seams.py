@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.fednova import FedNova
-from fedsim.algorithms.mesa import Mesa
 from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.relaxed import Relaxed
 from fedsim.channel.noise import Addressed
@@ -35,7 +33,7 @@ from fedsim.privacy.matrix_mechanism import factorise
 from fedsim.privacy.releases import Release
 from fedsim.schedule import Bernoulli, Uniform
 from tests.laws.test_catalogue import SERVERS, algorithm
-from tests.privacy.test_runs import SIZES, D, flat, problem, run
+from tests.privacy.test_runs import SIZES, D, flat, run
 
 pytest.importorskip("dp_accounting")
 
@@ -65,7 +63,9 @@ def sent(rule: Any, rows: int) -> dict[str, Tensor]:
     return messages(setup, 0, rule.init_client(kept), shared, 2)
 
 
-@pytest.mark.parametrize("name", [n for n in SERVERS if getattr(algorithm(n), "shares", "model") in ("model", "parameters")])
+@pytest.mark.parametrize(
+    "name", [n for n in SERVERS if getattr(algorithm(n), "shares", "model") in ("model", "parameters")]
+)
 def test_numbers_that_depend_on_no_data_are_declared_public_and_no_others(name: str) -> None:
     rule = algorithm(name)
     if getattr(rule, "classes", False) or hasattr(rule, "own") or name == "diff2_bvr":
@@ -114,7 +114,7 @@ def test_step_counts_are_not_clipped_with_what_they_divide() -> None:
     found = run(CentralNoise(FedCM(lr=0.05), 0.1, 0.0, N), rounds=1, local=EPOCHS)
     moved = found.trajectory[1] - found.trajectory[0]
     np.testing.assert_allclose(found.server.g.numpy(), -moved / (6 * 0.05), rtol=1e-12, atol=0)
-    assert np.linalg.norm(moved) > 0.05, "the clip bound holds for the update alone"
+    assert np.linalg.norm(moved) > 0.03, "with K in the norm it would be below 0.1 |u| / 6, here 0.015"
 
 
 def test_where_who_came_is_hidden_public_numbers_are_those_of_all_clients() -> None:
@@ -150,7 +150,7 @@ def drawn(index: int, d: int) -> np.ndarray:
 PRIVATE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "central": (FedAvg(lr=0.05), CentralGaussian(1e-5, noise_multiplier=1.5, clip=0.1), {}),
     "central fedcm": (FedCM(lr=0.05), CentralGaussian(1e-5, noise_multiplier=1.5, clip=0.1), {}),
-    "central mesa": (Relaxed(FedCM(lr=0.05)), CentralGaussian(1e-5, noise_multiplier=1.5, clip=0.1), {}),
+    "central relaxed": (Relaxed(FedCM(lr=0.05)), CentralGaussian(1e-5, noise_multiplier=1.5, clip=0.1), {}),
     "adaptive": (FedAvg(lr=0.05), AdaptiveGaussian(1e-5, noise_multiplier=1.5, bits_std=2.0), {}),
     "banded": (FedAvg(lr=0.05), BandedMatrix(1e-5, noise_multiplier=1.5, clip=0.1), {}),
     "local": (FedCM(lr=0.05), LocalGaussian(1e-5, noise_multiplier=1.5, clip=0.1), {}),
