@@ -8,9 +8,10 @@
   each message alone, and what it makes of one client's spike has that client's share in it and no more: none may
   follow that loses anything.
 - ``server``: the noise is measured by how far one unit moves the mean of what arrives. Where the unit is a client,
-  whose message is there or not, a layer must lengthen no message (``nonexpansive``). Where it is a sample, which changes
-  the message a little, a layer must bring no two messages further apart (``lipschitz``): Top-K lets through what a
-  sample tips the scale for, a sign turns. No layer may remember: what one unit left in a memory comes out in later rounds.
+  whose message is there or not, a layer must lengthen no message (``nonexpansive``). Where it is a sample, which
+  changes the message a little, a layer must bring no two messages further apart (``lipschitz``): Top-K lets through
+  what a sample tips the scale for, a sign turns. No layer may remember: what one unit left in a memory comes out in
+  later rounds.
 - None: not private.
 
 Layers say of themselves, apart from what follows further in:
