@@ -23,9 +23,11 @@ from fedsim.models import Factory
 from fedsim.partition import Partition, Population
 from fedsim.prepare import length_of, prepare
 from fedsim.prepared import Prepared, Run
-from fedsim.privacy.config import Privacy, check_channel, check_rule, promised
+from fedsim.privacy.config import Privacy, promised
 from fedsim.privacy.ledger import Ledger
-from fedsim.schedule import Events, Schedule
+from fedsim.privacy.links import check_links, check_rule
+from fedsim.privacy.releases import unit_of
+from fedsim.schedule import Events, Schedule, as_accounted
 from fedsim.topology import Topology
 
 
@@ -82,6 +84,7 @@ def assemble(
     """
     population = partition.split(dataset, seed)
     n = len(population)
+    schedule = schedule if privacy is None else as_accounted(schedule)
     schedule.check(n, rounds)
     require_network(algorithm, topology, schedule, channel, downlink, privacy)
     graphs = None
@@ -96,8 +99,8 @@ def assemble(
     if privacy is not None:
         sizes, d = [len(rows) for rows in population.train], length_of(dataset, models, seed)
         algorithm, ledger = promised(privacy, algorithm, schedule, sizes, rounds, local, seed, d)
-        check_channel(algorithm, channel)
         check_rule(algorithm, aggregate)
+        check_links(algorithm, channel, downlink, unit_of(ledger.releases(1)))
     common = (local, aggregate, engine, seed, channel, downlink, rounds, topology, graphs)
     prepared = prepare(algorithm, dataset, population, models, *common)
     if topology is not None:

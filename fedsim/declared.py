@@ -84,6 +84,7 @@ def check_words(cls: type, kind: type[Words]) -> None:
     if (cls, kind) in _CHECKED:
         return
     annotated = _annotated(cls)
+    words = [f.name for f in fields(kind) if f.name != "hooks"]
     used = {name for _, _, value in _public(cls) for name in _reads(value)}
     for home, name, value in _public(cls):
         if name == "traits" or name in _NAMES[kind]:
@@ -97,8 +98,7 @@ def check_words(cls: type, kind: type[Words]) -> None:
             if name not in vars(home).get("__annotations__", {}) and not hasattr(value, "__get__"):
                 do = f"write {name}: {annotated[name]} = {value!r}"
                 raise InputError(f"{where} must have an annotation to change the hyper-parameter's default; {do}")
-        elif isinstance(value, (bool, str)):
-            words = [f.name for f in fields(kind) if f.name != "hooks"]
+        elif isinstance(value, (bool, str)) or name in words:
             meant = get_close_matches(name, words, n=1, cutoff=0.6)
             say = (
                 f"write traits = {kind.__name__}({meant[0]}={value!r})" if meant else "see fedsim.traits for the words"

@@ -7,11 +7,11 @@ equal cohorts, and a resumed run sees those of the uninterrupted one.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Schedule(Protocol):
         ...
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        """The cohort of round ``index`` (0-based): ascending ids, never empty."""
+        """The cohort of round ``index`` (0-based): ascending ids; empty only where the rule says that it may be."""
         ...
 
 
@@ -113,26 +113,32 @@ class Cyclic:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Each client independently with probability ``rate``, drawn again when nobody came.
+    """Each client independently with probability ``rate``.
 
-    FL-Simulator's rule (its ``server.py``), and Poisson sampling to a privacy accountant but for the redraw. Drawn as
-    a binomial size and a uniform cohort of that size, which is the same law.
+    Drawn again when nobody came this is FL-Simulator's rule (its ``server.py``); with empty cohorts kept it is Poisson
+    sampling, which the bounds of privacy accountants are for. Drawn as a binomial size and a uniform cohort of that
+    size, which is the same law; cohorts that are not empty at the first draw are the same ones either way.
 
     Attributes:
         rate: probability of a client to take part in a round, in (0, 1].
+        empty: what happens when nobody came: ``redraw``, which raises every client's probability to
+            rate / (1 - (1 - rate)^n); ``keep``: a round without clients, in which a server that adds noise steps on
+            noise alone, and any other one stays as it is; ``auto``: kept in a private run, else drawn again.
     """
 
     rate: float
+    empty: Literal["auto", "redraw", "keep"] = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(0 < self.rate <= 1, "rate", "be in (0, 1]", self.rate)
+        require(self.empty in ("auto", "redraw", "keep"), "empty", "be one of auto, redraw, keep", self.empty)
 
     def check(self, population: int, rounds: int) -> None:
-        """An empty draw is not the rule: 1,000 of them in a row have a probability below e^-50."""
+        """What is drawn again until somebody comes must not be hopeless: 1,000 empty draws in a row are below e^-50."""
         least = 0.05 / population
         must = f"be >= {least:g} for {population} clients, or nearly every draw is empty"
-        require(self.rate >= least, "schedule.rate", must, self.rate)
+        require(self.empty == "keep" or self.rate >= least, "schedule.rate", must, self.rate)
 
     def expected(self, population: int) -> int:
         """rate * n, rounded, at least 1."""
@@ -142,9 +148,24 @@ class Bernoulli:
         """The cohort of round ``index``, at stream (seed, "cohort", index)."""
         rng = numpy_stream(seed, "cohort", index)
         for _ in range(1000):
-            if size := int(rng.binomial(population, self.rate)):
+            size = int(rng.binomial(population, self.rate))
+            if size or self.empty == "keep":
                 return _draw(size, population, rng)
         raise InputError(f"schedule.rate must be higher: 1,000 draws of round {index} were empty, got {self.rate}")
+
+
+def as_accounted(schedule: Schedule) -> Schedule:
+    """The schedule as a private run draws it: cohorts may be empty, so that clients come with the rate that is claimed.
+
+    Raises:
+        InputError: empty cohorts are to be drawn again.
+    """
+    if not isinstance(schedule, Bernoulli) or schedule.rate == 1:
+        return schedule
+    do = "leave it out, or add schedule.empty=keep"
+    must = "be keep or auto in a private run, whose epsilon is that of Poisson sampling at schedule.rate"
+    require(schedule.empty != "redraw", "schedule.empty", must, schedule.empty, do)
+    return replace(schedule, empty="keep")
 
 
 @dataclass(frozen=True)

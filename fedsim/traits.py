@@ -39,6 +39,7 @@ Hook = Literal[
     "releases",
     "client_releases",
     "exposed",
+    "public_of",
     "kind",
     "paper_multiplier",
     "noise_multiplier",
@@ -71,6 +72,8 @@ class Traits(Words):
         noise: who makes its messages private: nobody (``none``); the ``server``, by noise on the mean; every one of its
             ``clients``, by noise that protects its own message whatever becomes of it; or all clients together, by
             ``shares`` of a noise that protects their mean only.
+        exact_downlink: clients must hear the server's very bits, because the server's noise is measured by vectors that
+            clients clip by; a lossy ``downlink`` is refused in a private run.
         own_sampling: its releases say themselves how clients are drawn; the schedule is not to be counted again.
         by_cohort: what a round releases depends on who came.
         equal_steps: all clients must make equally many local steps, for they share the noise.
@@ -94,6 +97,7 @@ class Traits(Words):
     mixes: Literal["rows", "columns"] = "rows"
     coupled: bool = False
     noise: Literal["none", "server", "clients", "shares"] = "none"
+    exact_downlink: bool = False
     own_sampling: bool = False
     by_cohort: bool = False
     equal_steps: bool = False
@@ -127,6 +131,7 @@ HOOKS: dict[str, str] = {
     "releases": "releases(rnd) -> releases: what a round lets out of any client",
     "client_releases": "client_releases(rnd, drawn) -> releases: what a round lets out of one client alone",
     "exposed": "exposed(rnd) -> clients: those whose data a round touches, where that is not the cohort",
+    "public_of": "public_of(steps, rnd) -> {field: value}: its public fields for a client with so many local steps",
     "kind": "kind(rnd) -> hashable: rounds of one kind let out the same",
     "paper_multiplier": "paper_multiplier(epsilon, delta, rounds) -> noise multiplier by the paper's formula",
     "noise_multiplier": "noise_multiplier: noise over sensitivity, which a target epsilon sets",
@@ -176,6 +181,7 @@ class LayerTraits(Words):
         lipschitz: for given random numbers ||C(v) - C(w)|| <= ||v - w||: a bound on how far one sample moves a message
             holds behind it.
         nonexpansive: ||C(v)|| <= ||v||: a bound on the norm of a message holds behind it.
+        entrywise: no entry becomes larger in magnitude, so that a nonexpansive layer may stand inside this one.
         unbiased: E C(v) = v; ``omega(d)`` is its variance.
         contractive: E ||C(v) - v||^2 <= (1 - delta(d)) ||v||^2 for every v.
     """
@@ -187,6 +193,7 @@ class LayerTraits(Words):
     linear: bool = False
     lipschitz: bool = False
     nonexpansive: bool = False
+    entrywise: bool = False
     unbiased: bool = False
     contractive: bool = False
 

@@ -84,6 +84,20 @@ def test_bernoulli_sizes_are_binomial_given_that_somebody_came():
     assert np.abs(share - chance).max() < 5 * np.sqrt(chance * (1 - chance) / rounds)
 
 
+def test_kept_empty_cohorts_leave_every_client_its_rate():
+    population, rate, rounds = 4, 0.2, 3000
+    rules = Bernoulli(rate), Bernoulli(rate, "keep")
+    drawn, kept = ([rule.clients(t, population, 1) for t in range(rounds)] for rule in rules)
+    assert all(a == b for a, b in zip(drawn, kept, strict=True) if b), "only what was empty differs"
+    law = stats.binom(population, rate).pmf(np.arange(5))
+    sizes = np.bincount([len(cohort) for cohort in kept], minlength=5)
+    counted, expected = (np.append(of[:3], of[3:].sum()) for of in (sizes, rounds * law))
+    assert stats.chisquare(counted, expected).pvalue > 0.01
+    share = np.bincount(np.concatenate([c for c in kept if c]), minlength=4) / rounds
+    assert np.abs(share - rate).max() < 5 * np.sqrt(rate * (1 - rate) / rounds)
+    Bernoulli(1e-6, "keep").check(20, 1)
+
+
 def test_a_million_clients():
     for schedule in (Uniform(1000), Bernoulli(0.001)):
         cohort = schedule.clients(0, 1_000_000, 0)
@@ -137,6 +151,7 @@ def test_a_file_that_cannot_be_read_is_refused_at_construction(tmp_path):
         (lambda: Uniform(0), r"^cohort must be >= 1, got 0"),
         (lambda: Bernoulli(0.0), r"^rate must be in \(0, 1\], got 0.0"),
         (lambda: Bernoulli(1.1), r"^rate must be in \(0, 1\], got 1.1"),
+        (lambda: Bernoulli(0.5, "sometimes"), r"^empty must be one of auto, redraw, keep, got 'sometimes'"),
         (lambda: Bernoulli(float("nan")), r"^rate must be a finite number, got nan"),
         (lambda: Uniform(50).check(20, 1), r"^schedule.cohort must be <= the 20 clients, got 50$"),
         (lambda: Bernoulli(1e-6).check(20, 1), r"^schedule.rate must be >= 0.0025 for 20 clients, or nearly every"),

@@ -79,6 +79,11 @@ class Around(Declared, Forwarding):
         found: Tensor = self.base.own(obj, self.inside(client), got, rnd)
         return found
 
+    def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
+        """The inner algorithm's, see ``fedsim.traits.HOOKS``."""
+        found: dict[str, float] = self.base.public_of(steps, rnd)
+        return found
+
     def kind(self, rnd: Round) -> Hashable:
         """The inner algorithm's, see ``fedsim.traits.HOOKS``."""
         kind: Hashable = self.base.kind(rnd)

@@ -70,11 +70,13 @@ class Differences(Recursive):
 
     @property
     def traits(self) -> Traits:
-        """The words; who adds the noise is a choice."""
+        """The words; who adds the noise is a choice; the server's is measured by the distance that clients clip by."""
+        server = self.noise == "server"
         return Traits(
             uniform=True,
             everyone=True,
-            noise="server" if self.noise == "server" else "shares",
+            noise="server" if server else "shares",
+            exact_downlink=server and self.period > 1,
             hooks=("releases", "kind", "noise_multiplier"),
         )
 

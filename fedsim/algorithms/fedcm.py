@@ -39,7 +39,7 @@ class FedCM(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
-    traits: ClassVar[Traits] = Traits(moves=True, public=("steps",))
+    traits: ClassVar[Traits] = Traits(moves=True, public=("steps",), hooks=("public_of",))
     alpha: float = 0.1
     server_lr: float = 1.0
 
@@ -47,6 +47,10 @@ class FedCM(LocalSGD):
         super().__post_init__()
         require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+
+    def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
+        """K, of a client with so many local steps."""
+        return {"steps": float(steps)}
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The global model and no direction yet."""

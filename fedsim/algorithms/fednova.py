@@ -48,7 +48,7 @@ class FedNova(LocalSGD):
         mu: weight of the proximal term mu/2 ||y - x||^2, >= 0; lr mu must stay below 1.
     """
 
-    traits: ClassVar[Traits] = Traits(public=("tau",))
+    traits: ClassVar[Traits] = Traits(public=("tau",), hooks=("public_of",))
     momentum: float = 0.0
     mu: float = 0.0
 
@@ -56,6 +56,16 @@ class FedNova(LocalSGD):
         super().__post_init__()
         require(0 <= self.momentum < 1, "momentum", "be in [0, 1)", self.momentum)
         require(0 <= self.mu < 1 / self.lr, "mu", f"be in [0, 1/lr = {1 / self.lr:g})", self.mu)
+
+    def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
+        """What tau_eff averages, of a client with so many local steps: it follows from them and the options alone."""
+        if self.mu:
+            return {"tau": float(steps)}
+        c = a = 0.0
+        for _ in range(steps):
+            c = self.momentum * c + 1
+            a += c
+        return {"tau": a}
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The global model."""

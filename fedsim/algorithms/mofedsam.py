@@ -39,7 +39,7 @@ class MoFedSAM(LocalSGD):
         server_lr: server learning rate eta_g, > 0.
     """
 
-    traits: ClassVar[Traits] = Traits(moves=True, public=("steps",))
+    traits: ClassVar[Traits] = Traits(moves=True, public=("steps",), hooks=("public_of",))
     rho: float = 0.1
     alpha: float = 0.1
     server_lr: float = 1.0
@@ -49,6 +49,10 @@ class MoFedSAM(LocalSGD):
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
         require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
+
+    def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
+        """K, of a client with so many local steps."""
+        return {"steps": float(steps)}
 
     def init_server(self, x0: Tensor) -> ServerState:
         """The global model and no direction yet."""

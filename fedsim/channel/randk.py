@@ -57,6 +57,7 @@ class RandK:
             linear=True,
             lipschitz=not self.unbiased,
             nonexpansive=not self.unbiased,
+            entrywise=not self.unbiased,
             unbiased=self.unbiased,
             contractive=not self.unbiased,
         )

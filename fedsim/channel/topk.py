@@ -34,7 +34,7 @@ class TopK:
         ratio: fraction kept, in (0, 1]; k = ceil(ratio * d).
     """
 
-    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, nonexpansive=True, contractive=True)
+    traits: ClassVar[LayerTraits] = LayerTraits(loses=True, nonexpansive=True, entrywise=True, contractive=True)
     k: int | None = None
     ratio: float | None = 0.01
 

@@ -18,6 +18,7 @@ from fedsim.channel.noise import Addressed
 from fedsim.declared import traits_of
 from fedsim.engine.block import to_numpy
 from fedsim.engine.jobs import Jobs, digest_of, mean_loss
+from fedsim.engine.rehearsal import message as message_of
 from fedsim.engine.worker import Backend, Done, Scores, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, gradient, summarise
@@ -116,15 +117,8 @@ class Orchestrator:
         rnd = self._round(index, clients)
         broadcast = algorithm.broadcast(self.server, rnd)
         arrived, link, heard, each = self._send(broadcast, index)
-        answers = self._train(rnd, to_numpy(arrived))
-        rule = self.setup.aggregate
-        sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
-        weight = sum(a.weight for a in answers)
-        received = rule.finish(sums, weight, self.setup.dtype)
-        share = weight / self.weight
-        received, far = self.setup.uplink.receive(received, self.memory.uplink, share, self.parameters)
-        own = Addressed(self.setup.seed, "server", index, torch.zeros((), dtype=torch.int64))
-        server = algorithm.server(self.server, received, replace(rnd, noise=own))
+        answers = self._train(rnd, to_numpy(arrived)) if clients else []
+        server, far = self._stepped(rnd, answers)
         if not all(torch.isfinite(leaf.double().sum()) for leaf in tensors(server, "server")):
             for store in self.stores:
                 store.drop()
@@ -140,7 +134,7 @@ class Orchestrator:
             self.plain["comm/downlink"] += len(clients) * message.size(broadcast)
             self.record = {
                 "round": self.done,
-                "train/loss": mean_loss(answers),
+                **({"train/loss": mean_loss(answers)} if answers else {}),
                 "comm/uplink_bytes": uplink,
                 "comm/downlink_bytes": downlink,
                 **self.totals,
@@ -148,6 +142,32 @@ class Orchestrator:
                 "time/round_s": time.perf_counter() - start,
             }
         return self.record | (self.evaluate() if self.evaluation.due(self.done, self.rounds) else {})
+
+    def _stepped(self, rnd: Round, answers: list[Done]) -> tuple[Any, State]:
+        """The server's next state, and its end of the channel.
+
+        When nobody came, a server that adds noise steps on the sum of no messages, for a round without noise would
+        tell; any other server stays as it is.
+        """
+        if not answers and traits_of(self.setup.algorithm).noise != "server":
+            return self.server, self.memory.uplink
+        if answers:
+            rule = self.setup.aggregate
+            sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
+            weight = sum(a.weight for a in answers)
+            received = rule.finish(sums, weight, self.setup.dtype)
+            share = weight / self.weight
+            received, far = self.setup.uplink.receive(received, self.memory.uplink, share, self.parameters)
+        else:
+            received, far = self._nothing(rnd), self.memory.uplink
+        own = Addressed(self.setup.seed, "server", rnd.index, torch.zeros((), dtype=torch.int64))
+        return self.setup.algorithm.server(self.server, received, replace(rnd, noise=own)), far
+
+    def _nothing(self, rnd: Round) -> Message:
+        """The sum of no messages: zeros in the shapes that this round's would have had, which are rehearsed."""
+        state = tree_map(torch.from_numpy, self.stores[0].initial)[0]
+        alone = message_of(self.setup, 0, state, self.server, replace(rnd, clients=(0,)))
+        return tree_map(torch.zeros_like, alone)  # type: ignore[no-any-return]
 
     def _round(self, index: int, clients: tuple[int, ...]) -> Round:
         return Round(index, clients, len(self.sizes), int(self.sizes.min()))

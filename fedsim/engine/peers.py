@@ -131,7 +131,7 @@ class Peers:
         mixing = self.mixing(index)
         clients = self.schedule.clients(index, len(self.sizes), self.setup.seed)
         rnd = Round(index, clients, len(self.sizes), int(self.sizes.min()))
-        states, loss = self._train(rnd)
+        states, loss = self._train(rnd) if clients else (self.states, {})
         due = self.evaluation.due(index + 1, self.rounds)
         before = self._before(states) if due else {}
         links, w, degrees = self.links, _like(mixing, states), torch.from_numpy(receivers(mixing))
@@ -151,7 +151,7 @@ class Peers:
             self.totals["comm/edges_total"] += steps * len(mixing.edges)
             self.record = {
                 "round": self.done,
-                "train/loss": loss,
+                **loss,
                 "comm/edge_bytes": sent,
                 "comm/edges": steps * len(mixing.edges),
                 **self.totals,
@@ -163,7 +163,7 @@ class Peers:
                 self.record["comm/edge_ratio"] = self.plain / self.totals["comm/edge_total_bytes"]
         return self.record | (self.evaluate() if due else {})
 
-    def _train(self, rnd: Round) -> tuple[State, float]:
+    def _train(self, rnd: Round) -> tuple[State, Record]:
         """All peers' states after local work, and the mean training loss of those who worked."""
         steps = [self.setup.local.count(int(n)) for n in self.sizes[list(rnd.clients)]]
         jobs, costs = self.jobs.cut(rnd, rnd.clients, steps, self.stores)
@@ -171,7 +171,7 @@ class Peers:
         ids = torch.tensor([i for job in jobs for i in job.clients])
         new = tree_map(lambda *a: torch.from_numpy(np.concatenate(a)), *(answer.rows[0] for answer in answers))
         states = tree_map(lambda old, fresh: old.index_copy(0, ids, fresh), self.states, new)
-        return states, mean_loss(answers)
+        return states, {"train/loss": mean_loss(answers)}
 
     def _before(self, states: State) -> Record:
         """What peers are before they mix."""

@@ -69,29 +69,32 @@ def _rounds(rounds: int) -> list[int]:
     return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
 
 
-@torch.no_grad()
 def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int) -> Message:
     """The fields of the messages of clients of one architecture.
 
     Raises:
         InputError: the algorithm fails.
     """
-    oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
-    feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
-    rows = torch.zeros(2, dtype=torch.int64)
-    batches = _Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
     found: Message = {}
     for t in reversed(_rounds(rounds)):
         rnd = Round(t, (architecture,), len(setup.train.sizes()))
         try:
-            server = setup.algorithm.init_server(x0)
-            noise = Addressed(setup.seed, "rehearsal", t, torch.tensor(architecture))
-            obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
-            message, _ = setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)
+            found |= message(setup, architecture, state, setup.algorithm.init_server(x0), rnd)
         except Exception as error:  # user code: any type
             name = name_of(written(setup.algorithm))
             raise InputError(
                 f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
             ) from error
-        found |= message
     return found
+
+
+@torch.no_grad()
+def message(setup: Setup, architecture: int, state: State, server: Any, rnd: Round) -> Message:
+    """What a client of one architecture sends in a round, after one minibatch of two samples."""
+    oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
+    feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
+    rows = torch.zeros(2, dtype=torch.int64)
+    batches = _Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
+    noise = Addressed(setup.seed, "rehearsal", rnd.index, torch.tensor(architecture))
+    obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
+    return setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)[0]

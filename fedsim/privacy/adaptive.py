@@ -86,7 +86,7 @@ class AdaptiveNoise(CentralNoise):
     def server(self, server: AdaptiveState, received: Message, rnd: Round) -> AdaptiveState:
         """The algorithm's step on the noisy sum over the expected cohort; C <- C exp(-rate (fraction - quantile))."""
         clip, arrived = float(server.clip), len(rnd.clients)
-        values = {name: value for name, value in received.items() if name != "within"}
+        values = {name: value for name, value in self.payload(received).items() if name != "within"}
         summed = over_expected(values, rnd, self.expected)
         noise = 0.0
         if self.noise_multiplier:
@@ -96,6 +96,7 @@ class AdaptiveNoise(CentralNoise):
         within = round(arrived * (float(received["within"]) + 0.5))
         fraction = noisy_fraction(within, arrived, self.expected, noise)
         following = torch.full_like(server.clip, next_clip(clip, fraction, self.quantile, self.rate))
+        summed |= self.known(received, rnd)
         return AdaptiveState(self.base.server(server.base, summed, rnd), following)
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:

@@ -99,14 +99,14 @@ class BandedNoise(Wrapped):
 
     def server(self, server: BandedState, received: Message, rnd: Round) -> BandedState:
         """The algorithm's step on the sum over the expected cohort plus (C^-1 Z)_t z clip / expected."""
-        summed = over_expected(received, rnd, self.expected)
+        summed, known = over_expected(self.payload(received), rnd, self.expected), self.known(received, rnd)
         name, value = self.vector(summed, server.past.shape[1])
         if not self.noise_multiplier:
-            return server._replace(base=self.base.server(server.base, summed, rnd))
+            return server._replace(base=self.base.server(server.base, {**summed, **known}, rnd))
         rounds, bands = self.factor.noise_coefficients.shape
         require(rnd.index < rounds, "rounds", f"be at most {rounds}, which the noise was made for", rnd.index + 1)
         white = rnd.noise.normal(value.reshape(-1)).double().cpu()
         row = torch.from_numpy(self.factor.noise(rnd.index, white.numpy(), [p.numpy() for p in server.past]))
         noisy = value + (self.std * row).to(value).view(value.shape)
         past = torch.cat([row[None], server.past])[: bands - 1]
-        return BandedState(self.base.server(server.base, {name: noisy}, rnd), past)
+        return BandedState(self.base.server(server.base, {name: noisy, **known}, rnd), past)

@@ -59,7 +59,8 @@ class CentralNoise(Wrapped):
 
     def server(self, server: Any, received: Message, rnd: Round) -> Any:
         """The algorithm's step on the sum of the messages over the expected cohort, with noise."""
-        return self.base.server(server, noisy(over_expected(received, rnd, self.expected), self.std, rnd.noise), rnd)
+        summed = noisy(over_expected(self.payload(received), rnd, self.expected), self.std, rnd.noise)
+        return self.base.server(server, {**summed, **self.known(received, rnd)}, rnd)
 
     @property
     def std(self) -> float:

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
-from fedsim.aggregate import Aggregate
 from fedsim.algorithms.around import name_of, with_noise
-from fedsim.channel.channel import Channel
-from fedsim.declared import layer_traits, rule_traits, traits_of
+from fedsim.declared import traits_of
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 from fedsim.local import Local
@@ -19,12 +17,12 @@ from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise, require_deployment
 from fedsim.privacy.discrete import DiscreteNoise
-from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on
+from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on, steps_of
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import BandedFactor, factorise
 from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped
-from fedsim.schedule import Schedule
+from fedsim.schedule import Schedule, as_accounted
 
 
 class Privacy(Protocol):
@@ -300,37 +298,6 @@ def factor_of(rounds: int, bands: int) -> BandedFactor:
     return factorise(rounds, bands)
 
 
-def check_channel(algorithm: Any, channel: Channel) -> None:
-    """Raise InputError where a layer would undo what the privacy of the messages rests on."""
-    said = traits_of(algorithm)
-    if said.integers and channel.layers:
-        raise InputError(
-            f"channel must be [] for messages of integers, which are summed modulo 2^bits, got {channel.layers[0].name}"
-        )
-    if said.noise == "clients":
-        return
-    for layer in channel.layers:
-        words = layer_traits(layer.middleware)
-        if not words.layerwise and not words.nonexpansive:
-            why = "remembers earlier messages" if words.feedback else "can make a message longer"
-            raise InputError(
-                f"channel must not have {layer.name} under noise of the server: it {why}, so the clip bound, which "
-                "the noise is measured by, does not hold at the server; use topk, sign or a biased randk, or let the "
-                "clients add the noise (privacy=local_gaussian, algorithm.noise=clients), before any layer"
-            )
-
-
-def check_rule(algorithm: Any, aggregate: Aggregate) -> None:
-    """Raise InputError unless the server's rule is the mean that the noise is measured for."""
-    said = traits_of(algorithm)
-    if said.noise in ("server", "shares") and not said.integers and not rule_traits(aggregate).linear:
-        raise InputError(
-            f"aggregate must be a mean under the noise of {name_of(algorithm)}, measured by how far one client moves a "
-            f"mean, got {type(aggregate).__name__}, which does not declare traits = RuleTraits(linear=True); "
-            "use aggregate=mean, or noise of each client (privacy=local_gaussian)"
-        )
-
-
 def promised(
     privacy: Privacy,
     algorithm: Any,
@@ -356,11 +323,14 @@ def promised(
     Raises:
         InputError: the accountant has no bound for what would be let out.
     """
-    setting = Setting(schedule, tuple(sizes), rounds, local or Local(), seed or 0, parameters)
+    setting = Setting(as_accounted(schedule), tuple(sizes), rounds, local or Local(), seed or 0, parameters)
     counts = Counts()
 
     def ledger(noise_multiplier: float) -> Ledger:
-        return Ledger(privacy.applied(algorithm, noise_multiplier, setting), privacy.accountant, setting, counts)
+        made = privacy.applied(algorithm, noise_multiplier, setting)
+        if isinstance(made, Wrapped):
+            made = replace(made, steps=steps_of(setting, made))
+        return Ledger(made, privacy.accountant, setting, counts)
 
     trial = ledger(1.0).algorithm
     if hasattr(trial, "client_releases") and (local is None or seed is None):

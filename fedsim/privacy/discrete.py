@@ -39,7 +39,7 @@ from fedsim.types import Message, Round
 
 @dataclass(frozen=True)
 class ModularSum:
-    """The server's rule for messages of integers: it learns their sum and nothing else.
+    """The server's rule for messages of integers: it learns their sum, and of numbers that are public their mean.
 
     Attributes:
         weights: clients weigh the same.
@@ -52,8 +52,12 @@ class ModularSum:
         check_fields(self)
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
-        """{field: sum [2^k] int64 of the packed messages [b, bytes]}."""
+        """{field: sum [2^k] int64 of the packed messages [b, bytes]}; of public fields the sum, float64."""
         for name, packed in messages.items():
+            if packed.is_floating_point():
+                public = packed.double().sum(0).cpu()
+                sums[name] = public if name not in sums else sums[name] + public
+                continue
             total = sum(unpacked(row.cpu().numpy().tobytes()) for row in packed)
             new = torch.from_numpy(np.asarray(total))
             sums[name] = new if name not in sums else sums[name] + new
@@ -64,8 +68,9 @@ class ModularSum:
         return tree_map(np.add, left, right)  # type: ignore[no-any-return]
 
     def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
-        """The sums, int64; modulo 2^bits they are what a secure sum gives."""
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in sums.items()}
+        """The sums, int64; modulo 2^bits they are what a secure sum gives. Of public fields the mean."""
+        found = {name: torch.from_numpy(np.asarray(value)) for name, value in sums.items()}
+        return {name: (sum_ / total).to(dtype) if sum_.is_floating_point() else sum_ for name, sum_ in found.items()}
 
 
 def packed(integers: np.ndarray, bits: int) -> np.ndarray:
@@ -135,10 +140,11 @@ class DiscreteNoise(Wrapped):
 
     def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:
         """The sum over those who came, for each of them."""
-        return (self.rule.release(self.parameters, len(rnd.clients)),) if self.noise_multiplier else ()
+        arrived = len(rnd.clients)
+        return (self.rule.release(self.parameters, arrived),) if self.noise_multiplier and arrived else ()
 
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
-        """The algorithm's work; its message as packed integers [bytes]."""
+        """The algorithm's work; its payload as packed integers [bytes]."""
         message, state = self.base.local(obj, client, got, rnd)
         name, value = self.vector(message, self.parameters)
         rule, signs = self.rule, self._signs(rnd)
@@ -150,16 +156,18 @@ class DiscreteNoise(Wrapped):
         def together(v: Tensor, seed: Tensor) -> Tensor:
             return torch.stack([alone(*one) for one in zip(v, seed, strict=True)])
 
-        return {name: opaque(alone, together, value.reshape(-1), obj.noise.seed(value))}, state
+        sent = opaque(alone, together, value.reshape(-1), obj.noise.seed(value))
+        return {name: sent, **self.beside(message)}, state
 
     def server(self, server: Any, received: Message, rnd: Round) -> Any:
         """The algorithm's step on the decoded sum over the expected cohort."""
-        ((name, total),) = received.items()
+        ((name, total),) = self.payload(received).items()
         if total.dtype != torch.int64:
             raise InputError("aggregate must be fedsim.privacy.discrete.ModularSum for the sum of integers, got a mean")
-        summed = self.rule.decode(total.cpu().numpy(), self.parameters, self._signs(rnd)) / self.expected
+        mean = self.rule.decode(total.cpu().numpy(), self.parameters, self._signs(rnd)) / self.expected
         like = next(leaf for leaf in leaves(server) if leaf.is_floating_point())
-        return self.base.server(server, {name: torch.from_numpy(summed).to(like)}, rnd)
+        summed = {name: torch.from_numpy(mean).to(like)}
+        return self.base.server(server, {**summed, **self.known(received, rnd)}, rnd)
 
     def _signs(self, rnd: Round) -> np.ndarray:
         """The +-1 [2^k] of this round's rotation."""

@@ -13,6 +13,7 @@ out of one sample of a client that takes part and draws its minibatches so. Of i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,12 +21,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.algorithms.around import noisy_part
+from fedsim.algorithms.around import name_of, noisy_part
 from fedsim.declared import traits_of
 from fedsim.errors import InputError, require
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.releases import Drawn, Release, merged
+from fedsim.privacy.wrapped import Wrapped
 from fedsim.schedule import Bernoulli, Schedule, Uniform
 from fedsim.types import Round
 
@@ -253,10 +255,30 @@ def check_minibatches(algorithm: Any, setting: Setting) -> None:
         )
 
 
+def steps_of(setting: Setting, algorithm: Any) -> tuple[tuple[int, int], ...]:
+    """How many clients have each number of local steps, where cohorts are drawn at random; () where all know them.
+
+    Raises:
+        InputError: the algorithm's public fields would tell who came, and it does not say what they hold.
+    """
+    if draw_of(setting.schedule, setting.population).sampling == "none" or traits_of(algorithm).noise == "clients":
+        return ()
+    said = traits_of(algorithm)
+    if said.public:
+        must = f"have public_of, which says what its field {said.public[0]} holds, where cohorts are drawn at random"
+        require("public_of" in said.hooks, "algorithm", must, name_of(algorithm))
+    steps = [setting.local.count(n) for n in setting.sizes]
+    return tuple(sorted(Counter(steps).items()))
+
+
 def remarks_on(setting: Setting, algorithm: Any) -> tuple[str, ...]:
-    """Where the run differs from what its bound assumes, in words."""
-    schedule, n = setting.schedule, setting.population
-    if isinstance(schedule, Bernoulli) and schedule.rate < 1 and not traits_of(algorithm).own_sampling:
-        empty = (1 - schedule.rate) ** n
-        return (f"an empty cohort (probability {empty:.2g} in a round) is drawn again, unlike in Poisson sampling",)
-    return ()
+    """What the number rests on that is not in the releases, in words."""
+    said = []
+    words = traits_of(algorithm)
+    if words.public:
+        of = "all clients" if isinstance(algorithm, Wrapped) and algorithm.steps else "the cohort"
+        fields = " and ".join(words.public)
+        said.append(f"public, neither clipped nor noisy: the mean {fields} over {of}, which clients' sizes tell")
+    if words.noise == "shares":
+        said.append("each client adds a share of the noise, so only the sum of all messages is private, not each alone")
+    return tuple(said)

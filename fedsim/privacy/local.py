@@ -32,7 +32,8 @@ class LocalNoise(Wrapped):
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         """The algorithm's work; its message clipped, with noise."""
         message, state = self.base.local(obj, client, got, rnd)
-        return noisy(self.clipped(message, self.clip), self.noise_multiplier * 2 * self.clip, obj.noise), state
+        sent = self.payload(self.clipped(message, self.clip))
+        return {**noisy(sent, self.noise_multiplier * 2 * self.clip, obj.noise), **self.beside(message)}, state
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
         """Nothing of all clients together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,11 +24,14 @@ class Wrapped(Around):
         base: the algorithm.
         clip: largest norm of a client's message, all its fields together, > 0.
         noise_multiplier: noise over sensitivity, >= 0.
+        steps: how many clients have each number of local steps; not empty where cohorts are drawn at random, who came
+            is hidden, and public fields are therefore those of all clients, not of the cohort.
     """
 
     base: Any
     clip: float
     noise_multiplier: float
+    steps: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,37 +54,58 @@ class Wrapped(Around):
         """All rounds let out the same."""
         return 0
 
+    def payload(self, message: Message) -> Message:
+        """The fields of a message that depend on data, which are clipped and made noisy."""
+        return {name: value for name, value in message.items() if name not in self.traits.public}
+
+    def beside(self, message: Message) -> Message:
+        """The public fields of a message, which travel as they are."""
+        return {name: value for name, value in message.items() if name in self.traits.public}
+
+    def known(self, received: Message, rnd: Round) -> Message:
+        """What the server takes the public fields for: the cohort's mean, or where that would tell who came all's."""
+        found = self.beside(received)
+        if not found or not self.steps:
+            return found
+        each = [(self.public_of(steps, rnd), clients) for steps, clients in self.steps]
+        return {
+            name: torch.full_like(value, sum(of[name] * clients for of, clients in each) / rnd.population)
+            for name, value in found.items()
+        }
+
     def clipped(self, message: Message, clip: Tensor | float) -> Message:
-        """The message scaled down to norm ``clip`` if it is longer."""
-        if not message:  # some methods have rounds without an upload
+        """The message, its payload scaled down to norm ``clip`` if it is longer."""
+        if not self.payload(message):  # some methods have rounds without an upload
             return message
         norm = self.norm(message)
         scale = (clip / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
-        return {name: value * scale for name, value in message.items()}
+        return {**message, **{name: value * scale for name, value in self.payload(message).items()}}
 
     def vector(self, message: Message, d: int) -> tuple[str, Tensor]:
-        """The name and the value [d] of the one field that a message has.
+        """The name and the value [d] of the one field that a message's payload has.
 
         Raises:
             InputError: it has others.
         """
-        if [value.numel() for value in message.values()] != [d]:
-            fields = ", ".join(f"{name} {list(value.shape)}" for name, value in message.items())
+        payload = self.payload(message)
+        if [value.numel() for value in payload.values()] != [d]:
+            fields = ", ".join(f"{name} {list(value.shape)}" for name, value in payload.items())
             must = f"be none, central_gaussian, adaptive_gaussian or local_gaussian for {name_of(self.base)}"
             raise InputError(
                 f"privacy must {must}, whose messages are not one vector of the model's size, got {fields}"
             )
-        ((name, value),) = message.items()
+        ((name, value),) = payload.items()
         return name, value
 
     def norm(self, message: Message) -> Tensor:
-        """The norm of a message, all its fields together."""
-        for name, value in message.items():
+        """The norm of a message's payload, all its fields together."""
+        payload = self.payload(message)
+        for name, value in payload.items():
             if not (isinstance(value, Tensor) and value.is_floating_point()):
                 raise InputError(f"privacy needs messages of numbers, got the field {name!r} of another kind")
-        if not message:
+        if not payload:
             return torch.zeros(())
-        return torch.stack([value.square().sum() for value in message.values()]).sum().sqrt()
+        return torch.stack([value.square().sum() for value in payload.values()]).sum().sqrt()
 
 
 def over_expected(received: Message, rnd: Round, expected: int) -> Message:

@@ -143,14 +143,14 @@ def test_banded_noise_counts_participations_and_verifies_the_cohorts() -> None:
 
 def test_the_discrete_sum_counts_who_came_and_what_noise_they_brought() -> None:
     privacy = DiscreteGaussian(1e-5, noise_multiplier=2.0, bits=20)
-    schedule, rounds = Bernoulli(rate=0.5), 12
+    schedule, rounds = Bernoulli(rate=0.5, empty="keep"), 12
     found = ledger(privacy, FedAvg(lr=0.1), schedule, rounds)
     cohorts = [schedule.clients(t, len(SIZES), 3) for t in range(rounds)]
     assert len({len(c) for c in cohorts}) > 1
     rule = found.algorithm.rule
     each = [RDP.epsilon([rule.release(50, len(c)) for c in cohorts if i in c]) for i in range(len(SIZES))]
     assert found.epsilon(rounds) == pytest.approx(max(each))
-    plain = RDP.epsilon([Release(1.0, 2.0 * math.sqrt(len(c) / 3)) for c in cohorts])
+    plain = RDP.epsilon([Release(1.0, 2.0 * math.sqrt(len(c) / 3)) for c in cohorts if c])
     assert max(each) < plain * 1.01, "not every client was in every round"
     met = ledger(DiscreteGaussian(1e-5, target_epsilon=4.0, bits=20), FedAvg(lr=0.1), schedule, rounds)
     assert met.epsilon(rounds) == pytest.approx(4.0, rel=1e-4)
@@ -178,9 +178,18 @@ def test_a_larger_deployment_is_accounted_for_and_said() -> None:
     assert "those of Poisson cohorts of 1000 of 1000000 clients, not of the 2 of 6 that ran" in said
 
 
-def test_a_redrawn_empty_cohort_is_said() -> None:
-    found = ledger(CentralGaussian(1e-5, noise_multiplier=1.0), FedAvg(lr=0.1), Bernoulli(rate=0.5))
-    assert "an empty cohort (probability 0.016 in a round) is drawn again" in found.summary(3)["privacy/promise"]
+def test_epsilon_at_a_rate_is_for_cohorts_that_may_be_empty() -> None:
+    """20 clients at rate 0.05: a redraw would have made it 0.078 a round, and epsilon 5.47 instead of 3.50."""
+    privacy, schedule, sizes = CentralGaussian(1e-5, noise_multiplier=1.0), Bernoulli(rate=0.05), (40,) * 20
+    found = ledger(privacy, FedAvg(lr=0.1), schedule, rounds=100, sizes=sizes)
+    assert found.epsilon(100) == pytest.approx(PLD.epsilon([poisson(1.0, 0.05, 100)]))
+    assert found.epsilon(100) == pytest.approx(3.50, abs=0.005)
+    cohorts = [found.setting.cohort(t) for t in range(4000)]
+    share = sum(map(len, cohorts)) / (20 * 4000)
+    assert abs(share - 0.05) < 4 * math.sqrt(0.05 * 0.95 / (20 * 4000))
+    assert () in cohorts
+    with pytest.raises(InputError, match=r"schedule.empty must be keep or auto in a private run"):
+        ledger(privacy, FedAvg(lr=0.1), Bernoulli(rate=0.05, empty="redraw"))
 
 
 def test_an_algorithm_that_says_nothing_of_kinds_is_asked_every_round() -> None:
