@@ -247,7 +247,7 @@ def hooked() -> nn.Module:
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "Softmax at 1 has no stacked kernel"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), "Dropout at 1 draws random numbers"),
         (lambda: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), "pads with circular"),
-        (lambda: nn.Sequential(nn.Embedding(4, 2, padding_idx=0)), "Embedding at 0 has max_norm or padding_idx"),
+        (lambda: nn.Sequential(nn.Embedding(4, 2, padding_idx=0)), "Embedding at 0 has padding_idx"),
         (lambda: nn.Sequential(nn.Conv1d(1, 1, 3)), "Conv1d at 0 has no stacked kernel"),
         (lambda: Branching(4, 2), "torch.fx cannot trace Branching"),
         (lambda: Indexing(4, 2), "the call getitem has no stacked kernel"),
@@ -288,9 +288,9 @@ def test_the_rule(
     factory: Callable[..., nn.Module], shape: tuple[int, ...], outputs: int, kernel: str, block: int, reason: str
 ) -> None:
     model = models.build(factory, shape, outputs, {}, seed=0)
-    got = kernel_rule(model, Layout.of(model), shape, "cpu")
+    got = next(kernel_rule(model, Layout.of(model), shape, "cpu"))
     assert got[:2] == (kernel, block)
     assert reason in got[2]
-    on_gpu = kernel_rule(model, Layout.of(model), shape, "cuda")
+    on_gpu = next(kernel_rule(model, Layout.of(model), shape, "cuda"))
     assert on_gpu[0] == ("stacked" if "convolution" in reason else kernel)
     assert on_gpu[1] >= block

@@ -23,7 +23,7 @@ from fedsim.objective import Objective
 from fedsim.types import Batch, Known, Message, Round, State
 
 
-class _Two:
+class Two:
     """One minibatch of two samples."""
 
     length = 1
@@ -33,9 +33,11 @@ class _Two:
         self.batch = batch
 
     def __call__(self, k: int) -> Batch:
+        """Always the same."""
         return self.batch
 
     def active(self, k: int) -> None:
+        """The client works."""
         return None
 
 
@@ -43,7 +45,7 @@ def broadcasts(algorithm: Any, x0: Any, population: int, rounds: int) -> Message
     """The fields of the server's broadcasts."""
     server = algorithm.init_server(x0)
     found: Message = {}
-    for t in _rounds(rounds):
+    for t in rehearsed(rounds):
         for name, value in algorithm.broadcast(server, Round(t, (0,), population)).items():
             if isinstance(found.get(name), (Known, type(None))):  # what is known in one round may travel in another
                 found[name] = value
@@ -55,7 +57,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
     algorithm = setup.algorithm.base  # type: ignore[attr-defined]
     found: Message = {}
     try:
-        for t in reversed(_rounds(rounds)):
+        for t in reversed(rehearsed(rounds)):
             found |= algorithm.offer(state, Round(t, (0,), len(setup.train.sizes())))
     except Exception as error:  # user code: any type
         name = type(algorithm).__name__
@@ -63,7 +65,8 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
     return found
 
 
-def _rounds(rounds: int) -> list[int]:
+def rehearsed(rounds: int) -> list[int]:
+    """Which rounds."""
     return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
 
 
@@ -77,9 +80,9 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
     oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
     feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
     rows = torch.zeros(2, dtype=torch.int64)
-    batches = _Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
+    batches = Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
     found: Message = {}
-    for t in reversed(_rounds(rounds)):
+    for t in reversed(rehearsed(rounds)):
         rnd = Round(t, (architecture,), len(setup.train.sizes()))
         try:
             server = setup.algorithm.init_server(x0)
