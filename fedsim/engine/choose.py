@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedsim.engine.agreement import Agreement, trial
+from fedsim.engine.agreement import Agreement, trial, twin
 from fedsim.engine.config import Engine
 from fedsim.engine.kernel import Choice, Kernel, block, kernel_rule, no_kernel
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError
 from fedsim.layout import Layout
-from fedsim.models import copied, zero_sample
+from fedsim.models import zero_sample
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def choose(
     model = setup.models[number]
     name, agreement = type(model).__name__, Agreement(model, setup.loss, trial(setup.train, x0, setup.seed))
     rejected: list[str] = []
-    for choice in _candidates(copied(model), input_shape, engine):
+    for choice in _candidates(twin(model), input_shape, engine):
         by_layer = True
         problem = agreement.training(choice.kernel, asked - {"clipped_sum"})
         if not problem and "clipped_sum" in asked:

@@ -70,14 +70,18 @@ def build(
     return checked
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy; workers have one each.
+
+    Args:
+        model: is left as it is.
+        instead: by id, what the copy gets in place of a copy.
 
     Raises:
         InputError: the module cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, dict(instead or {}))
     except Exception as error:  # user code: any type
         raise InputError(
             f"model {type(model).__name__} cannot be copied for the workers: {str(error).splitlines()[0]}; modules "
