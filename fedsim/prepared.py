@@ -97,8 +97,9 @@ class Prepared:
         """The model of all with these parameters [d], in evaluation mode."""
         if self.number is None or x is None:
             return None
-        model = copied(self.setup.models[self.number])
-        return Layout.of(model).load(model, x).eval()
+        model = Layout.of(self.setup.models[self.number]).load(copied(self.setup.models[self.number]), x)
+        model.eval()
+        return model
 
     def described(self) -> dict[str, Any]:
         """The execution choices, for the run's provenance; one value where there is one architecture."""

@@ -19,7 +19,7 @@ from fedsim.engine.oracle import ModelOracle, answer
 from fedsim.errors import InputError
 from fedsim.layout import Layout
 from fedsim.losses import Loss
-from fedsim.models import copied, pure
+from fedsim.models import pure, twin
 from fedsim.rng import stream
 from fedsim.types import Batch
 
@@ -82,12 +82,6 @@ def trial(train: Samples, x0: Tensor, seed: int) -> Trial:
     move.mul_(x0.abs().mul_(0.03).masked_fill_(x0 == 0, 0.01))
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=x0.dtype)
     return Trial(torch.stack([x0 + move, x0 - move]), inputs, y, mask)
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of a module that shares the memory of its parameters, into which nobody writes."""
-    twins = {id(p): type(p)(p.detach(), p.requires_grad) for p in model.parameters()}
-    return copied(model, twins)
 
 
 class Agreement:
@@ -192,6 +186,8 @@ class Agreement:
             if question in ("outputs", "features"):
                 found = outputs if question == "outputs" else features
                 return [] if found is None else [found.detach()]
+            if client == 1:
+                self._same_again(model, inputs, outputs)
             each = self.loss(outputs, y)
             if question == "term":
                 each = each + _term(outputs, features, y, _weights(at, client)[: len(y)])
@@ -201,6 +197,14 @@ class Agreement:
             loss.backward()
         g = self._gradient(model)
         return [g, loss.detach()]
+
+    def _same_again(self, model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        gap, size = _largest(model(inputs) - outputs), _largest(outputs)
+        if not gap <= TOLERANCE[inputs.dtype if inputs.is_floating_point() else self.at.x.dtype] * size:
+            raise InputError(
+                f"model {self.name} gives other outputs for the same samples when it is called again: forward must keep "
+                "nothing from one call to the next and draw no random numbers, for these would depend on who was before"
+            )
 
     def _gradient(self, model: nn.Module) -> Tensor:
         each = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]

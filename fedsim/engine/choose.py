@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedsim.engine.agreement import Agreement, trial, twin
+from fedsim.engine.agreement import Agreement, trial
 from fedsim.engine.config import Engine
 from fedsim.engine.kernel import Choice, Kernel, block, kernel_rule, no_kernel
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError
 from fedsim.layout import Layout
-from fedsim.models import zero_sample
+from fedsim.models import twin, zero_sample
 
 
 @dataclass(frozen=True)

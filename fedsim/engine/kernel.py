@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedsim.engine.stacked import Unstackable, stack
 from fedsim.engine.stacked_ops import WIDE
 from fedsim.layout import Layout
-from fedsim.models import zero_sample
+from fedsim.models import twin, zero_sample
 
 Kernel = Literal["stacked", "vmap", "loop"]
 """How clients are computed: many at once on stacked parameters, many at once under vmap, or one by one."""
@@ -90,6 +90,7 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
             if kernel == "stacked":
                 stack(model, layout)(params, two)
             else:
+                model = twin(model)  # what forward keeps under vmap is of no use afterwards
                 _refuse_under_vmap(model, sample)
                 vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
     except Unstackable as error:

@@ -45,7 +45,7 @@ def broadcasts(algorithm: Any, x0: Any, population: int, rounds: int) -> Message
     """The fields of the server's broadcasts."""
     server = algorithm.init_server(x0)
     found: Message = {}
-    for t in rehearsed(rounds):
+    for t in _rounds(rounds):
         for name, value in algorithm.broadcast(server, Round(t, (0,), population)).items():
             if isinstance(found.get(name), (Known, type(None))):  # what is known in one round may travel in another
                 found[name] = value
@@ -57,7 +57,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
     algorithm = setup.algorithm.base  # type: ignore[attr-defined]
     found: Message = {}
     try:
-        for t in reversed(rehearsed(rounds)):
+        for t in reversed(_rounds(rounds)):
             found |= algorithm.offer(state, Round(t, (0,), len(setup.train.sizes())))
     except Exception as error:  # user code: any type
         name = type(algorithm).__name__
@@ -65,8 +65,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
     return found
 
 
-def rehearsed(rounds: int) -> list[int]:
-    """Which rounds."""
+def _rounds(rounds: int) -> list[int]:
     return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
 
 
@@ -82,7 +81,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
     rows = torch.zeros(2, dtype=torch.int64)
     batches = Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
     found: Message = {}
-    for t in reversed(rehearsed(rounds)):
+    for t in reversed(_rounds(rounds)):
         rnd = Round(t, (architecture,), len(setup.train.sizes()))
         try:
             server = setup.algorithm.init_server(x0)

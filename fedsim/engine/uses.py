@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
 from fedsim.engine.oracle import answer
-from fedsim.engine.rehearsal import Two, rehearsed
+from fedsim.engine.rehearsal import Two
 from fedsim.engine.worker import Setup
 from fedsim.layout import Layout
 from fedsim.losses import Term
@@ -26,7 +27,7 @@ QUESTIONS = frozenset({"value", "grad", "descend", "term", "example_grads", "cli
 def uses(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -> list[frozenset[str]]:
     """What is asked of the oracle of each architecture, by clients of every architecture.
 
-    The first three rounds and the last are rehearsed, as messages are. An algorithm that fails here, where all
+    The first two rounds and the last are rehearsed. An algorithm that fails here, where all
     gradients are zero, is taken to ask everything.
 
     Args:
@@ -37,11 +38,11 @@ def uses(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -> list[fr
     """
     feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
     two = Two(Batch(*feed.take(torch.zeros(2, dtype=torch.int64), None)))
-    oracles = [_Silent(model, two.batch.x) for model in setup.models]
     algorithm: Any = setup.algorithm
     try:
+        oracles = [_Silent(model, two.batch.x) for model in setup.models]
         with torch.no_grad():
-            for (number, state), t in ((pair, t) for pair in enumerate(states) for t in rehearsed(rounds)):
+            for (number, state), t in product(enumerate(states), sorted({0, min(1, rounds - 1), rounds - 1})):
                 rnd = Round(t, (number,), len(setup.train.sizes()))
                 noise = Addressed(setup.seed, "rehearsal", t, torch.tensor(number))
                 obj = Objective(oracles[number], two, torch.tensor(1), torch.tensor(2), noise, two, oracles)
@@ -50,7 +51,7 @@ def uses(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -> list[fr
                 if hasattr(algorithm, "own"):
                     algorithm.own(obj, state, got, rnd)
     except Exception:  # user code: any type; a real failure comes again with real gradients
-        return [QUESTIONS] * len(oracles)
+        return [QUESTIONS] * len(setup.models)
     return [frozenset(oracle.asked) for oracle in oracles]
 
 

@@ -1,7 +1,7 @@
 """Models: factories ``(input_shape, outputs, **options) -> nn.Module``, named by ``_target_`` in configs/model/."""
 
 from fedsim.models.body_head import BodyHead
-from fedsim.models.build import Factory, build, copied, zero_sample
+from fedsim.models.build import Factory, build, copied, twin, zero_sample
 from fedsim.models.convolutional import cnn, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
 from fedsim.models.pure import pure
@@ -25,6 +25,7 @@ __all__ = [
     "resnet18_gn",
     "resnet18_gn_cifar",
     "resnet_small_gn",
+    "twin",
     "validate",
     "zero_sample",
 ]

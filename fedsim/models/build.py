@@ -90,6 +90,11 @@ def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Mod
         ) from error
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of a module that shares the memory of its parameters, for trials that write into none of them."""
+    return copied(model, {id(p): type(p)(p.detach(), p.requires_grad) for p in model.parameters()})
+
+
 def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool = False) -> Tensor:
     """One sample [1, *input_shape] of zeros that passes through the model: numbers or, failing that, int64 tokens.
 
