@@ -21,6 +21,7 @@ from fedsim.engine.begun import Begun
 from fedsim.engine.choose import choose
 from fedsim.engine.config import Engine
 from fedsim.engine.events import Graphs
+from fedsim.engine.kernel import Kernel
 from fedsim.engine.local_part import LocalPart
 from fedsim.engine.orchestrator import Memory
 from fedsim.engine.rehearsal import broadcasts, messages, offers
@@ -86,6 +87,7 @@ def prepare(
         tensors(state, "init_client")
     train = _samples(data, data.train, population.train, dtype, augmented=True)
     test = train if data.test is None else _samples(data, data.test, population.test, dtype, augmented=False)
+    rough: list[Kernel] = ["loop"] * len(models)  # what they really are needs the rest to be known
     setup = Setup(
         worked,
         tuple(model.to(dtype) for model in models),
@@ -96,9 +98,9 @@ def prepare(
         aggregate,
         Channel() if peers else channel,
         downlink,
-        ("loop",) * len(models),
+        tuple(rough),
         (True,) * len(models),
-        ("loop",) * len(models),
+        tuple(rough),
         dtype,
         engine.device,
         engine.threads,

@@ -316,7 +316,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "cannot be trained",
     ),
     "branch_on_data": (net(lambda m, x: m.head(m.body(x)) if x.sum() > 0 else m.head(x)), "right"),
-    "branch_on_size": (net(lambda m, x: m.head(m.body(x)) if len(x) > 2 else m.head(m.body(x))), "right"),
+    "branch_on_size": (net(lambda m, x: m.head(m.body(x)) if len(x) > 2 else m.head(x)), "right"),
     "spectral_norm": (net(prepare=lambda m: parametrizations.spectral_norm(m.body)), "changes its buffer"),
     "weight_norm": (net(prepare=lambda m: parametrizations.weight_norm(m.body)), "right"),
     "orthogonal": (net(prepare=lambda m: parametrizations.orthogonal(m.body)), "right"),
@@ -328,7 +328,10 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         net(lambda m, x: m.head(m.body(x - m.c)), lambda m: m.register_buffer("c", torch.arange(6.0))),
         "right",
     ),
-    "written_buffer": (net(writes_a_buffer, lambda m: m.register_buffer("seen", torch.zeros(()))), "changes its buffer"),
+    "written_buffer": (
+        net(writes_a_buffer, lambda m: m.register_buffer("seen", torch.zeros(()))),
+        "changes its buffer",
+    ),
     "clamped_weights": (net(clamps), "changes its parameters"),
     "frozen_in_forward": (net(freezes), "cannot be trained"),
     "hooked_activation": (net(hooks_an_activation), "right"),
@@ -336,7 +339,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "input_in_place": (net(shifts_its_input), "writes into its input"),
     "activation_in_place": (net(lambda m, x: m.head(m.body(x).mul_(2).tanh_())), "right"),
     "numpy_random": (net(lambda m, x: m.head(m.body(x)) * float(np.random.rand())), "numpy.random"),  # noqa: NPY002
-    "python_random": (net(lambda m, x: m.head(m.body(x)) * random.random()), "(random)"),  # noqa: S311
+    "python_random": (net(lambda m, x: m.head(m.body(x)) * random.random()), "(random)"),
     "torch_random": (net(lambda m, x: m.head(m.body(F.dropout(x, 0.5, m.training)))), "(torch)"),
     "own_torch_generator": (by_own_generator("torch"), "called again"),
     "own_numpy_generator": (by_own_generator("numpy"), "called again"),

@@ -194,7 +194,7 @@ class Agreement:
             loss = each.mean()
             if question == "value":
                 return [loss.detach()]
-            loss.backward()
+            torch.autograd.backward(loss)
         g = self._gradient(model)
         return [g, loss.detach()]
 
@@ -202,8 +202,8 @@ class Agreement:
         gap, size = _largest(model(inputs) - outputs), _largest(outputs)
         if not gap <= TOLERANCE[inputs.dtype if inputs.is_floating_point() else self.at.x.dtype] * size:
             raise InputError(
-                f"model {self.name} gives other outputs for the same samples when it is called again: forward must keep "
-                "nothing from one call to the next and draw no random numbers, for these would depend on who was before"
+                f"model {self.name} gives other outputs for the same samples when it is called again: forward must "
+                "keep nothing from one call to the next and draw no random numbers, which depend on who was before"
             )
 
     def _gradient(self, model: nn.Module) -> Tensor:
@@ -221,14 +221,14 @@ class Agreement:
             rows = []
             for k in range(len(y)):
                 model.zero_grad()
-                self.loss(model(inputs[k : k + 1]), y[k : k + 1]).sum().backward()
+                torch.autograd.backward(self.loss(model(inputs[k : k + 1]), y[k : k + 1]).sum())
                 rows.append(self._gradient(model))
             return torch.stack(rows)
 
         g = gradients(x)
         if question == "example_grads":
             return [g]
-        found = []
+        found: list[Tensor] = []
         for rows in (g, g - gradients(at.x[1 - client])):
             norms = rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
             bound = self._bounds.setdefault((at.x.dtype, len(found)), float(norms.mean()))  # some of them are clipped
@@ -239,7 +239,9 @@ class Agreement:
         """The oracle's answers for each client, padding left out."""
 
         known = self._plain(at.x.dtype, question)
-        lr = _largest(at.x) / max(_largest(known[0][0]), 1e-30) if question == "descend" else 0.0  # x and the step alike
+        lr = 1.0
+        if question == "descend":  # a step as large as x, so that rounding hides no more of it than of x
+            lr = _largest(at.x) / max(_largest(known[0][0]), 1e-30)
 
         def one(x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, weights: Tensor, other: Tensor) -> Any:
             batch = Batch(inputs, y, mask)
@@ -280,7 +282,7 @@ class Agreement:
                 if not torch.isfinite(b).all():  # nothing can be said where the model itself gives no numbers
                     continue
                 names = self.layout.names if b.dim() and b.shape[-1] == self.layout.d else ("",)
-                mine, theirs = (t.split(self.layout.sizes, -1) if names != ("",) else (t,) for t in (a, b))
+                mine, theirs = (torch.split(t, self.layout.sizes, -1) if names != ("",) else (t,) for t in (a, b))
                 sizes = [_largest(q) for q in theirs]
                 whole = max(sizes)
                 for name, p, q, size in zip(names, mine, theirs, sizes, strict=True):
@@ -307,4 +309,3 @@ def _term(outputs: Tensor, features: Tensor | None, y: Tensor, weights: Tensor) 
 
 def _weights(at: Trial, client: int) -> Tensor:
     return torch.tensor([0.5, 1.0, 1.5], dtype=at.x.dtype) * (client + 1)
-

@@ -112,18 +112,21 @@ def _refuse_under_vmap(model: nn.Module, sample: Tensor) -> None:
         raise Unstackable(f"vmap ignores {seen.option} of an embedding")
 
 
-class _Embeddings(TorchDispatchMode):
+class _Embeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every embedding at work, of ``torch.nn`` or of ``torch.nn.functional``, and the options it is given."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.option = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         if name == "aten::embedding":
-            padding, by_frequency = (*args[2:4], *(-1, False)[len(args[2:4]) :])
-            self.option = "padding_idx" if padding >= 0 else "scale_grad_by_freq" if by_frequency else self.option
+            given = dict(zip(("weight", "indices", "padding_idx", "scale_grad_by_freq"), args, strict=False))
+            if given.get("padding_idx", -1) >= 0:
+                self.option = "padding_idx"
+            elif given.get("scale_grad_by_freq", False):
+                self.option = "scale_grad_by_freq"
         elif "embedding_bag" in name:
             self.option = "the bags"
         return func(*args, **(kwargs or {}))

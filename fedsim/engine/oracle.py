@@ -67,9 +67,7 @@ class ModelOracle:
         by_layer: whether clipped sums may be computed layer by layer, where the layers allow it.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Loss, kernel: Kernel, *, training: bool = True, by_layer: bool = True
-    ):
+    def __init__(self, model: nn.Module, loss: Loss, kernel: Kernel, *, training: bool = True, by_layer: bool = True):
         model.train(training)
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)

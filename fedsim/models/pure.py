@@ -19,7 +19,8 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
     """Around a forward pass of ``model`` on ``inputs``.
 
     Raises:
-        InputError: it drew random numbers (of torch, numpy or Python), or wrote into its input, a buffer or a parameter.
+        InputError: it drew random numbers (torch's, numpy's or Python's), or wrote into its input, a buffer or a
+            parameter.
     """
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     written = {key: p._version for key, p in model.named_parameters()}

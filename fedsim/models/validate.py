@@ -78,8 +78,8 @@ def refuse_parameter_hooks(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise InputError(
-                f"model parameter {name} has a hook on its gradient, which torch loses when the model is copied for the "
-                "workers; change the gradient in forward instead, for example by w * mask + (w * (1 - mask)).detach()"
+                f"model parameter {name} has a hook on its gradient, which torch loses when the model is copied for "
+                "the workers; change it in forward instead, for example by w * mask + (w * (1 - mask)).detach()"
             )
 
 
