@@ -1,5 +1,6 @@
-"""Whatever the method, its local steps see the model in training mode, and everything that is measured in evaluation
-mode: a model that falls silent in evaluation mode trains to the same bits and has the loss of a model that says nothing.
+"""Whatever the method, its local steps see the model in training mode, and everything is measured in evaluation mode.
+
+A model that falls silent in evaluation mode trains to the same bits and has the loss of a model that says nothing.
 """
 
 from __future__ import annotations
