@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.fields import check_fields
+from fedsim.layout import aligned
 from fedsim.traits import RuleTraits
 from fedsim.tree import tree_map
 from fedsim.types import Message, Owned
@@ -97,10 +98,10 @@ class Mean:
 
         def mean(value: Any) -> Any:
             if not isinstance(value, Owned):
-                return torch.from_numpy(np.asarray(value / total)).to(dtype)
+                return aligned(torch.from_numpy(np.asarray(value / total)).to(dtype))
             had = value.mask > 0
             by = np.where(had, value.mask, 1.0).reshape(-1, *[1] * (value.values.ndim - 1))
-            return Owned(torch.from_numpy(value.values / by).to(dtype), torch.from_numpy(had))
+            return Owned(aligned(torch.from_numpy(value.values / by).to(dtype)), torch.from_numpy(had))
 
         return {name: mean(value) for name, value in sums.items()}
 
@@ -136,7 +137,7 @@ class Stack:
         rows = {name: value for name, value in sums.items() if name != "clients"} | {"weights": sums["weights"] / total}
 
         def ordered(array: np.ndarray) -> Tensor:
-            tensor = torch.from_numpy(array[order])
+            tensor = aligned(torch.from_numpy(array[order]))
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         return {name: tree_map(ordered, value) for name, value in rows.items()}

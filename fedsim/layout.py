@@ -13,6 +13,21 @@ from torch import Tensor, nn
 
 from fedsim.errors import InputError
 
+ALIGNMENT = 64
+"""Bytes, a multiple of which torch's own memory begins at."""
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor itself where it lies as torch would have placed it, else a copy that does.
+
+    MKL and LAPACK round differently by where an operand begins and how it is strided, most of all on AVX2 processors.
+    numpy's memory and views of rows may begin anywhere: what enters a matrix product and must give the same bits
+    wherever it came from goes through here.
+    """
+    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -67,7 +82,7 @@ class Layout:
         """Named views of x; x may carry leading dimensions: [..., d] -> {name: [..., *shape]}."""
         lead = x.shape[:-1]
         pieces = torch.split(x, self.sizes, dim=-1)
-        return {n: p.reshape(*lead, *s) for n, s, p in zip(self.names, self.shapes, pieces, strict=True)}
+        return {n: p.reshape((*lead, *s)) for n, s, p in zip(self.names, self.shapes, pieces, strict=True)}
 
     def flatten(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
         """The model's current parameters as a new vector [d]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.declared import traits_of
 from fedsim.engine.begun import Begun
+from fedsim.engine.choose import choose
 from fedsim.engine.config import Engine
 from fedsim.engine.events import Graphs
-from fedsim.engine.kernel import Kernel, kernel_rule
+from fedsim.engine.kernel import Kernel
 from fedsim.engine.local_part import LocalPart
 from fedsim.engine.orchestrator import Memory
 from fedsim.engine.rehearsal import broadcasts, messages, offers
+from fedsim.engine.uses import uses
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError, require
 from fedsim.layout import Layout
@@ -85,12 +88,9 @@ def prepare(
     states = tuple(worked.init_client(own) for own in kept)
     for state in states:
         tensors(state, "init_client")
-    kernels, blocks, why = zip(
-        *(_kernel(model, layout, data.input_shape, engine) for model, layout in zip(models, layouts, strict=True)),
-        strict=True,
-    )
     train = _samples(data, data.train, population.train, dtype, augmented=True)
     test = train if data.test is None else _samples(data, data.test, population.test, dtype, augmented=False)
+    rough: list[Kernel] = ["loop"] * len(models)  # what they really are needs the rest to be known
     setup = Setup(
         worked,
         tuple(model.to(dtype) for model in models),
@@ -101,11 +101,21 @@ def prepare(
         aggregate,
         Channel() if peers else channel,
         downlink,
-        kernels,
+        tuple(rough),
+        (True,) * len(models),
+        tuple(rough),
         dtype,
         engine.device,
         engine.threads,
         seed,
+    )
+    asked = uses(setup, states, x0, rounds)
+    chosen = [choose(setup, k, x0s[k], data.input_shape, engine, asked[k]) for k in range(len(models))]
+    setup = replace(
+        setup,
+        kernels=tuple(one.kernel for one in chosen),
+        by_layer=tuple(one.by_layer for one in chosen),
+        predictions=tuple(one.prediction for one in chosen),
     )
     parameters = tuple(layout.d for layout in layouts)
     links: list[State] = [{}] * len(states)
@@ -115,7 +125,9 @@ def prepare(
     elif channel or downlink:
         links, memory = _memories(setup, states, x0, layouts, rounds, len(population))
     rows = tuple(zip(states, links, strict=True))
-    return Prepared(setup, rows, memory, x0, parameters, blocks, why, channel, topology, graphs)
+    blocks, why = tuple(one.block for one in chosen), tuple(one.why for one in chosen)
+    notes = tuple(one.note for one in chosen if one.note)
+    return Prepared(setup, rows, memory, x0, parameters, blocks, why, notes, channel, topology, graphs)
 
 
 def _built(data: Dataset, factories: Sequence[Factory | nn.Module], seed: int) -> tuple[nn.Module, ...]:
@@ -203,17 +215,6 @@ def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tens
         return layout.views(x0)
     body, head = layout.split(x0)
     return body if keeps == "body" else head
-
-
-def _kernel(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], engine: Engine) -> tuple[Kernel, int, str]:
-    """How blocks are computed: what the configuration says, ``auto`` filled in by a fixed rule."""
-    kernel: Kernel
-    kernel, most, why = kernel_rule(model, layout, input_shape, engine.device)
-    if engine.kernel != "auto":
-        kernel, why = engine.kernel, "engine.kernel"
-    if engine.batching == "loop":
-        kernel, why = "loop", "engine.batching=loop"
-    return kernel, most if engine.block == "auto" else engine.block, why
 
 
 def _samples(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,6 +21,7 @@ from fedsim.engine.virtual import VirtualTime
 from fedsim.engine.worker import Backend, Setup
 from fedsim.evaluate import Evaluate
 from fedsim.layout import Layout
+from fedsim.models import copied
 from fedsim.schedule import Events, Schedule
 from fedsim.topology import Topology
 from fedsim.tree import leaves
@@ -43,6 +43,7 @@ class Prepared:
         parameters: d of every architecture.
         blocks: most clients of each architecture computed at once, ``auto`` resolved.
         why: the reason for each architecture's kernel, in a line.
+        notes: what the user should know of the kernels.
         channel: around the clients' messages; peers' is the driver's, and ``setup`` has none.
         topology: of peers; None for clients of a server.
         graphs: of peers in virtual time.
@@ -55,6 +56,7 @@ class Prepared:
     parameters: tuple[int, ...]
     blocks: tuple[int, ...]
     why: tuple[str, ...]
+    notes: tuple[str, ...]
     channel: Channel
     topology: Topology | None = None
     graphs: Graphs | None = None
@@ -97,11 +99,12 @@ class Prepared:
         return 0 if shares in ("model", "parameters") else None
 
     def module(self, x: Tensor | None) -> nn.Module | None:
-        """The model of all with these parameters [d]."""
+        """The model of all with these parameters [d], in evaluation mode."""
         if self.number is None or x is None:
             return None
-        model = copy.deepcopy(self.setup.models[self.number]).cpu()  # the engine left its parameters in other vectors
-        return Layout.of(model).load(model, x)
+        model = Layout.of(self.setup.models[self.number]).load(copied(self.setup.models[self.number]), x)
+        model.eval()
+        return model
 
     def described(self) -> dict[str, Any]:
         """The execution choices, for the run's provenance; one value where there is one architecture."""

@@ -48,7 +48,8 @@ class Result:
         status: ``finished``, ``diverged`` or ``interrupted``.
         metrics: one record per round, round 0 being the initial model: every scalar by its TensorBoard tag.
         summary: last and best of each ``eval/*``, totals of ``comm/*``, ``digest``; as in summary.json.
-        model: the final global model, or the mean of the peers'; None for an algorithm that has none.
+        model: the final global model, or the mean of the peers', in evaluation mode; None for an algorithm that has
+            none.
         server: the algorithm's final server state; () where there is no server.
         trajectory: [rounds + 1, d] models after each round when asked for, [rounds + 1, n, d] of peers, else None.
         run_dir: the run's folder, or None.
@@ -207,7 +208,7 @@ def simulate(
         points: list[Tensor] | None = [] if trajectory else None
         history = History(run, folder, bar, checkpoints, mark, points, ledger, begun, events=events)
         order = order_of(mixing.graph) if mixing is not None else ()
-        for note in (*run.notes, *order) if progress else ():
+        for note in (*prepared.notes, *run.notes, *order) if progress else ():
             warning(note)
         if saved:
             history.resume(saved)
@@ -223,9 +224,9 @@ def simulate(
             history.save()
         if folder and run.confusion is not None and status != "interrupted":  # that one may go on, to another matrix
             _draw_confusion(folder, run.confusion, run.done)
+        final = prepared.module(run.model())  # before anything says that the run has finished
         summary = history.finish(status, message)
     where = folder.path if folder else None
-    final = prepared.module(run.model())
     return Result(
         status, history.records, summary, final, run.server, history.trajectory(), where, message, tuple(run.stores)
     )

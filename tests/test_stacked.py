@@ -18,7 +18,7 @@ from fedsim import models
 from fedsim.engine.kernel import kernel_rule
 from fedsim.engine.stacked import StackedModel, Unstackable, stack
 from fedsim.errors import InputError
-from fedsim.layout import Layout
+from fedsim.layout import Layout, aligned
 from fedsim.rng import scoped, stream
 
 TOLERANCE = 1e-11
@@ -182,7 +182,22 @@ def test_one_model_for_all_and_shared_inputs_without_copies(case: str) -> None:
     shared = stacked(layout.views(x[:1].expand(2, -1)), inputs[:1].expand(2, *inputs.shape[1:]))
     copied = stacked(layout.views(x[:1].repeat(2, 1)), inputs[:1].repeat(2, *[1] * (inputs.dim() - 1)))
     assert gap(shared, copied) < TOLERANCE
-    assert torch.equal(copied[0], copied[1])
+    # not the same bits: clients of a block lie one behind the other, the second's rows begin where the sizes put them,
+    # and MKL rounds by where they begin (seen on an AVX2 processor). The place of a client in its block is a function
+    # of the run's configuration, so a run has one set of bits all the same: the next test.
+    assert gap(copied[0], copied[1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn", "residual", "wide", "pixel", "tokens"])
+def test_the_same_place_gives_the_same_bits_wherever_the_block_came_from(case: str) -> None:
+    """What enters a block is aligned first (``to_device``, ``Feed``): shifted by an element or not, bits are equal."""
+    _, layout, stacked, draw = prepared(case)
+    x, inputs = draw(3, 4)
+    once = stacked(layout.views(x), inputs)
+    for shift in range(1, 9):
+        moved = [torch.empty(t.numel() + shift, dtype=t.dtype)[shift:].view(t.shape).copy_(t) for t in (x, inputs)]
+        again = stacked(layout.views(aligned(moved[0])), aligned(moved[1]))
+        assert torch.equal(once, again)
 
 
 def test_convolutions_against_their_definition() -> None:
@@ -247,7 +262,7 @@ def hooked() -> nn.Module:
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "Softmax at 1 has no stacked kernel"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), "Dropout at 1 draws random numbers"),
         (lambda: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), "pads with circular"),
-        (lambda: nn.Sequential(nn.Embedding(4, 2, padding_idx=0)), "Embedding at 0 has max_norm or padding_idx"),
+        (lambda: nn.Sequential(nn.Embedding(4, 2, padding_idx=0)), "Embedding at 0 has padding_idx"),
         (lambda: nn.Sequential(nn.Conv1d(1, 1, 3)), "Conv1d at 0 has no stacked kernel"),
         (lambda: Branching(4, 2), "torch.fx cannot trace Branching"),
         (lambda: Indexing(4, 2), "the call getitem has no stacked kernel"),
@@ -288,9 +303,9 @@ def test_the_rule(
     factory: Callable[..., nn.Module], shape: tuple[int, ...], outputs: int, kernel: str, block: int, reason: str
 ) -> None:
     model = models.build(factory, shape, outputs, {}, seed=0)
-    got = kernel_rule(model, Layout.of(model), shape, "cpu")
+    got = next(kernel_rule(model, Layout.of(model), shape, "cpu"))
     assert got[:2] == (kernel, block)
     assert reason in got[2]
-    on_gpu = kernel_rule(model, Layout.of(model), shape, "cuda")
+    on_gpu = next(kernel_rule(model, Layout.of(model), shape, "cuda"))
     assert on_gpu[0] == ("stacked" if "convolution" in reason else kernel)
     assert on_gpu[1] >= block

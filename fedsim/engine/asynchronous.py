@@ -31,7 +31,7 @@ from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, gradient
 from fedsim.interrupts import uninterrupted
-from fedsim.layout import Layout
+from fedsim.layout import Layout, aligned
 from fedsim.rng import numpy_stream
 from fedsim.store import Store
 from fedsim.tree import leaves, tensors, tree_map
@@ -170,7 +170,7 @@ class AsynchronousServer:
 
     def _stepped(self, landed: Sequence[Flight]) -> Any:
         """The server's state after a step on these arrivals."""
-        received = tree_map(lambda *a: torch.from_numpy(np.stack(a)), *(flight.reply for flight in landed))
+        received = tree_map(lambda *a: aligned(torch.from_numpy(np.stack(a))), *(flight.reply for flight in landed))
         ages = [self.done - flight.version for flight in landed]
         received["staleness"] = torch.tensor(ages, dtype=self.setup.dtype)
         noise = Addressed(self.setup.seed, "server", self.done, torch.zeros((), dtype=torch.int64))

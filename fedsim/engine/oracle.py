@@ -3,12 +3,15 @@
 Each operation is opaque to vmap (``fedsim.opaque``): outside it is plain autograd on the user's own module; inside it
 sees stacked parameters [b, d] and stacked data [b, m, ...] and runs the *stacked* model (``engine.stacked``) with one
 plain backward of the summed losses, which are independent across clients. Models without stacked kernels go through
-``vmap(grad(functional_call))``.
+``vmap(functional_call)``.
+
+That these are the gradients of the module itself is checked before a run starts, by ``engine.agreement``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from fedsim.engine.example_pieces import NUMBERS
 from fedsim.engine.example_sums import ExampleSums, factors
 from fedsim.engine.kernel import Kernel
 from fedsim.engine.stacked import StackedModel, Unstackable, stack
+from fedsim.errors import InputError
 from fedsim.layout import Layout
 from fedsim.losses import Loss, Term
 from fedsim.opaque import opaque
@@ -35,23 +39,20 @@ def _mean(per_example: Tensor, mask: Tensor | None) -> Tensor:
     return (per_example * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-def _answer(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Outputs of a module, and what its head received if it has one."""
+def answer(model: nn.Module, run: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``run(inputs)`` of a module, and what its layer ``head`` received, or None unless there is one, called once."""
     seen: list[Tensor] = []
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Module):
-        return model(inputs), None
-    with head.register_forward_pre_hook(lambda _, received: seen.append(received[0])):
-        outputs = model(inputs)
-    return outputs, seen[-1] if seen else None
+        return run(inputs), None
+    with head.register_forward_pre_hook(lambda _, received: seen.extend(received[:1])):
+        outputs = run(inputs)
+    return outputs, seen[0] if len(seen) == 1 else None
 
 
-def _example_sums(model: nn.Module, layout: Layout, loss: Loss) -> ExampleSums | None:
-    """Sums of gradients by example without these gradients, or None where a layer does not allow it."""
-    try:
-        return ExampleSums(stack(model, layout), model, layout, loss)
-    except Unstackable:
-        return None
+def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
+    """``nn.Embedding(sparse=True)`` gives sparse ones."""
+    return [g.to_dense() if g.is_sparse else g for g in grads]
 
 
 class ModelOracle:
@@ -61,16 +62,30 @@ class ModelOracle:
         model: the module; the oracle owns it and uses its parameters as scratch space.
         loss: per-example loss.
         kernel: how blocks are computed under vmap; ``loop`` when they never are.
+        training: whether the module is in training mode, else in evaluation mode; for good, since a trace knows one
+            mode only.
+        by_layer: whether clipped sums may be computed layer by layer, where the layers allow it.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, kernel: Kernel):
-        self.model, self.loss, self.kernel = model, loss, kernel
+    def __init__(self, model: nn.Module, loss: Loss, kernel: Kernel, *, training: bool = True, by_layer: bool = True):
+        model.train(training)
+        self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
         self.parameters = list(model.parameters())
         self.stacked: StackedModel | None = stack(model, self.layout) if kernel == "stacked" else None
-        self.example_sums = _example_sums(model, self.layout, loss)
-        self.head = self.layout.head
 
+    @cached_property
+    def example_sums(self) -> ExampleSums | None:
+        """Sums of clipped gradients layer by layer, or None where these are not to be had."""
+        if not self.by_layer:
+            return None
+        try:
+            stacked = self.stacked if self.stacked is not None else stack(self.model, self.layout)
+            return ExampleSums(stacked, self.model, self.layout, self.loss)
+        except Unstackable:
+            return None
+
+    @torch.no_grad()  # and so that a forward that switches gradients on leaves no mark
     def value(self, x: Tensor, batch: Batch) -> Tensor:
         """Mean loss at x [d], a scalar."""
         value: Tensor = opaque(self._value, self._values, x, *batch)
@@ -96,13 +111,15 @@ class ModelOracle:
         total: Tensor = opaque(self._clipped, self._clipped_of_many, x, *batch, bound, less)
         return total
 
+    @torch.no_grad()
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model at x [d], [m, k]."""
         outputs: Tensor = opaque(lambda x, i: self.at(x)(i), self._outputs, x, batch.x)
         return outputs
 
+    @torch.no_grad()
     def features(self, x: Tensor, batch: Batch) -> Tensor:
-        """Input of ``model.head`` at x [d], [m, f]."""
+        """Input of ``model.head`` at x [d], [m, f]; raises InputError where no such layer is called once."""
         features: Tensor = opaque(self._body, self._bodies, x, batch.x)
         return features
 
@@ -112,6 +129,7 @@ class ModelOracle:
             p.data = view
         return self.model
 
+    @torch.no_grad()
     def predict(self, x: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of one model for many examples: [d], [rows, ...] -> [rows, ...].
 
@@ -155,10 +173,10 @@ class ModelOracle:
         """One client: gradient [d] (or with ``lr`` the new x) and loss, by plain autograd on the module itself."""
         model = self.at(x)
         with torch.enable_grad():
-            outputs, features = (model(inputs), None) if term is None else _answer(model, inputs)
+            outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
             loss = self._loss(outputs, features, y, mask, term, extras)
             grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
-        return self._flat(x, grads, lr), loss.detach()
+        return self._flat(x, _dense(grads), lr), loss.detach()
 
     def _together(
         self,
@@ -244,19 +262,26 @@ class ModelOracle:
         """Outputs and features of b clients."""
         if self.stacked is not None:
             return self.stacked.answers(parameters, inputs)
-        has_head = self.head is not None
-        return self._run(parameters, inputs), self._features(parameters, inputs) if has_head else None
+
+        def one(mine: dict[str, Tensor], i: Tensor) -> tuple[Tensor, ...]:
+            outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
+            return (outputs,) if features is None else (outputs, features)
+
+        outputs, *features = torch.func.vmap(one)(parameters, inputs)
+        return outputs, features[0] if features else None
 
     def _body(self, x: Tensor, inputs: Tensor) -> Tensor:
-        features: Tensor = self.at(x).get_submodule("body")(inputs)
-        return features
+        model = self.at(x)
+        return _there(answer(model, model, inputs)[1])
 
     def _bodies(self, x: Tensor, inputs: Tensor) -> Tensor:
         parameters = self.layout.views(x)
-        return self.stacked.features(parameters, inputs) if self.stacked else self._features(parameters, inputs)
+        if self.stacked is not None:
+            return self.stacked.features(parameters, inputs)
+        return _there(self._answers(parameters, inputs)[1])
 
-    def _features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        body = self.model.get_submodule("body")
-        mine = {n.removeprefix("body."): v for n, v in parameters.items() if n.startswith("body.")}
-        features: Tensor = torch.func.vmap(lambda p, i: functional_call(body, p, (i,)))(mine, inputs)
-        return features
+
+def _there(features: Tensor | None) -> Tensor:
+    if features is None:
+        raise InputError("model must have a submodule named head, called once, to give features; name it so")
+    return features

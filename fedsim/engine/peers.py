@@ -24,7 +24,7 @@ from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate
 from fedsim.interrupts import uninterrupted
-from fedsim.layout import Layout
+from fedsim.layout import Layout, aligned
 from fedsim.schedule import Schedule
 from fedsim.topology import Mixing, Topology, spectral_gap
 from fedsim.tree import leaves, tree_map
@@ -169,7 +169,7 @@ class Peers:
         jobs, costs = self.jobs.cut(rnd, rnd.clients, steps, self.stores)
         answers = self.jobs.train(jobs, costs, {})
         ids = torch.tensor([i for job in jobs for i in job.clients])
-        new = tree_map(lambda *a: torch.from_numpy(np.concatenate(a)), *(answer.rows[0] for answer in answers))
+        new = tree_map(lambda *a: aligned(torch.from_numpy(np.concatenate(a))), *(answer.rows[0] for answer in answers))
         states = tree_map(lambda old, fresh: old.index_copy(0, ids, fresh), self.states, new)
         return states, {"train/loss": mean_loss(answers)}
 

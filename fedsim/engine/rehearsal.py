@@ -25,7 +25,7 @@ from fedsim.objective import Objective
 from fedsim.types import Batch, Known, Message, Round, State
 
 
-class _Two:
+class Two:
     """One minibatch of two samples."""
 
     length = 1
@@ -35,9 +35,11 @@ class _Two:
         self.batch = batch
 
     def __call__(self, k: int) -> Batch:
+        """Always the same."""
         return self.batch
 
     def active(self, k: int) -> None:
+        """The client works."""
         return None
 
 
@@ -94,7 +96,7 @@ def message(setup: Setup, architecture: int, state: State, server: Any, rnd: Rou
     oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
     feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
     rows = torch.zeros(2, dtype=torch.int64)
-    batches = _Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
+    batches = Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
     noise = Addressed(setup.seed, "rehearsal", rnd.index, torch.tensor(architecture))
     obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
     return setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)[0]

@@ -123,16 +123,21 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         Unstackable: names the layer or call that has no stacked kernel.
     """
     for path, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             raise Unstackable(f"{type(module).__name__} at {path or 'the top'} has hooks")
-    tracer, own = _Tracer(), set(vars(model))
+    own = [(module, dict(vars(module))) for module in model.modules()]
     try:
-        graph = tracer.trace(model)
+        with torch.set_grad_enabled(model.training):  # and as before afterwards, whatever forward does
+            tracer = _Tracer()
+            graph = tracer.trace(model)
     except Exception as error:  # fx raises many types; user code runs inside
         raise Unstackable(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
     finally:
-        for name in vars(model).keys() - own:  # fx leaves the tensors that it met in the module
-            delattr(model, name)
+        for module, attributes in own:  # fx leaves the tensors that it met in the module, forward may leave proxies
+            vars(module).clear()
+            vars(module).update(attributes)
+    if tracer.switched:
+        raise Unstackable(f"forward of {type(model).__name__} {tracer.switched}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first = {id(parameters[name]): name for name in layout.names}
     names = {id(p): first[id(p)] for p in parameters.values()}
@@ -161,11 +166,20 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
 
 
 class _Tracer(fx.Tracer):
-    """``fx.Tracer`` that remembers what enters ``model.head``."""
+    """``fx.Tracer`` that remembers what enters ``model.head``, and the modes in which a graph cannot be."""
 
     def __init__(self) -> None:
         super().__init__()
         self.head_inputs: list[fx.Node] = []
+        self.switched = ""
+        self.modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        for name, before, now in zip(("gradients", "inference mode", "autocast"), self.modes, _modes(), strict=True):
+            if before != now and not self.switched:
+                self.switched = f"switches {name} {'on' if now else 'off'} at {node.name}, which a trace forgets"
+        return node
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -173,6 +187,10 @@ class _Tracer(fx.Tracer):
         if self.path_of_module(m) == "head" and args:
             self.head_inputs.append(args[0].node)
         return super().call_module(m, forward, args, kwargs)
+
+
+def _modes() -> tuple[bool, bool, bool]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
 
 
 _WITH_PARAMETERS: dict[type[nn.Module], Callable[[Any, Names], Kernel]] = {
@@ -262,8 +280,8 @@ def _module_kernel(path: str, module: nn.Module, names: Names) -> Kernel:
     kind: Any = type(module)
     if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
         raise Unstackable(f"Conv2d at {path} pads with {module.padding_mode}, which has no stacked kernel")
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.padding_idx is not None):
-        raise Unstackable(f"Embedding at {path} has max_norm or padding_idx, which have no stacked kernel")
+    if isinstance(module, nn.Embedding) and (option := _option(module)):
+        raise Unstackable(f"Embedding at {path} has {option}, which has no stacked kernel")
     if isinstance(module, nn.Dropout) and module.p > 0:
         raise Unstackable(f"Dropout at {path} draws random numbers")
     if kind in _WITH_PARAMETERS:
@@ -275,6 +293,14 @@ def _module_kernel(path: str, module: nn.Module, names: Names) -> Kernel:
     if kind in _PER_CHANNEL:
         return ops.per_channel(module)
     raise Unstackable(f"{kind.__name__} at {path} has no stacked kernel")
+
+
+def _option(module: nn.Embedding) -> str:
+    """Which option of an embedding changes its gradient or its table: its name, or ""."""
+    for name in ("max_norm", "padding_idx"):
+        if getattr(module, name) is not None:
+            return name
+    return "scale_grad_by_freq" if module.scale_grad_by_freq else ""
 
 
 def _refuse_shared_writes(node: fx.Node, modules: dict[str, nn.Module], kind: Any) -> None:

@@ -27,7 +27,8 @@ from fedsim.engine.local_part import written
 from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import ClientError
 from fedsim.local import Local
-from fedsim.losses import guess, loss_of, score_of
+from fedsim.losses import Loss, guess, loss_of, score_of
+from fedsim.models import copied
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Message, State
 
@@ -48,11 +49,18 @@ class Setup:
     aggregate: Aggregate
     uplink: Channel
     downlink: Channel
-    kernels: tuple[Kernel, ...]  # of each architecture
+    kernels: tuple[Kernel, ...]  # of each architecture, in training mode
+    by_layer: tuple[bool, ...]  # whether its clipped sums may be computed layer by layer
+    predictions: tuple[Kernel, ...]  # of each architecture, in evaluation mode
     dtype: torch.dtype
     device: str
     threads: int
     seed: int
+
+    @property
+    def loss(self) -> Loss:
+        """Of each example."""
+        return loss_of(self.task, int(self.train.sizes().max()) if self.task == "least_squares" else 1)
 
 
 class Done(NamedTuple):
@@ -124,12 +132,14 @@ class Worker:
         if self.device.type == "cuda":  # convolutions in float32, and the same bits every time
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
-        rows = int(setup.train.sizes().max()) if setup.task == "least_squares" else 1
-        self.loss = loss_of(setup.task, rows)
-        self.oracles = [
-            ModelOracle(model.to(self.device, setup.dtype), self.loss, kernel)
-            for model, kernel in zip(setup.models, setup.kernels, strict=True)
-        ]
+        self.loss = setup.loss
+        kinds = zip(setup.models, setup.kernels, setup.by_layer, setup.predictions, strict=True)
+        self.oracles: list[ModelOracle] = []  # in training mode: local steps
+        self.evaluators: list[ModelOracle] = []  # in evaluation mode: whatever is measured
+        for model, kernel, by_layer, prediction in kinds:
+            mine, measured = (copied(model).to(self.device, setup.dtype) for _ in range(2))  # what a run leaves in it
+            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer))
+            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False))
         self.score = score_of(setup.task)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train
@@ -201,7 +211,7 @@ class Worker:
         """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
         model: Tensor = to_device(x, self.device)
         with _evaluating():
-            return [self._scores(self.oracles[0], model, job) for job in jobs]
+            return [self._scores(self.evaluators[0], model, job) for job in jobs]
 
     @torch.no_grad()
     def evaluate_models(self, jobs: Sequence[Models], shared: Any) -> list[np.ndarray]:
@@ -211,7 +221,7 @@ class Worker:
 
     def _overall(self, x: Tensor) -> tuple[float, float]:
         total = len(self.test_feed.x)
-        parts = [self._scores(self.oracles[0], x, Rows(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
+        parts = [self._scores(self.evaluators[0], x, Rows(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
         found = _joined(parts)
         accuracy = float(found.scores.astype(np.float64).mean()) if len(found.scores) else math.nan
         return float(found.losses.astype(np.float64).mean()), accuracy
@@ -231,7 +241,7 @@ class Worker:
         feed = self.train_feed
         inputs = feed.inputs(feed.x[job.first : job.last], None)
         mask = torch.from_numpy(job.weights / job.weights.min()).to(self.device, self.setup.dtype)
-        g, loss = self.oracles[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
+        g, loss = self.evaluators[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
         total = float(job.weights.sum())
         return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
 
@@ -247,7 +257,7 @@ class Worker:
         for i, x in zip(clients, models, strict=True):
             first, last = (int(self.test_feed.start[j]) for j in (i, i + 1))
             for a in range(first, last, CHUNK):
-                yield self._scores(self.oracles[job.architecture], x, Rows(a, min(a + CHUNK, last)))
+                yield self._scores(self.evaluators[job.architecture], x, Rows(a, min(a + CHUNK, last)))
 
     def _scores(self, oracle: ModelOracle, x: Tensor, job: Rows) -> Scores:
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)

@@ -1,9 +1,10 @@
 """Models: factories ``(input_shape, outputs, **options) -> nn.Module``, named by ``_target_`` in configs/model/."""
 
 from fedsim.models.body_head import BodyHead
-from fedsim.models.build import Factory, build, zero_sample
+from fedsim.models.build import Factory, build, copied, twin, zero_sample
 from fedsim.models.convolutional import cnn, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
+from fedsim.models.pure import pure
 from fedsim.models.recurrent import char_lstm
 from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar, resnet_small_gn
 from fedsim.models.validate import validate
@@ -14,14 +15,17 @@ __all__ = [
     "build",
     "char_lstm",
     "cnn",
+    "copied",
     "fedgh_cnn",
     "lenet",
     "linear",
     "linear_zero",
     "mlp",
+    "pure",
     "resnet18_gn",
     "resnet18_gn_cifar",
     "resnet_small_gn",
+    "twin",
     "validate",
     "zero_sample",
 ]

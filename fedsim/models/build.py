@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import InputError
-from fedsim.models.validate import validate
+from fedsim.models.pure import pure
+from fedsim.models.validate import refuse_parameter_hooks, validate
 from fedsim.rng import scoped
 
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -43,7 +44,8 @@ def build(
     """
     name = getattr(factory, "__name__", type(factory).__name__)
     if isinstance(factory, nn.Module):
-        model: Any = copy.deepcopy(factory)
+        refuse_parameter_hooks(factory)  # which a copy does not have
+        model: Any = copied(factory)
         if options:
             raise InputError(f"model {name} is a module already and takes no options, got {', '.join(options)}")
     else:
@@ -60,10 +62,37 @@ def build(
                 model = factory(**given, **options)
             except (TypeError, RuntimeError) as error:
                 raise InputError(f"model {name} cannot be built for samples of shape {input_shape}: {error}") from error
-    checked = validate(model).train()
+    checked = validate(model)
     with scoped(seed, "init"):
-        _probe(checked, name, input_shape, outputs, tokens=tokens)
+        for training in (False, True):
+            checked.train(training)
+            _probe(checked, name, input_shape, outputs, tokens=tokens)
     return checked
+
+
+def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy; workers have one each.
+
+    Args:
+        model: is left as it is.
+        instead: by id, what the copy gets in place of a copy.
+
+    Raises:
+        InputError: the module cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model, dict(instead or {}))
+    except Exception as error:  # user code: any type
+        raise InputError(
+            f"model {type(model).__name__} cannot be copied for the workers: {str(error).splitlines()[0]}; modules "
+            "must hold parameters, buffers and plain values (torch.nn.utils.parametrizations.weight_norm for the older "
+            "torch.nn.utils.weight_norm)"
+        ) from error
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of a module that shares the memory of its parameters, for trials that write into none of them."""
+    return copied(model, {id(p): type(p)(p.detach(), p.requires_grad) for p in model.parameters()})
 
 
 def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool = False) -> Tensor:
@@ -93,20 +122,8 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
 def _probe(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int, *, tokens: bool) -> None:
     """Pass one zero sample: the shape must fit, nothing random may be drawn, neither input nor buffers may change."""
     sample = zero_sample(model, input_shape, tokens=tokens)
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    random = torch.random.get_rng_state()
-    version = sample._version
-    with torch.no_grad():
+    with torch.no_grad(), pure(model, sample, name):
         out: Any = model(sample)
-    if sample._version != version:
-        raise InputError(f"model {name} writes into its input in forward, but the samples are shared; use x = x - ...")
-    if not torch.equal(random, torch.random.get_rng_state()):
-        raise InputError(f"model {name} draws random numbers in forward, which have no address (seed, round, client)")
-    for key, value in model.named_buffers():
-        if key not in buffers or not torch.equal(buffers[key], value):
-            raise InputError(
-                f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients share"
-            )
     lasts = (1, outputs) if outputs == 2 else (outputs,)
     if not isinstance(out, Tensor) or out.dim() < 2 or out.shape[0] != 1 or out.shape[-1] not in lasts:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -50,6 +50,9 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
                 "(seed, round, client); set it to 0"
             )
     parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(f"model parameter {name} must have a shape, got one of a lazy module; give its sizes")
     require(len(parameters) > 0, "model", "have parameters to train", type(model).__name__)
     for name, parameter in parameters.items():
         if not parameter.is_floating_point():
@@ -59,7 +62,25 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
                 f"model parameter {name} is frozen (requires_grad=False), but every parameter is trained and sent; "
                 "register it as a buffer instead"
             )
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})
+    must = "have parameters of one dtype, which engine.dtype then changes as a whole"
+    require(len(kinds) == 1, "model", must, ", ".join(kinds), "cast none of its parts")
+    refuse_parameter_hooks(model)
     return model
+
+
+def refuse_parameter_hooks(model: nn.Module) -> None:
+    """Hooks on a parameter's gradient are lost when torch copies the parameter, and workers have copies.
+
+    Raises:
+        InputError: names the parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise InputError(
+                f"model parameter {name} has a hook on its gradient, which torch loses when the model is copied for "
+                "the workers; change it in forward instead, for example by w * mask + (w * (1 - mask)).detach()"
+            )
 
 
 def _convert(module: nn.Module) -> nn.Module:
