@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.channel import wire
 from fedsim.channel.base import Bytes, Middleware, Noise
 from fedsim.channel.quality import Compressor, contraction
+from fedsim.channel.rounding import saturated
 from fedsim.channel.wire import Side
 from fedsim.opaque import opaque
 from fedsim.types import State
@@ -59,7 +60,7 @@ class Onion:
         """Send v [d]; ``memory`` is {layer: state}."""
         new = dict(memory)
         got, _, sent = Rest(self, 0, (), noises, memory, new)(v)
-        return got, new, sent
+        return got.to(v.dtype), new, sent
 
     def receive(self, mean: Tensor, memory: State, share: float) -> tuple[Tensor, State]:
         """The receiving halves of the layers that have one, innermost first."""
@@ -73,8 +74,14 @@ class Onion:
     def init(self, v: Tensor, method: str) -> State:
         """{layer: memory} of the layers that have any; ``method`` is ``init`` or ``init_server``."""
         makers = {layer.name: getattr(layer.middleware, method, None) for layer in self.layers}
-        made = {name: make(v) for name, make in makers.items() if make is not None}
+        wide = v.to(computed_in(v.dtype))
+        made = {name: make(wide) for name, make in makers.items() if make is not None}
         return {name: state for name, state in made.items() if not (isinstance(state, tuple) and not state)}
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What layers compute in: 16 bits hold numbers on their way, not norms, draws and factorisations."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _unused(address: str) -> Noise:
@@ -97,9 +104,11 @@ class Rest:
         memory: State = None,
         new: State = None,
         sides: tuple[Side, ...] = (),
+        form: torch.dtype | None = None,
     ):
         self.onion, self.at, self.path, self.noises = onion, at, path, noises
         self.memory, self.new, self.sides = memory, new, sides
+        self.form = form  # 16-bit format in which numbers travel because of a layer further out
         self.calls = 0
 
     def __call__(self, v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], Bytes]:
@@ -108,14 +117,15 @@ class Rest:
         self.calls += 1
         beside = (*sides, *self.sides)
         if self.at == len(self.onion.layers):
-            arrived, back, size = transmit(self._named(path), v, beside, encode=self.onion.encode)
+            arrived, back, size = self._travels(path, v, beside)
             self.sides = back[len(sides) :]
             return arrived, back[: len(sides)], size
+        form, v = (self.form if v.dtype.itemsize > 2 else v.dtype), v.to(computed_in(v.dtype))
         name, middleware, _ = self.onion.layers[self.at]
         if isinstance(middleware, Layerwise):
-            whole, total = self._pieces(v, path)
+            whole, total = self._pieces(v, path, form)
             return whole, (), total
-        inner = Rest(self.onion, self.at + 1, path, self.noises, self.memory, self.new, beside)
+        inner = Rest(self.onion, self.at + 1, path, self.noises, self.memory, self.new, beside, form)
         noise = self.noises(f"{name}.{self._named(path)}")
         got, state, sent = middleware(v, self.memory.get(name, ()), noise, inner)
         if name in self.memory:
@@ -125,7 +135,7 @@ class Rest:
 
     def plain(self, v: Tensor) -> tuple[Tensor, Bytes]:
         """Send v past all further layers, as it is."""
-        got, _, sent = transmit(self._named(self.path), v, (), encode=self.onion.encode)
+        got, _, sent = self._travels(self.path, v, ())
         return got, sent
 
     def delta(self, d: int) -> float | None:
@@ -149,11 +159,20 @@ class Rest:
     def _cut(self, d: int) -> list[int]:
         return list(self.onion.parameters) if sum(self.onion.parameters) == d else [d]
 
-    def _pieces(self, v: Tensor, path: tuple[int, ...]) -> tuple[Tensor, Bytes]:
+    def _travels(
+        self, path: tuple[int, ...], v: Tensor, beside: tuple[Side, ...]
+    ) -> tuple[Tensor, tuple[Side, ...], int]:
+        """Over the wire, in the format that a layer further out has chosen."""
+        form = v.dtype if self.form is None else self.form
+        narrow = v if form.itemsize >= v.dtype.itemsize else saturated(v, form)
+        arrived, back, size = transmit(self._named(path), narrow, beside, encode=self.onion.encode)
+        return arrived.to(v.dtype), back, size
+
+    def _pieces(self, v: Tensor, path: tuple[int, ...], form: torch.dtype | None) -> tuple[Tensor, Bytes]:
         """Each parameter through the further layers."""
         pieces = torch.split(v, self._cut(v.shape[0]))
         sent = [
-            Rest(self.onion, self.at + 1, (*path, p), self.noises, self.memory, self.new)(piece)
+            Rest(self.onion, self.at + 1, (*path, p), self.noises, self.memory, self.new, (), form)(piece)
             for p, piece in enumerate(pieces)
         ]
         return torch.cat([got for got, _, _ in sent]), sum((size for _, _, size in sent), 0)
