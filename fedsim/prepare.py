@@ -22,7 +22,7 @@ from fedsim.engine.events import Graphs
 from fedsim.engine.kernel import Kernel, kernel_rule
 from fedsim.engine.local_part import LocalPart
 from fedsim.engine.orchestrator import Memory
-from fedsim.engine.rehearsal import broadcasts, messages, offers
+from fedsim.engine.rehearsal import broadcasts, messages, offers, require_known
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError, require
 from fedsim.layout import Layout
@@ -164,6 +164,7 @@ def _memories(
         check_fields("downlink", downlink.layers, sample)
         down, heard = downlink.init(sample), downlink.init_server(sample)
         downlink.send(sample, down, noise, tuple(layouts[0].sizes))
+        require_known(setup, states[0], x0, rounds, down, heard)
     return links, Memory(far, down, heard)
 
 

@@ -60,7 +60,7 @@ class Onion:
         """Send v [d]; ``memory`` is {layer: state}."""
         new = dict(memory)
         got, _, sent = Rest(self, 0, (), noises, memory, new)(v)
-        return got.to(v.dtype), new, sent
+        return narrowed(got, v.dtype), new, sent
 
     def receive(self, mean: Tensor, memory: State, share: float) -> tuple[Tensor, State]:
         """The receiving halves of the layers that have one, innermost first."""
@@ -82,6 +82,11 @@ class Onion:
 def computed_in(dtype: torch.dtype) -> torch.dtype:
     """What layers compute in: 16 bits hold numbers on their way, not norms, draws and factorisations."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def narrowed(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """v [d] in a dtype: rounded where that has fewer bits."""
+    return saturated(v, dtype) if dtype.itemsize < v.dtype.itemsize else v.to(dtype)
 
 
 def _unused(address: str) -> Noise:
@@ -163,9 +168,8 @@ class Rest:
         self, path: tuple[int, ...], v: Tensor, beside: tuple[Side, ...]
     ) -> tuple[Tensor, tuple[Side, ...], int]:
         """Over the wire, in the format that a layer further out has chosen."""
-        form = v.dtype if self.form is None else self.form
-        narrow = v if form.itemsize >= v.dtype.itemsize else saturated(v, form)
-        arrived, back, size = transmit(self._named(path), narrow, beside, encode=self.onion.encode)
+        form = v.dtype if self.form is None or v.dtype.itemsize <= 2 else self.form
+        arrived, back, size = transmit(self._named(path), narrowed(v, form), beside, encode=self.onion.encode)
         return arrived.to(v.dtype), back, size
 
     def _pieces(self, v: Tensor, path: tuple[int, ...], form: torch.dtype | None) -> tuple[Tensor, Bytes]:
