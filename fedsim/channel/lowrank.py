@@ -78,7 +78,7 @@ def factorise(a: Tensor, start: Tensor, iterations: int) -> Tensor:
     """a [m, p], start [p, r] -> left [m, r] (orthogonal) and right [r, p], flat in one vector; left right ~ a.
 
     Both are multiplied by powers of two, which changes no bit of their product, so that they are of about the same
-    magnitude, and zero where a is: layers further in see one vector, and would lose a factor far smaller than the other.
+    magnitude, and zero where a is: layers further in see one vector, and would lose a factor that is far smaller.
     """
     left = torch.linalg.qr(a @ start).Q
     for _ in range(iterations):

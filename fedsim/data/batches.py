@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data.augment import Augment
+from fedsim.layout import aligned
 from fedsim.local import Local
 from fedsim.opaque import opaque
 from fedsim.types import Batch
@@ -61,11 +62,8 @@ class Feed:
     """The samples as tensors on one device, and how rows become inputs of a model."""
 
     def __init__(self, samples: Samples, device: torch.device, dtype: torch.dtype):
-        x = as_tensor(samples.x)
-        if x.data_ptr() % 64:  # matrix products may round differently on memory aligned otherwise
-            x = x.clone()
+        x, y = aligned(as_tensor(samples.x)), aligned(as_tensor(samples.y))
         self.x = (x.to(dtype) if x.is_floating_point() else x).to(device)
-        y = as_tensor(samples.y)
         self.y = (y.to(dtype) if y.is_floating_point() else y).to(device)
         self.start = samples.start
         self.augment = samples.augment

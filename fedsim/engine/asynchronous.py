@@ -31,7 +31,7 @@ from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, gradient
 from fedsim.interrupts import uninterrupted
-from fedsim.layout import Layout
+from fedsim.layout import Layout, aligned
 from fedsim.rng import numpy_stream
 from fedsim.store import Store
 from fedsim.tree import leaves, tensors, tree_map
@@ -131,7 +131,8 @@ class AsynchronousServer:
         downlink = (started - self.started) * message.size(self.algorithm.broadcast(self.server, self._round(0, ())))
         staleness = [self.done - flight.version for flight in landed]
         with uninterrupted():
-            self.server, self.flights, self.now, self.started = server, flights, now, started
+            self.server = tree_map(aligned, server)  # as a resumed run has it
+            self.flights, self.now, self.started = flights, now, started
             self.done += 1
             self.stores[0].write(tuple(fresh), tree_map(lambda *a: np.stack(a), *fresh.values()))
             self.stores[0].commit()
@@ -170,7 +171,7 @@ class AsynchronousServer:
 
     def _stepped(self, landed: Sequence[Flight]) -> Any:
         """The server's state after a step on these arrivals."""
-        received = tree_map(lambda *a: torch.from_numpy(np.stack(a)), *(flight.reply for flight in landed))
+        received = tree_map(lambda *a: aligned(torch.from_numpy(np.stack(a))), *(flight.reply for flight in landed))
         ages = [self.done - flight.version for flight in landed]
         received["staleness"] = torch.tensor(ages, dtype=self.setup.dtype)
         noise = Addressed(self.setup.seed, "server", self.done, torch.zeros((), dtype=torch.int64))

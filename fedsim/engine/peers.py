@@ -23,7 +23,7 @@ from fedsim.engine.worker import Backend, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate
 from fedsim.interrupts import uninterrupted
-from fedsim.layout import Layout
+from fedsim.layout import Layout, aligned
 from fedsim.schedule import Schedule
 from fedsim.topology import Mixing, Topology, spectral_gap
 from fedsim.tree import leaves, tree_map
@@ -144,7 +144,8 @@ class Peers:
             raise Diverged(f"a peer's state is not finite after round {index + 1}")
         gap = self._gap(index, mixing)
         with uninterrupted():
-            self.states, self.links, self.done = states, links, index + 1
+            self.states, self.links = tree_map(aligned, (states, links))  # as a resumed run has them
+            self.done = index + 1
             self.plain += plain
             self.totals["comm/edge_total_bytes"] += sent
             self.totals["comm/edges_total"] += steps * len(mixing.edges)

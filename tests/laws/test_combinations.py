@@ -7,23 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedsim import Engine, Evaluate, Local
 from fedsim.assemble import assemble
 from fedsim.channel.channel import Channel, noises
-from fedsim.channel.half import Half
-from fedsim.channel.message import heard
 from fedsim.channel.onion import Layer
-from fedsim.channel.qsgd import QSGD
-from fedsim.channel.sign import Sign
-from fedsim.channel.topk import TopK
 from fedsim.config import build_channel
 from fedsim.data import Dataset, Split
 from fedsim.errors import InputError
@@ -31,7 +25,6 @@ from fedsim.models import linear_zero, mlp
 from fedsim.partition import Iid
 from fedsim.schedule import Uniform
 from fedsim.tree import leaves
-from fedsim.types import Message, Round
 from tests.laws import test_catalogue as algorithms
 from tests.laws.test_catalogue import ALGORITHMS, DUAL, PEERS
 from tests.laws.test_channel_catalogue import INSIDE, LAYERS, node
@@ -70,6 +63,13 @@ class Came(NamedTuple):
     bytes: dict[str, float]
 
 
+def one_line(refused: InputError) -> str:
+    text = str(refused)
+    assert text
+    assert "\n" not in text
+    return text
+
+
 def came(name: str, up: Channel, down: Channel = NONE, **changed: Any) -> Came | str:
     """The outcome of a run, or the one line that refuses it; any other error is the test's."""
     rule = replace(algorithms.working(name), **({"rank": 1} if name == "powersgd" else {}), **changed)
@@ -92,9 +92,7 @@ def came(name: str, up: Channel, down: Channel = NONE, **changed: Any) -> Came |
             seed=1,
         )
     except InputError as refused:
-        assert str(refused)
-        assert "\n" not in str(refused)
-        return str(refused)
+        return one_line(refused)
     run = assembled.orchestrator(assembled.start(), Evaluate(every=ROUNDS))
     records = [run.step() for _ in range(ROUNDS)]
     for record in records:
@@ -120,7 +118,7 @@ def test_any_two_layers_run_or_are_refused(outer: str) -> None:
         try:
             both, encoded = (channel(outer, inner, encode=encode) for encode in (False, True))
         except InputError as refused:  # the order of the two, or the same one twice
-            assert "\n" not in str(refused)
+            one_line(refused)
             continue
         found = came("fedavg", both, both)
         assert found == came("fedavg", encoded, encoded)
