@@ -70,10 +70,18 @@ def one_line(refused: InputError) -> str:
     return text
 
 
-def came(name: str, up: Channel, down: Channel = NONE, **changed: Any) -> Came | str:
+@cache
+def parts(name: str) -> tuple[Any, ...]:
+    """Algorithm, schedule, server rule and graph."""
+    rule, schedule = algorithms.working(name), algorithms.cohorts(name)
+    rule = replace(rule, rank=1) if name == "powersgd" else rule
+    schedule = Uniform(cohort=2) if isinstance(schedule, Uniform) else schedule
+    return rule, schedule, algorithms.aggregate(name), algorithms.graph(name)
+
+
+def came(name: str, up: Channel, down: Channel = NONE) -> Came | str:
     """The outcome of a run, or the one line that refuses it; any other error is the test's."""
-    rule = replace(algorithms.working(name), **({"rank": 1} if name == "powersgd" else {}), **changed)
-    schedule = algorithms.cohorts(name)
+    rule, schedule, aggregate, graph = parts(name)
     try:
         assembled = assemble(
             rule,
@@ -81,10 +89,10 @@ def came(name: str, up: Channel, down: Channel = NONE, **changed: Any) -> Came |
             partition=Iid(clients=3),
             model=linear_zero if name in DUAL else small,
             rounds=ROUNDS,
-            schedule=Uniform(cohort=2) if isinstance(schedule, Uniform) else schedule,
+            schedule=schedule,
             local=Local(steps=1, batch_size=4),
-            aggregate=algorithms.aggregate(name),
-            topology=algorithms.graph(name),
+            aggregate=aggregate,
+            topology=graph,
             channel=up,
             downlink=down,
             privacy=None,
@@ -99,7 +107,7 @@ def came(name: str, up: Channel, down: Channel = NONE, **changed: Any) -> Came |
         assert all(np.isfinite(value) for value in record.values())
         for tag in {"comm/uplink_bytes", "comm/downlink_bytes", "comm/edge_bytes"} & record.keys():
             assert record[tag] > 0 or name == "standalone"  # whose clients send and hear nothing
-    assert all(np.isfinite(leaf).all() for leaf in leaves(run.server))
+    assert all(torch.isfinite(leaf).all() for leaf in leaves(run.server))
     return Came(run.digest(), {tag: value for tag, value in records[-1].items() if tag.startswith("comm/")})
 
 
@@ -131,7 +139,7 @@ def test_any_algorithm_with_any_layer_runs_or_is_refused(name: str) -> None:
     outcomes = [
         found for one in LAYERS for found in on_both_links(name, (one, *([INSIDE[one]] if one in INSIDE else [])))
     ]
-    events = hasattr(algorithms.algorithm(name), "meet")  # events have no channel
+    events = hasattr(parts(name)[0], "meet")  # events have no channel
     assert any(isinstance(found, Came) for found in outcomes) != events
 
 
@@ -144,10 +152,10 @@ VECTORS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("outer", LAYERS)
 def test_any_two_layers_send_numbers_of_any_size_and_precision(outer: str, dtype: torch.dtype) -> None:
-    """Of the dtype that came in, finite, zero for zero, with the same bits as real bytes, three messages on a link."""
+    """Of the dtype that came in, finite, zero for zero, with the same bits as real bytes, two messages on a link."""
     for inner in LAYERS:
         try:
             channels = [channel(outer, inner, encode=encode) for encode in (False, True)]
@@ -156,7 +164,7 @@ def test_any_two_layers_send_numbers_of_any_size_and_precision(outer: str, dtype
         for kind, vector in VECTORS.items():
             v = vector.clamp(-6e4, 6e4).to(dtype)
             links = [one.init({"v": v}) for one in channels]
-            for index in range(3):
+            for index in range(2):
                 sent = []
                 for i, one in enumerate(channels):
                     try:
