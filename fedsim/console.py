@@ -156,7 +156,8 @@ def report(
     wall_s, rounds = summary["time/wall_s"], summary["rounds"]
     table.add_row("rounds", f"{rounds:,}")
     table.add_row("time", f"{wall_s:,.1f} s" + (f"  ({wall_s / rounds:.3g} s per round)" if rounds else ""))
-    table.add_row("digest", summary["digest"][:16])
+    capability = summary.get("cpu_capability")  # not in folders of earlier versions
+    table.add_row("digest", summary["digest"][:16] + (f"  (CPU capability {capability})" if capability else ""))
     console.print(table)
     command = shlex.join(["tensorboard", "--logdir", str(logdir or folder)])
     more = [("go on", shlex.join(["fedsim", f"resume={folder}"]))] if summary["status"] == "interrupted" else []

@@ -22,6 +22,7 @@ from fedsim.fingerprint import compare, fingerprint
 from fedsim.interrupts import uninterrupted
 from fedsim.prepared import Run
 from fedsim.privacy.ledger import Ledger
+from fedsim.provenance import cpu_capability
 from fedsim.run_folder import RunFolder, Status, summarise
 from fedsim.types import SavedRows, State
 
@@ -157,7 +158,8 @@ class History:
     def finish(self, status: Status, message: str) -> dict[str, Any]:
         """Write what the run came to; returns summary.json."""
         wall_s = self.spent + time.perf_counter() - self.begun
-        summary = summarise(self.records, status, self.run.digest(), wall_s) | ({"message": message} if message else {})
+        summary = summarise(self.records, status, self.run.digest(), wall_s)
+        summary |= {"cpu_capability": cpu_capability()} | ({"message": message} if message else {})
         if self.ledger is not None:
             summary |= self.ledger.summary(int(summary["rounds"]))
         if self.run.notes:

@@ -1,4 +1,4 @@
-"""Flat vector [d] <-> named tensors of a model.
+"""Flat vector [d] <-> named tensors of a model; and how tensors lie in memory where bits are promised.
 
 The views of x come from ONE ``x.split(sizes)``: its backward is a single concatenation, where a slice per parameter
 would cost a zero-filled [d] gradient each.
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from fedsim.errors import InputError
 
 ALIGNMENT = 64
-"""Bytes, a multiple of which torch's own memory begins at."""
+"""Bytes: where torch's own memory begins, a cache line and the widest vector register."""
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor itself where it lies as torch would have placed it, else a copy that does.
+    """The tensor as it is, or a copy of it: contiguous, and beginning where torch's own memory begins.
 
-    MKL and LAPACK round differently by where an operand begins and how it is strided, most of all on AVX2 processors.
-    numpy's memory and views of rows may begin anywhere: what enters a matrix product and must give the same bits
-    wherever it came from goes through here.
+    Matrix products and factorisations (MKL, oneDNN, LAPACK) may take other paths, which round differently, for memory
+    that lies or is strided otherwise: seen on AMD processors. Where bits are promised (a client alone and among others,
+    any number of workers, real bytes or counted ones, before and after a resume) tensors pass here first.
     """
     if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
         return tensor

@@ -26,7 +26,7 @@ from fedsim.engine.events import Graphs
 from fedsim.engine.kernel import Kernel
 from fedsim.engine.local_part import LocalPart
 from fedsim.engine.orchestrator import Memory
-from fedsim.engine.rehearsal import broadcasts, messages, offers
+from fedsim.engine.rehearsal import broadcasts, messages, offers, require_known
 from fedsim.engine.uses import uses
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError, require
@@ -175,6 +175,7 @@ def _memories(
         check_fields("downlink", downlink.layers, sample)
         down, heard = downlink.init(sample), downlink.init_server(sample)
         downlink.send(sample, down, noise, tuple(layouts[0].sizes))
+        require_known(setup, states[0], x0, rounds, down, heard)
     return links, Memory(far, down, heard)
 
 

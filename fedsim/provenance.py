@@ -42,13 +42,18 @@ def provenance(device: str = "cpu", **extra: Any) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {
             "model": _cpu_model(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
+            "capability": cpu_capability(),
             "cores": os.cpu_count(),
         },
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         **extra,
     }
+
+
+def cpu_capability() -> str:
+    """What torch computes with here, such as ``AVX512`` or ``AVX2``: equal bits are promised for one of them."""
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

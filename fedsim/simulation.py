@@ -47,7 +47,8 @@ class Result:
     Attributes:
         status: ``finished``, ``diverged`` or ``interrupted``.
         metrics: one record per round, round 0 being the initial model: every scalar by its TensorBoard tag.
-        summary: last and best of each ``eval/*``, totals of ``comm/*``, ``digest``; as in summary.json.
+        summary: last and best of each ``eval/*``, totals of ``comm/*``, ``digest``, ``cpu_capability``; as in
+            summary.json.
         model: the final global model, or the mean of the peers', in evaluation mode; None for an algorithm that has
             none.
         server: the algorithm's final server state; () where there is no server.

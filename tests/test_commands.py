@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from fedsim import run
@@ -219,12 +220,23 @@ def test_verify_compares_states_round_by_round(
     monkeypatch.setattr(Prepared, "start", start)
     code, out, _ = fedsim(monkeypatch, capsys, "verify", *SMALL[:3], "seed=3")
     assert code == 0
-    assert "equal after every one of 3 rounds" in out
+    assert f"equal after every one of 3 rounds (CPU capability {torch.backends.cpu.get_cpu_capability()})" in out
     assert started == [("serial", 2), ("ray", 1), ("ray", 3)]
     bend = True
     code, out, err = fedsim(monkeypatch, capsys, "verify", *SMALL, "seed=3")
     assert code == 1
-    assert "ray, 1 actor differs from serial, first after round 2" in err
+    assert "ray, 1 actor differs from serial, first after round 2\n" in err
+    code, out, err = fedsim(monkeypatch, capsys, "verify", *SMALL, "engine.address=10.0.0.1:6379", "seed=3")
+    assert "first after round 2; this machine's CPU capability is" in err
+
+
+def test_replay_on_another_cpu_capability_says_that_rounding_may_differ(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recorded: Path
+) -> None:
+    words = ("replay", str(recorded), "round=1", f"client={cohort(recorded, 1)[0]}")
+    assert "CPU capability" not in fedsim(monkeypatch, capsys, *words)[1]
+    monkeypatch.setattr(replay, "cpu_capability", lambda: "another")
+    assert "here it is another: numbers may differ" in fedsim(monkeypatch, capsys, *words)[1]
 
 
 def test_digests_are_of_the_state() -> None:

@@ -26,6 +26,7 @@ SUMMARY = {
     "comm/downlink_bytes": 512,
     "time/wall_s": 80.0,
     "digest": "0123456789abcdef" * 4,
+    "cpu_capability": "AVX512",
 }
 FOLDER = "/data/experiments/a long name/" + "x" * 80 + "/2026-11-21_00-00-00"
 
@@ -50,7 +51,7 @@ def test_the_report_says_everything_at_any_width(width: int) -> None:
     text = printed(width)
     for fact in ("fedavg [mu]", "finished", "0.8447  (best 0.9100 at round 37)", "0.2888", "28.800 MB (1e6 bytes)"):
         assert fact in text
-    for fact in ("0.000512 MB", "80.0 s  (2 s per round)", "0123456789abcdef "):
+    for fact in ("0.000512 MB", "80.0 s  (2 s per round)", "0123456789abcdef  (CPU capability AVX512)"):
         assert fact in text
     table = [line for line in text.splitlines() if not line.startswith(("folder", "curves"))]
     assert max(map(len, table)) <= 60

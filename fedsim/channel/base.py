@@ -57,8 +57,11 @@ class Send(Protocol):
     def __call__(self, v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], Bytes]:
         """Send v [any length] and what goes beside it.
 
+        Layers compute in float32 or float64: 16-bit numbers that a layer hands on reach the next one in float32.
+
         Returns:
-            (v as the far end holds it, the sides as it holds them, bytes on the wire for all of it).
+            (v as the far end holds it, in v's dtype or a wider one, the sides as it holds them, bytes on the wire for
+            all of it).
         """
         ...
 

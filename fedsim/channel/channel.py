@@ -103,6 +103,8 @@ class Channel:
         out, new = dict(received), dict(memory)
         for name in (name for name in memory if name in received):
             value = received[name]
+            if isinstance(value, Known):  # nothing has travelled
+                continue
             flat, new[name] = self._onion(name, parameters).receive(value.reshape(-1), memory[name], share)
             out[name] = flat.view(value.shape)
         return out, new

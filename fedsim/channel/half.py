@@ -5,7 +5,8 @@ IEEE 754-2019 binary16 (fp16), or bfloat16, the upper half of a float32. Finite 
 
 Quality: error at most 2^-11 (fp16) or 2^-8 (bf16) of each entry, hence delta = 1 - 2^-22 or 1 - 2^-16, while entries
 are 0 or normal numbers of the format: fp16 loses what lies beyond 65504 and blurs what lies below 6.1e-5 in magnitude.
-Wire: 16 bits an entry.
+Wire: 16 bits an entry. Layers further in compute with the rounded numbers in the run's dtype, and what they hand on
+(kept entries, norms, factors) is rounded to 16 bits once more where it travels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
+from fedsim.channel.rounding import saturated
 from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
@@ -44,8 +46,7 @@ class Half:
     def __call__(self, v: Tensor, link: tuple[()], noise: Noise, send: Send) -> tuple[Tensor, tuple[()], Bytes]:
         """Send v [d]."""
         dtype, _ = _FORMATS[self.format]
-        top = torch.finfo(dtype).max
-        got, _, size = send(torch.where(v.isfinite(), v.clamp(-top, top), v).to(dtype))
+        got, _, size = send(saturated(v, dtype))
         return got.to(v.dtype), link, size
 
     def delta(self, d: int) -> float | None:

@@ -80,8 +80,16 @@ def sides(d: int) -> tuple[int, int]:
 
 
 def factorise(a: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """a [m, p], start [p, r] -> left [m, r] (orthonormal) and right = left' a [r, p], flat in one vector."""
+    """a [m, p], start [p, r] -> left [m, r] (orthogonal) and right [r, p], flat in one vector; left right ~ a.
+
+    Both are multiplied by powers of two, which changes no bit of their product, so that they are of about the same
+    magnitude, and zero where a is: layers further in see one vector, and would lose a factor that is far smaller.
+    """
     left = torch.linalg.qr(a @ start).Q
     for _ in range(iterations):
         left = torch.linalg.qr(a @ torch.linalg.qr(a.T @ left).Q).Q
-    return torch.cat([left.reshape(-1), (left.T @ a).reshape(-1)])
+    right = left.T @ a
+    peak = right.abs().max()
+    half = torch.frexp(peak).exponent // 2
+    left = torch.where(peak == 0, 0, torch.ldexp(left, half))
+    return torch.cat([left.reshape(-1), torch.ldexp(right, -half).reshape(-1)])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.layout import aligned
 from fedsim.opaque import opaque
 
 
@@ -19,9 +20,12 @@ def one_by_one(alone: Callable[..., Tensor], *arguments: Any) -> Tensor:
         arguments: tensors, and whatever else ``alone`` needs.
     """
 
+    def one(*own: Any) -> Tensor:
+        return alone(*(aligned(a) if isinstance(a, Tensor) else a for a in own))
+
     def together(*stacked: Any) -> Tensor:
         b = next(len(a) for a in stacked if isinstance(a, Tensor))
-        return torch.stack([alone(*(a[i] if isinstance(a, Tensor) else a for a in stacked)) for i in range(b)])
+        return torch.stack([one(*(a[i] if isinstance(a, Tensor) else a for a in stacked)) for i in range(b)])
 
-    out: Tensor = opaque(alone, together, *arguments)
+    out: Tensor = opaque(one, together, *arguments)
     return out

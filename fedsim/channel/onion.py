@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.channel import wire
 from fedsim.channel.base import Bytes, Middleware, Noise
 from fedsim.channel.quality import Compressor, contraction
+from fedsim.channel.rounding import saturated
 from fedsim.channel.wire import Side
 from fedsim.declared import layer_traits
 from fedsim.opaque import opaque
@@ -63,7 +64,7 @@ class Onion:
         """Send v [d]; ``memory`` is {layer: state}."""
         new = dict(memory)
         got, _, sent = Rest(self, 0, (), noises, memory, new)(v)
-        return got, new, sent
+        return narrowed(got, v.dtype), new, sent
 
     def receive(self, mean: Tensor, memory: State, share: float) -> tuple[Tensor, State]:
         """The receiving halves of the layers that have one, innermost first."""
@@ -78,7 +79,18 @@ class Onion:
         """{layer: memory} of the layers that have any; ``method`` is ``init`` or ``init_server``."""
         word = "receives" if method == "init_server" else "feedback"
         mine = [layer for layer in self.layers if getattr(layer_traits(layer.middleware), word)]
-        return {layer.name: getattr(layer.middleware, method)(v) for layer in mine}
+        wide = v.to(computed_in(v.dtype))
+        return {layer.name: getattr(layer.middleware, method)(wide) for layer in mine}
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What layers compute in: 16 bits hold numbers on their way, not norms, draws and factorisations."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def narrowed(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """v [d] in a dtype: rounded where that has fewer bits."""
+    return saturated(v, dtype) if dtype.itemsize < v.dtype.itemsize else v.to(dtype)
 
 
 def _unused(address: str) -> Noise:
@@ -101,9 +113,11 @@ class Rest:
         memory: State = None,
         new: State = None,
         sides: tuple[Side, ...] = (),
+        form: torch.dtype | None = None,
     ):
         self.onion, self.at, self.path, self.noises = onion, at, path, noises
         self.memory, self.new, self.sides = memory, new, sides
+        self.form = form  # 16-bit format in which numbers travel because of a layer further out
         self.calls = 0
 
     def __call__(self, v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], Bytes]:
@@ -112,14 +126,15 @@ class Rest:
         self.calls += 1
         beside = (*sides, *self.sides)
         if self.at == len(self.onion.layers):
-            arrived, back, size = transmit(self._named(path), v, beside, encode=self.onion.encode)
+            arrived, back, size = self._travels(path, v, beside)
             self.sides = back[len(sides) :]
             return arrived, back[: len(sides)], size
+        form, v = (self.form if v.dtype.itemsize > 2 else v.dtype), v.to(computed_in(v.dtype))
         name, middleware, _ = self.onion.layers[self.at]
         if isinstance(middleware, Layerwise):
-            whole, total = self._pieces(v, path)
+            whole, total = self._pieces(v, path, form)
             return whole, (), total
-        inner = Rest(self.onion, self.at + 1, path, self.noises, self.memory, self.new, beside)
+        inner = Rest(self.onion, self.at + 1, path, self.noises, self.memory, self.new, beside, form)
         noise = self.noises(f"{name}.{self._named(path)}")
         got, state, sent = middleware(v, self.memory.get(name, ()), noise, inner)
         if name in self.memory:
@@ -129,7 +144,7 @@ class Rest:
 
     def plain(self, v: Tensor) -> tuple[Tensor, Bytes]:
         """Send v past all further layers, as it is."""
-        got, _, sent = transmit(self._named(self.path), v, (), encode=self.onion.encode)
+        got, _, sent = self._travels(self.path, v, ())
         return got, sent
 
     def delta(self, d: int) -> float | None:
@@ -153,11 +168,19 @@ class Rest:
     def _cut(self, d: int) -> list[int]:
         return list(self.onion.parameters) if sum(self.onion.parameters) == d else [d]
 
-    def _pieces(self, v: Tensor, path: tuple[int, ...]) -> tuple[Tensor, Bytes]:
+    def _travels(
+        self, path: tuple[int, ...], v: Tensor, beside: tuple[Side, ...]
+    ) -> tuple[Tensor, tuple[Side, ...], int]:
+        """Over the wire, in the format that a layer further out has chosen."""
+        form = v.dtype if self.form is None or v.dtype.itemsize <= 2 else self.form
+        arrived, back, size = transmit(self._named(path), narrowed(v, form), beside, encode=self.onion.encode)
+        return arrived.to(v.dtype), back, size
+
+    def _pieces(self, v: Tensor, path: tuple[int, ...], form: torch.dtype | None) -> tuple[Tensor, Bytes]:
         """Each parameter through the further layers."""
         pieces = torch.split(v, self._cut(v.shape[0]))
         sent = [
-            Rest(self.onion, self.at + 1, (*path, p), self.noises, self.memory, self.new)(piece)
+            Rest(self.onion, self.at + 1, (*path, p), self.noises, self.memory, self.new, (), form)(piece)
             for p, piece in enumerate(pieces)
         ]
         return torch.cat([got for got, _, _ in sent]), sum((size for _, _, size in sent), 0)

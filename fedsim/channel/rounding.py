@@ -1,7 +1,8 @@
-"""Unbiased rounding to integers."""
+"""Rounding: to integers at random, without bias, and to 16-bit numbers."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -12,3 +13,12 @@ def round_at_random(v: Tensor, u: Tensor, bound: int) -> Tensor:
     """
     low = v.floor()
     return (low + (u < v - low)).nan_to_num(nan=0.0).clamp(-bound, bound)
+
+
+def saturated(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """v [d] to nearest in a narrower format of floating point.
+
+    Finite values beyond its largest finite one become that one; NaN and infinities stay what they are.
+    """
+    top = torch.finfo(dtype).max
+    return torch.where(v.isfinite(), v.clamp(-top, top), v).to(dtype)

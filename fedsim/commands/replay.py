@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pdb
 from bdb import BdbQuit
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from fedsim.engine.local_part import written
 from fedsim.engine.worker import Backend, Worker
 from fedsim.errors import Diverged, InputError, require
 from fedsim.evaluate import Evaluate
+from fedsim.provenance import cpu_capability
 from fedsim.resume import stopped
 from fedsim.run import config_folder
 from fedsim.tree import leaves, tree_map
@@ -88,6 +90,9 @@ def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug
     """
     config, folder = stopped([f"resume={run_dir}", "engine=serial"], config_folder())
     require(round_ <= config["rounds"], "round", f"be 1..{config['rounds']}", round_)
+    then, now = recorded_capability(folder), cpu_capability()
+    if then not in (None, now):
+        note(f"the run's CPU capability was {then}, here it is {now}: numbers may differ from the run's in rounding")
     assembled = configured(build_run(config))
     setup = assembled.prepared.setup
     each: Kernel = "loop"
@@ -117,6 +122,15 @@ def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug
             debugger.clear_all_breaks()  # which outlive it
     _show(round_, done)
     return 0
+
+
+def recorded_capability(folder: Path) -> str | None:
+    """The CPU capability that a run was computed with; None where its folder does not say."""
+    try:
+        found = json.loads((folder / "provenance.json").read_text())["cpu"]["capability"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
 
 
 def find(assembled: Assembled, folder: Path, round_: int, clients: tuple[int, ...] | None) -> Lit:

@@ -15,6 +15,7 @@ from fedsim.config import build_run
 from fedsim.console import Terminal, error
 from fedsim.engine.config import Engine
 from fedsim.errors import Diverged
+from fedsim.provenance import cpu_capability
 from fedsim.run import compose
 
 ROUNDS = 3
@@ -44,10 +45,12 @@ def verify(overrides: Sequence[str]) -> int:
         console.print(f"{name}: {took}", style="dim", highlight=False)
     _show(console, traces)
     if (found := difference(traces)) is None:
-        console.print(f"equal after every one of {len(traces['serial']) - 1} rounds", style="bold green")
+        equal = f"equal after every one of {len(traces['serial']) - 1} rounds (CPU capability {cpu_capability()})"
+        console.print(equal, style="bold green", highlight=False)
         return 0
     name, round_ = found
-    error(f"{name} differs from serial, first after round {round_}")
+    why = f"; this machine's CPU capability is {cpu_capability()}, where actors had another one that may be why"
+    error(f"{name} differs from serial, first after round {round_}{why if engine.address is not None else ''}")
     return 1
 
 

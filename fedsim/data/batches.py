@@ -62,9 +62,8 @@ class Feed:
     """The samples as tensors on one device, and how rows become inputs of a model."""
 
     def __init__(self, samples: Samples, device: torch.device, dtype: torch.dtype):
-        x = aligned(as_tensor(samples.x))
+        x, y = aligned(as_tensor(samples.x)), aligned(as_tensor(samples.y))
         self.x = (x.to(dtype) if x.is_floating_point() else x).to(device)
-        y = as_tensor(samples.y)
         self.y = (y.to(dtype) if y.is_floating_point() else y).to(device)
         self.start = samples.start
         self.augment = samples.augment

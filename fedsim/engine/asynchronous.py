@@ -131,7 +131,8 @@ class AsynchronousServer:
         downlink = (started - self.started) * message.size(self.algorithm.broadcast(self.server, self._round(0, ())))
         staleness = [self.done - flight.version for flight in landed]
         with uninterrupted():
-            self.server, self.flights, self.now, self.started = server, flights, now, started
+            self.server = tree_map(aligned, server)  # as a resumed run has it
+            self.flights, self.now, self.started = flights, now, started
             self.done += 1
             self.stores[0].write(tuple(fresh), tree_map(lambda *a: np.stack(a), *fresh.values()))
             self.stores[0].commit()

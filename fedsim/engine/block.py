@@ -14,6 +14,7 @@ from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
 from fedsim.declared import traits_of
 from fedsim.engine.oracle import ModelOracle
+from fedsim.layout import aligned
 from fedsim.local import Local
 from fedsim.objective import Objective
 from fedsim.tree import leaves, tree_map
@@ -83,6 +84,8 @@ class Blocks:
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
         """``algorithm.local`` of these clients, then the channel; ``rows`` is a tree of [b, ...] tensors."""
 
+        got = tree_map(aligned, got)
+
         def local(obj: Objective, row: State, client: Tensor) -> Any:
             state, links = row
             message, state = self.algorithm.local(obj, state, got, rnd)
@@ -98,10 +101,11 @@ class Blocks:
 
         out = Outcome(*self._each(local, clients, rows, got, rnd))
         _check(out.messages, out.states, rows)
-        return out._replace(messages=self.uplink.decoded(out.messages))
+        return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
         """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
+        got = tree_map(aligned, got)
         models = self._each(lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd)
         shape = (len(clients), self.oracle.layout.d)
         if not isinstance(models, Tensor) or models.shape != shape:
@@ -112,10 +116,13 @@ class Blocks:
     @torch.no_grad()
     def _each(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
         """``work`` of each client, stacked."""
+        rows = tree_map(aligned, rows)  # of some block of a job: they begin anywhere
         shared = [*leaves(got), self.feed.x, self.feed.y]
         versions = [t._version for t in shared]
         if self.oracle.kernel == "loop":
-            each = [self._alone(work, i, tree_map(lambda t, p=p: t[p], rows), rnd) for p, i in enumerate(clients)]
+            each = [
+                self._alone(work, i, tree_map(lambda t, p=p: aligned(t[p]), rows), rnd) for p, i in enumerate(clients)
+            ]
             stacked = tree_map(lambda *t: torch.stack(t), *each)
         elif len(clients) == 1:  # kernels of one take another path and give other bits: pad to two
             twice = self._together(work, clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), rnd)

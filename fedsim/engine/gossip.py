@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim.channel import message
 from fedsim.channel.channel import Channel, noises
 from fedsim.declared import traits_of
+from fedsim.layout import aligned
 from fedsim.topology.mixing import Mixing
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Message, Round, State
@@ -75,7 +76,7 @@ class Gossip:
         """Peers ``first`` and those after it, as many as are taken at once."""
         n = len(leaves(peers)[0])
         last = min(n, first + self._at_once(n))
-        mine, ends = tree_map(lambda t: t[first:last], (peers, links))
+        mine, ends = tree_map(lambda t: aligned(t[first:last]), (peers, links))
         return mine, ends, torch.arange(first, last)
 
     def _held(self, peers: State, links: State, ids: Tensor, rnd: Round, step: int) -> tuple[Any, ...]:
@@ -110,7 +111,7 @@ def _joined(pieces: list[tuple[Any, ...]]) -> tuple[Any, ...]:
 def product(w: sparse.csr_matrix, held: Tensor) -> Tensor:
     """W times what the peers hold, [n, ...]; one thread, rows in order: the same bits everywhere."""
     flat = held.reshape(len(held), -1).contiguous().numpy()
-    return torch.from_numpy(np.asarray(w @ flat)).view(held.shape)
+    return aligned(torch.from_numpy(np.asarray(w @ flat))).view(held.shape)
 
 
 def receivers(mixing: Mixing) -> np.ndarray:

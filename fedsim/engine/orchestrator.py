@@ -23,7 +23,7 @@ from fedsim.engine.worker import Backend, Done, Scores, Setup
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate, evaluate, gradient, summarise
 from fedsim.interrupts import uninterrupted
-from fedsim.layout import Layout
+from fedsim.layout import Layout, aligned
 from fedsim.schedule import Schedule
 from fedsim.store import Store
 from fedsim.tree import leaves, tensors, tree_map
@@ -125,7 +125,8 @@ class Orchestrator:
             raise Diverged(f"the server's state is not finite after round {index + 1}")
         uplink, downlink = sum(a.uplink_bytes for a in answers), len(clients) * each
         with uninterrupted():
-            self.server, self.memory, self.done = server, Memory(far, link, heard), index + 1
+            kept = tree_map(aligned, (server, Memory(far, link, heard)))  # as a resumed run has them
+            (self.server, self.memory), self.done = kept, index + 1
             for store in self.stores:
                 store.commit()
             self.totals["comm/uplink_total_bytes"] += uplink
@@ -155,7 +156,7 @@ class Orchestrator:
             rule = self.setup.aggregate
             sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
             weight = sum(a.weight for a in answers)
-            received = rule.finish(sums, weight, self.setup.dtype)
+            received = tree_map(aligned, rule.finish(sums, weight, self.setup.dtype))
             share = weight / self.weight
             received, far = self.setup.uplink.receive(received, self.memory.uplink, share, self.parameters)
         else:

@@ -145,7 +145,8 @@ class Peers:
             raise Diverged(f"a peer's state is not finite after round {index + 1}")
         gap = self._gap(index, mixing)
         with uninterrupted():
-            self.states, self.links, self.done = states, links, index + 1
+            self.states, self.links = tree_map(aligned, (states, links))  # as a resumed run has them
+            self.done = index + 1
             self.plain += plain
             self.totals["comm/edge_total_bytes"] += sent
             self.totals["comm/edges_total"] += steps * len(mixing.edges)

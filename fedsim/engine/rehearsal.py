@@ -8,11 +8,13 @@ fields of all.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from fedsim.algorithms.around import name_of
+from fedsim.channel.channel import noises
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
@@ -20,9 +22,12 @@ from fedsim.engine.local_part import written
 from fedsim.engine.oracle import ModelOracle
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError
+from fedsim.layout import Layout
 from fedsim.losses import loss_of
 from fedsim.objective import Objective
-from fedsim.types import Batch, Known, Message, Round, State
+from fedsim.rng import stream
+from fedsim.tree import tree_map
+from fedsim.types import Batch, Known, Message, Owned, Round, State
 
 
 class Two:
@@ -71,32 +76,121 @@ def _rounds(rounds: int) -> list[int]:
     return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
 
 
+class _Client:
+    """A client of one architecture and its two samples.
+
+    Args:
+        setup: what workers are given.
+        architecture: number of the client's model.
+    """
+
+    def __init__(self, setup: Setup, architecture: int):
+        self.setup, self.architecture = setup, architecture
+        self.oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
+        feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
+        rows = torch.zeros(2, dtype=torch.int64)
+        self.batches = Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
+
+    @torch.no_grad()
+    def local(self, state: State, server: Any, rnd: Round) -> tuple[Message, State]:
+        """Its message and new state after a broadcast of ``server``."""
+        algorithm, number = self.setup.algorithm, torch.tensor(self.architecture)
+        noise = Addressed(self.setup.seed, "rehearsal", rnd.index, number)
+        oracle, two = self.oracles[self.architecture], torch.tensor(2)
+        obj = Objective(oracle, self.batches, torch.tensor(1), two, noise, self.batches, self.oracles)
+        return algorithm.local(obj, state, heard(algorithm.broadcast(server, rnd)), rnd)
+
+
 def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int) -> Message:
     """The fields of the messages of clients of one architecture.
 
     Raises:
         InputError: the algorithm fails.
     """
+    client = _Client(setup, architecture)
     found: Message = {}
-    for t in reversed(_rounds(rounds)):
-        rnd = Round(t, (architecture,), len(setup.train.sizes()))
-        try:
-            found |= message(setup, architecture, state, setup.algorithm.init_server(x0), rnd)
-        except Exception as error:  # user code: any type
-            name = name_of(written(setup.algorithm))
-            raise InputError(
-                f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
-            ) from error
+    try:
+        for t in reversed(_rounds(rounds)):
+            server = setup.algorithm.init_server(x0)
+            found |= client.local(state, server, Round(t, (architecture,), len(setup.train.sizes())))[0]
+    except Exception as error:  # user code: any type
+        name = name_of(written(setup.algorithm))
+        raise InputError(
+            f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
+        ) from error
     return found
 
 
-@torch.no_grad()
 def message(setup: Setup, architecture: int, state: State, server: Any, rnd: Round) -> Message:
     """What a client of one architecture sends in a round, after one minibatch of two samples."""
-    oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
-    feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
-    rows = torch.zeros(2, dtype=torch.int64)
-    batches = Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
-    noise = Addressed(setup.seed, "rehearsal", rnd.index, torch.tensor(architecture))
-    obj = Objective(oracles[architecture], batches, torch.tensor(1), torch.tensor(2), noise, batches, oracles)
-    return setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)[0]
+    return _Client(setup, architecture).local(state, server, rnd)[0]
+
+
+def require_known(setup: Setup, state: State, x0: Any, rounds: int, link: State, far: State) -> None:
+    """Raise InputError when clients are to know what the downlink keeps from them.
+
+    What a broadcast calls ``Known`` after the first round is computed from earlier broadcasts, so all of these have to
+    arrive as they are sent, up to rounding: 1-bit Adam's momentum does through the layer that the server itself has put
+    it through. The first six rounds and the last three are rehearsed, for feedback may send first messages in full.
+
+    Args:
+        setup: what workers are given.
+        state: a client's first.
+        x0: what the server starts from.
+        rounds: how many there will be.
+        link: memory of the downlink.
+        far: memory of its far end.
+    """
+    algorithm, downlink, n = setup.algorithm, setup.downlink, len(setup.train.sizes())
+    server = algorithm.init_server(x0)
+    told = [algorithm.broadcast(server, Round(t, (0,), n)) for t in _rounds(rounds)[1:]]
+    known = " and ".join(dict.fromkeys(k for sent in told for k, value in sent.items() if isinstance(value, Known)))
+    if not known:
+        return
+    sizes, who = tuple(Layout.of(setup.models[0]).sizes), torch.zeros((), dtype=torch.int64)
+    for t, broadcast in _told(setup, state, server, sorted({*range(6), *range(rounds - 3, rounds)} & {*range(rounds)})):
+        arrived, link, _ = downlink.send(broadcast, link, noises(setup.seed, "rehearsal", t, who), sizes)
+        arrived, far = downlink.receive(arrived, far, 1.0, sizes)
+        if lost := next((name for name in broadcast if not _equal(arrived[name], broadcast[name])), None):
+            name, layers = name_of(written(algorithm)), [one.name for one in downlink.layers]
+            raise InputError(
+                f"downlink must deliver {lost} unchanged for {name}, whose clients compute {known} themselves from "
+                f"what they received, got [{','.join(layers)}], which loses a part of it; leave these layers out, or "
+                "limit them to fields that arrive unchanged"
+            )
+
+
+@torch.no_grad()
+def _told(setup: Setup, state: State, server: Any, rounds: list[int]) -> Iterator[tuple[int, Message]]:
+    """(round, its broadcast), where arbitrary numbers in the shapes of clients' messages moved the server before it."""
+    algorithm, rule, sizes = setup.algorithm, setup.aggregate, setup.train.sizes()
+    client, everybody, smallest = _Client(setup, 0), tuple(range(len(sizes))), int(sizes.min())
+    for t in rounds:
+        if t:
+            noise = Addressed(setup.seed, "rehearsal.server", t, torch.zeros((), dtype=torch.int64))
+            rnd = Round(t - 1, everybody, len(sizes), smallest, noise=noise)
+            sent, state = client.local(state, server, rnd)
+            one = tree_map(lambda v: v[None], _arbitrary(sent, stream(setup.seed, "rehearsal", t)))
+            sums = rule.add({}, (0,), one, torch.ones(1, dtype=torch.float64))
+            server = algorithm.server(server, rule.finish(tree_map(lambda v: v.numpy(), sums), 1.0, setup.dtype), rnd)
+        yield t, algorithm.broadcast(server, Round(t, everybody, len(sizes), smallest))
+
+
+def _arbitrary(message: Message, generator: torch.Generator) -> Message:
+    """Numbers that no layer happens to leave alone, in the shapes of a message; all of its rows are there."""
+
+    def other(value: Any) -> Any:
+        if isinstance(value, Owned):
+            return Owned(other(value.values), torch.ones_like(value.mask))
+        if not value.is_floating_point():
+            return value
+        return value + torch.randn(value.shape, generator=generator).to(value.dtype)
+
+    return {name: other(value) for name, value in message.items()}
+
+
+def _equal(arrived: Any, sent: Any) -> bool:
+    """Up to rounding: a scale computed twice, an estimate taken off and put on again; 16 bits round far more."""
+    if not isinstance(sent, torch.Tensor) or not sent.is_floating_point() or not sent.numel():
+        return True
+    return bool((arrived - sent).abs().max() <= 64 * torch.finfo(sent.dtype).eps * sent.abs().max())

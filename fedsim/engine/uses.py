@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
+from fedsim.declared import traits_of
 from fedsim.engine.oracle import answer
 from fedsim.engine.rehearsal import Two
 from fedsim.engine.worker import Setup
@@ -48,7 +49,7 @@ def uses(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -> list[fr
                 obj = Objective(oracles[number], two, torch.tensor(1), torch.tensor(2), noise, two, oracles)
                 got = heard(algorithm.broadcast(algorithm.init_server(x0), rnd))
                 algorithm.local(obj, state, got, rnd)
-                if hasattr(algorithm, "own"):
+                if "own" in traits_of(algorithm).hooks:
                     algorithm.own(obj, state, got, rnd)
     except Exception:  # user code: any type; a real failure comes again with real gradients
         return [QUESTIONS] * len(setup.models)

@@ -26,6 +26,7 @@ from fedsim.engine.kernel import Kernel
 from fedsim.engine.local_part import written
 from fedsim.engine.oracle import ModelOracle
 from fedsim.errors import ClientError
+from fedsim.layout import aligned
 from fedsim.local import Local
 from fedsim.losses import Loss, guess, loss_of, score_of
 from fedsim.models import copied
@@ -240,7 +241,7 @@ class Worker:
     def _gradient(self, job: Weighted, x: Tensor) -> Sums:
         feed = self.train_feed
         inputs = feed.inputs(feed.x[job.first : job.last], None)
-        mask = torch.from_numpy(job.weights / job.weights.min()).to(self.device, self.setup.dtype)
+        mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
         g, loss = self.evaluators[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
         total = float(job.weights.sum())
         return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
@@ -260,6 +261,7 @@ class Worker:
                 yield self._scores(self.evaluators[job.architecture], x, Rows(a, min(a + CHUNK, last)))
 
     def _scores(self, oracle: ModelOracle, x: Tensor, job: Rows) -> Scores:
+        x = aligned(x)  # one of several models is a row
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
         outputs = oracle.predict(x, inputs)

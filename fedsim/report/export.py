@@ -25,7 +25,8 @@ def rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
     ``setting``, ``method``, ``seed``, ``status``, ``rounds``; the last measured value of every ``eval/*``,
     ``train/*``, ``gossip/*`` and ``privacy/*``; what was spent, ``spent/MB`` ...; what reaching the target took,
-    ``target/MB`` ...; ``digest``, ``path``, ``command``; and the configuration, ``config/algorithm.lr`` ...
+    ``target/MB`` ...; ``digest``, ``cpu_capability``, ``path``, ``command``; and the configuration,
+    ``config/algorithm.lr`` ...
     """
     found = [
         _row(run, comparison, method.label)
@@ -78,7 +79,8 @@ def _row(run: Run, comparison: Comparison, method: str) -> dict[str, Any]:
     if comparison.target is not None:
         cost = reached(run, *comparison.target) or {}
         row |= {f"target/{axis.name}": _finite(cost.get(axis.name)) for axis in comparison.axes}
-    row |= {"digest": run.summary.get("digest"), "path": str(run.path), "command": command([run])[0]}
+    row |= {"digest": run.summary.get("digest"), "cpu_capability": run.summary.get("cpu_capability")}
+    row |= {"path": str(run.path), "command": command([run])[0]}
     return row | {f"config/{key}": value for key, value in run.flat.items()}
 
 

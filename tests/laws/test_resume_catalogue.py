@@ -50,8 +50,8 @@ def rounds(run: Any, count: int) -> list[dict[str, float]]:
     return [{k: v for k, v in record.items() if k == "time/virtual_s" or k[:5] != "time/"} for record in records]
 
 
-def check(first: Any, second: Any, folder: Path) -> None:
-    rounds(first, 2)
+def check(first: Any, second: Any, folder: Path, after: int = 2) -> None:
+    rounds(first, after)
     checkpoints = Checkpoints(folder, Checkpointing(seconds=0))
     assert checkpoints.save(first.done, first.snapshot(), {})
     found = checkpoints.newest()
@@ -68,6 +68,12 @@ def check(first: Any, second: Any, folder: Path) -> None:
 def test_every_algorithm_goes_on_to_the_same_bits(name: str, squares: Dataset, tmp_path: Path) -> None:
     up, down = (Channel(layers.get(name, ())) for layers in (algorithms.UPLINKS, algorithms.DOWNLINKS))
     check(fresh(name, squares, up, down), fresh(name, squares, up, down), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["powersgd", "diff2_bvr", "onebit_adam"])
+def test_methods_whose_rounds_take_turns_go_on_from_the_middle(name: str, squares: Dataset, tmp_path: Path) -> None:
+    up, down = (Channel(layers.get(name, ())) for layers in (algorithms.UPLINKS, algorithms.DOWNLINKS))
+    check(fresh(name, squares, up, down), fresh(name, squares, up, down), tmp_path, after=1)
 
 
 @pytest.mark.parametrize("name", [name for name in channels.STACKS if name in channels.INSIDE or "+" in name])
