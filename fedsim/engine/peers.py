@@ -150,7 +150,7 @@ class Peers:
             self.totals["comm/edges_total"] += steps * len(mixing.edges)
             self.record = {
                 "round": self.done,
-                "train/loss": loss,
+                **loss,
                 "comm/edge_bytes": sent,
                 "comm/edges": steps * len(mixing.edges),
                 **self.totals,
@@ -162,15 +162,15 @@ class Peers:
                 self.record["comm/edge_ratio"] = self.plain / self.totals["comm/edge_total_bytes"]
         return self.record | (self.evaluate() if due else {})
 
-    def _train(self, rnd: Round) -> tuple[State, float]:
-        """All peers' states after local work, and the mean training loss of those who worked."""
+    def _train(self, rnd: Round) -> tuple[State, Record]:
+        """All peers' states after local work, and the mean training loss of those who worked, if there is one."""
         steps = [self.setup.local.count(int(n)) for n in self.sizes[list(rnd.clients)]]
         jobs, costs = self.jobs.cut(rnd, rnd.clients, steps, self.stores)
         answers = self.jobs.train(jobs, costs, {})
         ids = torch.tensor([i for job in jobs for i in job.clients])
         new = tree_map(lambda *a: torch.from_numpy(np.concatenate(a)), *(answer.rows[0] for answer in answers))
         states = tree_map(lambda old, fresh: old.index_copy(0, ids, fresh), self.states, new)
-        return states, mean_loss(answers)
+        return states, mean_loss([answer.losses for answer in answers])
 
     def _before(self, states: State) -> Record:
         """What peers are before they mix."""
