@@ -37,9 +37,7 @@ class Oracle(Protocol):
         """Gradient of every example's own loss, [m, d], and the mean loss."""
         ...
 
-    def clipped_sum(
-        self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sum [d] of every example's own gradients, less those at ``less``, each clipped to norm ``bound``.
 
         And the mean loss at x.

@@ -116,7 +116,8 @@ class ExampleSums:
 
         with torch.enable_grad():
             losses = self.loss(self.stacked.watched(params, inputs, watch), y)
-            deltas = torch.autograd.grad(losses.sum(), [out.data for out in left], allow_unused=True, materialize_grads=True)
+            wanted = [out.data for out in left]
+            deltas = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
         found: dict[str, Piece] = {}
         for site, a, out, delta in zip(sites, entered, left, deltas, strict=True):
             found |= _pieces(site, a, plain(out._replace(data=delta)), half)

@@ -96,9 +96,7 @@ class ModelOracle:
         g, losses = opaque(self._each, self._each_of_many, x, batch.x, batch.y)
         return g if batch.mask is None else g * batch.mask[:, None], _mean(losses, batch.mask)
 
-    def clipped_sum(
-        self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sum of clipped gradients [d], see ``fedsim.objective.Objective.clipped_sum``, and the mean loss at x."""
         total, loss = opaque(self._clipped, self._clipped_of_many, x, *batch, bound, less)
         return total, loss

@@ -29,8 +29,8 @@ from fedsim.delays import Asynchronous
 from fedsim.engine.events import Timeline, levels
 from fedsim.engine.oracle import ModelOracle
 from fedsim.losses import Term, loss_of
-from fedsim.models import linear_zero, mlp
 from fedsim.models import build as build_model
+from fedsim.models import linear_zero, mlp
 from fedsim.objective import Objective
 from fedsim.partition import Natural
 from fedsim.schedule import All, Events, Uniform
