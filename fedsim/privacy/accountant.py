@@ -65,8 +65,8 @@ class Accountant:
         """At least ``epsilon``, cheap when asked after each of many rounds.
 
         Equal to ``epsilon`` except for "pld" with sampling, whose counts are rounded up to a grid so that a run of
-        R rounds computes O(log R) compositions: by at most a tenth, which adds about 5 % to an epsilon that grows as the
-        root of the rounds, 10 % to one that grows as the rounds do (a large one), and a little for coarser bins.
+        R rounds computes O(log R) compositions: by at most a tenth, which adds about 5 % to an epsilon that grows as
+        the root of the rounds, 10 % to one that grows as the rounds do (a large one). Coarser bins add a little.
         """
         return _epsilon(self.kind, self.delta, self._key(tuple(releases)), True)
 
