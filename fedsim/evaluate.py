@@ -24,6 +24,9 @@ class Evaluate:
         every: rounds between evaluations, >= 1; the first and the last round are always evaluated.
         clients: also report the mean, the standard deviation and the worst tenth of the clients, each on its own test
             split; of peers: the mean and the worst of their own models on all test samples, before and after mixing.
+            ``worst10`` is the mean of the tenth of the clients with test samples that fare worst, rounded up: of 10
+            clients the worst, of 11 to 20 the mean of two. (q-FFL's program, github litian96/fair_flearn,
+            plot_fairness.py, rounds down.)
         gradient: also report what is minimised, the weighted mean of all clients' training losses, and the squared norm
             of its gradient at the global model: ``eval/train_loss``, ``eval/grad_norm2``.
     """
@@ -118,7 +121,7 @@ def summarise(found: Scores, test: Samples, task: Task, *, clients: bool) -> Eva
         name = "accuracy" if len(scores) else "loss"
         mine = np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested]) / sizes[tested]
         ordered = np.sort(mine) if name == "accuracy" else -np.sort(-mine)
-        worst = ordered[: max(1, len(mine) // 10)]
+        worst = ordered[: -(-len(mine) // 10)]
         out |= {
             f"eval/client_{name}_mean": float(mine.mean()),
             f"eval/client_{name}_std": float(mine.std()),

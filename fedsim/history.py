@@ -173,18 +173,13 @@ class History:
         return summary
 
     def trajectory(self) -> np.ndarray | None:
-        """The points, one above the other; of a run in virtual time those at the times that it was asked for."""
-        kept = self.points[self._first :] if self.points else None
-        return torch.stack(kept).numpy() if kept else None
-
-    @property
-    def _first(self) -> int:
-        return 1 if isinstance(self.run, VirtualTime) else 0
+        """The points, one above the other: a row for each record, the first of the initial model."""
+        return torch.stack(self.points).numpy() if self.points else None
 
     def _times(self) -> dict[str, np.ndarray]:
         """When, in virtual time, the points were."""
         timed = "time/virtual_s" in self.records[-1]
-        return {"t": np.array([r.get("time/virtual_s", 0.0) for r in self.records[self._first :]])} if timed else {}
+        return {"t": np.array([record.get("time/virtual_s", 0.0) for record in self.records])} if timed else {}
 
     def _state(self, points: int) -> State:
         """What a checkpoint holds, with the first so many points."""

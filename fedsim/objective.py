@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,19 +26,22 @@ class Oracle(Protocol):
         ...
 
     def grad(self, x: Tensor, batch: Batch, term: Term | None = None, *extras: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [d] of the mean loss (with ``term``, of their sum), and that loss."""
+        """Gradient [d] of the mean loss (with ``term``, of their sum), and the mean loss without the term."""
         ...
 
     def descend(self, x: Tensor, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         """x - lr * gradient [d], and the loss at x."""
         ...
 
-    def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
-        """Gradient of every example's own loss, [m, d]."""
+    def example_grads(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Gradient of every example's own loss, [m, d], and the mean loss."""
         ...
 
-    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> Tensor:
-        """Sum [d] of every example's own gradients, less those at ``less``, each clipped to norm ``bound``."""
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sum [d] of every example's own gradients, less those at ``less``, each clipped to norm ``bound``.
+
+        And the mean loss at x.
+        """
         ...
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
@@ -68,6 +71,22 @@ class Minibatches(Protocol):
     def active(self, k: int) -> Tensor | None:
         """Whether the client works at step k (scalar bool); None when every client of the block does."""
         ...
+
+
+class Loss(NamedTuple):
+    """What a client's local steps saw of its loss."""
+
+    mean: Tensor  # scalar; 0 where nothing counts
+    counts: Tensor  # scalar bool, whether anything does
+
+
+class _Seen:
+    """The losses that came with a client's gradients in one round, each with its weight in their mean."""
+
+    def __init__(self) -> None:
+        self.now: tuple[Tensor, Batch] | None = None  # the first of the local step, or part of a sweep, in progress
+        self.steps: list[tuple[Tensor, Tensor | int]] = []  # (loss, 1), or (0, 0) for a step that does not count
+        self.parts: list[tuple[Tensor, Tensor | int]] = []  # (loss * examples, examples) of each part of a sweep
 
 
 class Objective:
@@ -102,7 +121,7 @@ class Objective:
         self.steps, self.examples = steps, examples
         self._term: Term | None = None
         self._extras: Callable[[Batch], tuple[Tensor, ...]] = lambda batch: ()
-        self._losses: list[Tensor] = []  # telemetry: the first loss seen in each local step
+        self._seen = _Seen()
         self._depth = depth()
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:
@@ -113,7 +132,7 @@ class Objective:
         """Gradient [d] of the mean loss over the unmasked examples at x [d]."""
         extras = () if self._term is None else self._extras(batch)
         g, loss = self._oracle.grad(x, batch, self._term, *extras)
-        self._note(loss)
+        self._note(loss, batch)
         return g
 
     def descend(self, x: Tensor, batch: Batch, lr: float) -> Tensor:
@@ -121,17 +140,22 @@ class Objective:
         if self._term is not None:
             return x - lr * self.grad(x, batch)
         y, loss = self._oracle.descend(x, batch, lr)
-        self._note(loss)
+        self._note(loss, batch)
         return y
 
-    def _note(self, loss: Tensor) -> None:
-        """Remember a loss, unless it is one of many inside the algorithm's own vmap, which it must not outlive."""
-        if depth() == self._depth:
-            self._losses.append(loss)
+    def _note(self, loss: Tensor, batch: Batch) -> None:
+        """Remember a minibatch's mean loss if it is the first of its local step.
+
+        Not if it is one of many inside the algorithm's own vmap, which it must not outlive.
+        """
+        if self._seen.now is None and depth() == self._depth:
+            self._seen.now = loss, batch
 
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's own loss at x [d]: [m, d]; rows of padding are zero."""
-        return self._oracle.example_grads(x, batch)
+        g, loss = self._oracle.example_grads(x, batch)
+        self._note(loss, batch)
+        return g
 
     def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None = None) -> Tensor:
         """Sum [d] over the examples of their own gradients at x [d], each clipped to norm ``bound``.
@@ -139,7 +163,9 @@ class Objective:
         With ``less`` [d], of the differences between each example's gradients at x and there. The gradients [m, d] do
         not exist at once: not at all in models of linear layers, a few examples or one layer at a time in others.
         """
-        return self._oracle.clipped_sum(x, batch, bound, less)
+        total, loss = self._oracle.clipped_sum(x, batch, bound, less)
+        self._note(loss, batch)
+        return total
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model for each example at x [d]: [m, k]."""
@@ -178,7 +204,7 @@ class Objective:
         if self._term is not None:
             raise TypeError("this objective has a term already")
         other = self._with(self._oracle)
-        other._term, other._extras, other._losses = term, extras, self._losses
+        other._term, other._extras, other._seen = term, extras, self._seen
         return other
 
     def _with(self, oracle: Oracle) -> Objective:
@@ -204,27 +230,54 @@ class Objective:
         if self._everything is None:
             raise TypeError("this objective knows the minibatches of the round only")
         for k in range(self._everything.length):
+            self._seen.now = None
             carry = step(carry, self._everything(k))
+            if self._seen.now is not None:
+                loss, batch = self._seen.now
+                examples = batch.y.shape[0] if batch.mask is None else batch.mask.sum()
+                self._seen.parts.append((loss * examples, examples))
         return carry
 
-    def run(self, step: Callable[[T, Batch], T], carry: T) -> T:
+    def run(self, step: Callable[[T, Batch], T], carry: T, *, counts: bool = True) -> T:
         """The local loop: ``carry = step(carry, batch)`` for each of the client's K_i minibatches.
 
         Clients of one block may have different K_i; padding steps leave the carry unchanged.
+
+        Args:
+            step: one local step.
+            carry: a tree of tensors, what the first step begins with.
+            counts: whether the losses of these steps enter ``loss``; not if the client goes through its minibatches
+                for something else than its local steps.
         """
-        mean = torch.zeros_like(self.steps, dtype=torch.get_default_dtype())
         for k in range(self._batches.length):
-            self._losses.clear()
+            self._seen.now = None
             new = step(carry, self._batches(k))
             active = self._batches.active(k)
-            if self._losses:
-                loss = self._losses[0] / self.steps
-                mean = mean + (loss if active is None else torch.where(active, loss, 0.0))
+            if counts and self._seen.now is not None:
+                self._seen.steps.append(_counted(*self._seen.now, active))
             carry = new if active is None else tree_map(lambda n, o, a=active: torch.where(a, n, o), new, carry)
-        self._losses[:] = [mean]
         return carry
 
     @property
-    def loss(self) -> Tensor:
-        """Mean over the local steps of the minibatch loss where each step began; 0 when no gradient was computed."""
-        return self._losses[0] if self._losses else torch.zeros_like(self.steps, dtype=torch.get_default_dtype())
+    def loss(self) -> Loss:
+        """The client's part of ``train/loss``: mean over its local steps of the minibatch loss where each began.
+
+        The plain loss, whatever term is added to it. Steps on minibatches without examples do not count. Where no step
+        computed a gradient but a pass over all examples (``sweep``) did, it is the mean over those examples.
+        """
+        found = self._seen.steps or self._seen.parts
+        if not found:
+            none = torch.zeros_like(self.steps, dtype=torch.get_default_dtype())
+            return Loss(none, none > 0)
+        total, weight = (sum(column[1:], start=column[0]) for column in zip(*found, strict=True))
+        counted = weight + torch.zeros_like(self.steps)
+        return Loss(total / counted.clamp(min=1), counted > 0)
+
+
+def _counted(loss: Tensor, batch: Batch, active: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """A step's loss and weight in the mean: 1, or 0 for a padding step or a minibatch without examples."""
+    counts = active
+    if batch.mask is not None:
+        held = batch.mask.any()
+        counts = held if counts is None else counts & held
+    return (loss, 1) if counts is None else (torch.where(counts, loss, 0.0), counts.long())

@@ -5,7 +5,8 @@
     metrics.jsonl     one line per round: every TensorBoard scalar by its tag, and "round"; non-finite numbers are null
     tensorboard/      one event file, and one more for each time the run was resumed
     checkpoints/      what ``fedsim resume=FOLDER`` goes on from (``fedsim.checkpoint``)
-    trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, and what else the run recorded
+    trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, a row for each line of
+                      metrics.jsonl; in virtual time also t [rounds + 1]
     events.npz        on request, of a run in virtual time: what happened when
     summary.json      ``summarise``; its presence says that the run came to an end
 

@@ -52,7 +52,8 @@ class Result:
         model: the final global model, or the mean of the peers', in evaluation mode; None for an algorithm that has
             none.
         server: the algorithm's final server state; () where there is no server.
-        trajectory: [rounds + 1, d] models after each round when asked for, [rounds + 1, n, d] of peers, else None.
+        trajectory: [rounds + 1, d] when asked for, the initial model and that after each round, as ``metrics`` has
+            them; [rounds + 1, n, d] of peers; else None.
         run_dir: the run's folder, or None.
         message: why the run stopped early, or "".
         stores: the clients' states, of each architecture; ``client`` reads them.

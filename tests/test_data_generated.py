@@ -18,6 +18,16 @@ def client(source: Synthetic, k: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     return data.x[data.group == k], data.y[data.group == k]
 
 
+def test_alpha_has_no_effect_and_beta_has_one() -> None:
+    """As the class says: the shift u_k is common to all classes."""
+    default = Synthetic(clients=8, max_size=200).load(0)
+    for alpha in (0.0, 7.0):
+        other = Synthetic(clients=8, max_size=200, alpha=alpha).load(0)
+        np.testing.assert_array_equal(other.train.x, default.train.x)
+        np.testing.assert_array_equal(other.train.y, default.train.y)
+    assert (Synthetic(clients=8, max_size=200, beta=0.0).load(0).train.y != default.train.y).any()
+
+
 def test_synthetic_inputs_have_the_papers_covariance() -> None:
     x = Synthetic(clients=60, iid=True, test_share=0).load(0).train.x
     assert len(x) > 5000

@@ -142,7 +142,7 @@ def test_every_layer(name: str, kernel: str, differences: bool) -> None:
     assert (oracle.example_sums is not None) == case.fast
 
     def one(x: Tensor, less: Tensor, i: Tensor, y: Tensor, mask: Tensor, bound: Tensor) -> Tensor:
-        return oracle.clipped_sum(x, Batch(i, y, mask), bound, less if differences else None)
+        return oracle.clipped_sum(x, Batch(i, y, mask), bound, less if differences else None)[0]
 
     args = (x, less, inputs, y, MASK, bounds)
     found = [torch.stack([one(*(a[b] for a in args)) for b in range(B)])]
@@ -161,7 +161,7 @@ def test_a_shared_model_and_a_number_as_bound() -> None:
     x, less, inputs, y = problem(case)
     oracle = ModelOracle(case.model(), case.loss, "stacked")
     for before in (None, less[0]):
-        got = torch.func.vmap(lambda i, y, u=before: oracle.clipped_sum(x[0], Batch(i, y, None), 0.3, u))(inputs, y)
+        got = torch.func.vmap(lambda i, y, u=before: oracle.clipped_sum(x[0], Batch(i, y, None), 0.3, u)[0])(inputs, y)
         for b in range(B):
             want = truth(case, x[0], inputs[b], y[b], torch.ones(M), 0.3, before)
             torch.testing.assert_close(got[b], want, rtol=1e-10, atol=1e-12)
@@ -174,7 +174,7 @@ def test_many_examples_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch
         case = CASES[name]
         x, less, inputs, y = problem(case)
         oracle = ModelOracle(case.model(), case.loss, "stacked")
-        got = torch.func.vmap(lambda x, u, i, y, m, o=oracle: o.clipped_sum(x, Batch(i, y, m), 0.1, u))(
+        got = torch.func.vmap(lambda x, u, i, y, m, o=oracle: o.clipped_sum(x, Batch(i, y, m), 0.1, u)[0])(
             x, less, inputs, y, MASK
         )
         for b in range(B):
@@ -192,7 +192,7 @@ def test_single_precision(distance: float) -> None:
     at, i, targets, before = (a.double() for a in (x[0], inputs[0], y[0], less[0]))
     wide = truth(case, at, i, targets, MASK[0], 1e9, before)
     bound = float(wide.norm()) / M  # of the size of the differences: some are clipped
-    got = oracle.clipped_sum(x[0], Batch(inputs[0], y[0], None), bound, less[0])
+    got = oracle.clipped_sum(x[0], Batch(inputs[0], y[0], None), bound, less[0])[0]
     want = truth(case, at, i, targets, MASK[0], bound, before)
     assert float((got - want).norm()) < 2e-6 / distance * float(want.norm())
 

@@ -73,7 +73,7 @@ def test_example_gradients(model: nn.Module, blocks: dict[str, torch.Tensor], ke
     oracle = ModelOracle(build(mlp, (F_IN,), K, {}, 0).double(), loss_of("classification"), kernel)
 
     def one(x: torch.Tensor, i: torch.Tensor, y: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
-        return oracle.example_grads(x, Batch(i, y, m))
+        return oracle.example_grads(x, Batch(i, y, m))[0]
 
     args = (blocks["x"], blocks["inputs"], blocks["y"], blocks["mask"])
     alone = torch.stack([one(*(a[b] for a in args)) for b in range(B)])

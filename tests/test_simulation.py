@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import nn
 from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.data import Dataset
+from fedsim.data.batches import Samples
+from fedsim.engine.worker import Scores
 from fedsim.errors import ClientError, InputError
-from fedsim.evaluate import evaluate
+from fedsim.evaluate import evaluate, summarise
 from fedsim.layout import Layout
 from fedsim.models import mlp
 from fedsim.objective import Objective
@@ -236,3 +239,19 @@ def test_a_folder_that_holds_a_run_is_left_alone(squares: Dataset, tmp_path: Pat
     with pytest.raises(InputError, match="already holds a run"):
         run(squares, run_dir=tmp_path / "run", rounds=1)
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("clients", "counted"), [(1, 1), (9, 1), (10, 1), (11, 2), (19, 2), (20, 2), (21, 3)])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_worst_tenth_is_rounded_up(task: str, clients: int, counted: int) -> None:
+    random = np.random.default_rng(clients)
+    sizes = random.integers(1, 6, clients)
+    start, n = np.concatenate([[0], np.cumsum(sizes)]), int(sizes.sum())
+    losses, hits = random.random(n), random.integers(2, size=n).astype(np.float64)
+    found = Scores(losses, hits if task == "classification" else np.zeros(0), np.zeros(0, dtype=np.int64))
+    test = Samples(np.zeros((n, 1)), np.zeros(n, dtype=np.int64), start)
+    metrics = summarise(found, test, task, clients=True).metrics  # type: ignore[arg-type]
+    each = sorted((hits if task == "classification" else -losses)[a:b].mean() for a, b in pairwise(start.tolist()))
+    name = "accuracy" if task == "classification" else "loss"
+    want = abs(np.mean(each[:counted]))
+    assert metrics[f"eval/client_{name}_worst10"] == pytest.approx(want, rel=1e-12)

@@ -6,7 +6,8 @@ JYWa/FedNova, distoptim/FedNova.py).
 
 Deviations: with both momentum and mu the authors' counters add 1 for a step twice; here one recursion counts what the
 local steps really add up to, c <- m c + 1, a <- (1 - lr mu) a + c, which is theirs when either is zero. No server
-momentum. Equal K_i with mu = 0 give the mean of the local models; with momentum = 0 too, FedAvg.
+momentum. Equal K_i with mu = 0 give the mean of the local models: FedAvg with the same local solver (``local_sgd``).
+The proximal term is clipped with the gradient, as one vector, but stays out of the momentum buffer, as in their code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
@@ -40,21 +41,18 @@ class Carry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedNova(LocalSGD):
+class FedNova(MomentumSGD):
     """Federated normalised averaging. The weights p_i are the aggregator's.
 
     Attributes:
-        momentum: of local SGD, fresh in every round, in [0, 1).
         mu: weight of the proximal term mu/2 ||y - x||^2, >= 0; lr mu must stay below 1.
     """
 
     traits: ClassVar[Traits] = Traits(public=("tau",), hooks=("public_of",))
-    momentum: float = 0.0
     mu: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.momentum < 1, "momentum", "be in [0, 1)", self.momentum)
         require(0 <= self.mu < 1 / self.lr, "mu", f"be in [0, 1/lr = {1 / self.lr:g})", self.mu)
 
     def public_of(self, steps: int, rnd: Round) -> dict[str, float]:
@@ -84,10 +82,11 @@ class FedNova(LocalSGD):
         x, lr = got["x"], self.rate(rnd)
 
         def step(now: Carry, batch: Batch) -> Carry:
-            v = self.momentum * now.v + obj.grad(now.y, batch)
+            pull = self.mu * (now.y - x)
+            along = self.momentum * now.v + self.bounded(now.y, obj.grad(now.y, batch) + pull)
             c = self.momentum * now.c + 1
             a = (1 - lr * self.mu) * now.a + c
-            return Carry(self.step(now.y, v + self.mu * (now.y - x), lr), v, c, a)
+            return Carry(now.y - lr * along, along - pull, c, a)
 
         end = obj.run(step, Carry(x, torch.zeros_like(x), x.new_zeros(()), x.new_zeros(())))
         tau = obj.steps.to(x.dtype) if self.mu else end.a

@@ -78,7 +78,8 @@ class Scaffold(LocalSGD):
 
     def _at(self, obj: Objective, x: Tensor) -> Tensor:
         """The mean over the round's minibatches of the gradient at x [d]."""
-        return obj.run(lambda total, batch: total + obj.grad(x, batch), torch.zeros_like(x)) / obj.steps
+        add = lambda total, batch: total + obj.grad(x, batch)  # noqa: E731
+        return obj.run(add, torch.zeros_like(x), counts=False) / obj.steps
 
     def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
         """x <- x + server_lr * mean_S update; c <- c + (1/N) sum_S (c_i+ - c_i)."""

@@ -1,10 +1,14 @@
-"""Synthetic(alpha, beta): a softmax model and inputs that differ from client to client, by two knobs.
+"""Synthetic(alpha, beta): a softmax model and inputs that differ from client to client.
 
 T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, "Federated Optimization in Heterogeneous Networks",
 MLSys 2020, arXiv 1812.06127, section 5.1 and appendix C.1. Details the paper leaves open follow the authors' program
 (https://github.com/litian96/FedProx, data/synthetic_*): alpha and beta are standard deviations of u_k and B_k, not
 variances (alike for the paper's 0 and 1, not for 0.5); sizes are lognormal(4, 2) + 50, of which the last tenth of each
 client is for testing; with ``iid`` the inputs have mean 0 and all clients share one model.
+
+``alpha`` changes no label: as in the authors' program u_k is one number for all of W_k and b_k, so it adds the same to
+every class's logit, u_k (1 + sum of the inputs), which the argmax does not see. Clients' models differ all the same, by
+the N(0, 1) part of W_k, which alpha does not scale; for one model on all clients there is ``iid``.
 
 Deviations: numbers come from addressed streams, so client k's data do not depend on how many clients there are; a
 client's size is bounded by ``max_size`` (0.5% of clients exceed 10,000); features are float32.
@@ -36,7 +40,7 @@ class Synthetic:
 
     Attributes:
         clients: number of clients n >= 1 (30 in the paper).
-        alpha: how much the clients' models differ, >= 0.
+        alpha: standard deviation of u_k, >= 0; it has no effect on the data (see above).
         beta: how much the clients' inputs differ, >= 0.
         iid: one model and one input distribution for all; alpha and beta play no part.
         max_size: bound of a client's number of samples, >= 50.

@@ -189,12 +189,12 @@ class Agreement:
             if client == 1:
                 self._same_again(model, inputs, outputs)
             each = self.loss(outputs, y)
-            if question == "term":
-                each = each + _term(outputs, features, y, _weights(at, client)[: len(y)])
             loss = each.mean()
             if question == "value":
                 return [loss.detach()]
-            torch.autograd.backward(loss)
+            if question == "term":  # which is minimised beside the loss, and not reported with it
+                each = each + _term(outputs, features, y, _weights(at, client)[: len(y)])
+            torch.autograd.backward(each.mean())
         g = self._gradient(model)
         return [g, loss.detach()]
 
@@ -213,26 +213,28 @@ class Agreement:
     def _by_example(
         self, model: nn.Module, x: Tensor, inputs: Tensor, y: Tensor, at: Trial, client: int, question: str
     ) -> list[Tensor]:
-        """One example after the other."""
+        """One example after the other: their gradients, or the sums of these clipped; and their mean loss."""
 
-        def gradients(x: Tensor) -> Tensor:
+        def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
             for p, view in zip(model.parameters(), self.layout.views(x).values(), strict=True):
                 p.data = view
-            rows = []
+            rows, losses = [], []
             for k in range(len(y)):
                 model.zero_grad()
-                torch.autograd.backward(self.loss(model(inputs[k : k + 1]), y[k : k + 1]).sum())
+                loss = self.loss(model(inputs[k : k + 1]), y[k : k + 1]).sum()
+                torch.autograd.backward(loss)
                 rows.append(self._gradient(model))
-            return torch.stack(rows)
+                losses.append(loss.detach())
+            return torch.stack(rows), torch.stack(losses).mean()
 
-        g = gradients(x)
+        g, mean = gradients(x)
         if question == "example_grads":
-            return [g]
+            return [g, mean]
         found: list[Tensor] = []
-        for rows in (g, g - gradients(at.x[1 - client])):
+        for number, rows in enumerate((g, g - gradients(at.x[1 - client])[0])):
             norms = rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-            bound = self._bounds.setdefault((at.x.dtype, len(found)), float(norms.mean()))  # some of them are clipped
-            found.append((rows * (bound / norms).clamp(max=1.0)).sum(0))
+            bound = self._bounds.setdefault((at.x.dtype, number), float(norms.mean()))  # some of them are clipped
+            found += [(rows * (bound / norms).clamp(max=1.0)).sum(0), mean]
         return found
 
     def _asked(self, oracle: ModelOracle, at: Trial, question: str) -> Answers:
@@ -252,7 +254,7 @@ class Agreement:
             if question == "clipped_sum":
                 bounds = [self._bounds[at.x.dtype, k] for k in range(2)]
                 pairs = zip(bounds, (None, other), strict=True)
-                return tuple(oracle.clipped_sum(x, batch, bound, less) for bound, less in pairs)
+                return tuple(part for bound, less in pairs for part in oracle.clipped_sum(x, batch, bound, less))
             found = getattr(oracle, question)(x, batch)
             return found if isinstance(found, tuple) else (found,)
 
@@ -266,7 +268,7 @@ class Agreement:
             else:
                 both = torch.func.vmap(one)(at.x, at.inputs, at.y, at.mask, weights, at.x.flip(0))
                 by_example = question in ("outputs", "features", "example_grads")
-                got = [[part[i][at.mask[i] > 0] if by_example else part[i] for part in both] for i in range(2)]
+                got = [[p[i][at.mask[i] > 0] if by_example and p.dim() > 1 else p[i] for p in both] for i in range(2)]
             if question == "descend":  # compare what was subtracted
                 for client, found in enumerate(got):
                     found[0] = found[0].sub_(at.x[client]).div_(-lr)

@@ -24,7 +24,7 @@ from fedsim.channel.noise import Addressed
 from fedsim.delays import Asynchronous
 from fedsim.engine.block import to_numpy
 from fedsim.engine.flights import Flight, computed, order
-from fedsim.engine.jobs import Jobs, digest_of
+from fedsim.engine.jobs import Jobs, digest_of, mean_loss
 from fedsim.engine.orchestrator import Record
 from fedsim.engine.rehearsal import messages
 from fedsim.engine.worker import Backend, Setup
@@ -141,7 +141,7 @@ class AsynchronousServer:
             self.plain += sum(flight.plain for flight in landed)
             self.record = {
                 "round": self.done,
-                "train/loss": float(np.mean([flight.loss for flight in landed])),
+                **mean_loss([np.array([flight.loss for flight in landed])]),
                 "comm/uplink_bytes": uplink,
                 "comm/downlink_bytes": downlink,
                 **self.totals,

@@ -45,7 +45,8 @@ class Outcome(NamedTuple):
 
     messages: Message  # [b, ...]
     states: State  # tree of [b, ...] tensors
-    losses: Tensor  # [b] mean training loss over the local steps
+    losses: Tensor  # [b] mean training loss over the local steps; 0 where none counts
+    counted: Tensor  # [b] bool, whether some local step counts; see ``Objective.loss``
     sent: Tensor  # [b] int64 bytes that the channel counted; 0 without one
 
     def finite(self) -> Tensor:
@@ -97,7 +98,7 @@ class Blocks:
                 sent = sent + size
             if self.settle is not None:
                 state = self.settle(state, message, arrived, rnd)
-            return arrived, (state, links), obj.loss, sent
+            return arrived, (state, links), *obj.loss, sent
 
         out = Outcome(*self._each(local, clients, rows, got, rnd))
         _check(out.messages, out.states, rows)

@@ -71,8 +71,10 @@ class ExampleSums:
 
     def __call__(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """See ``fedsim.objective.Objective.clipped_sum``: x [b, d], inputs [b, m, ...], bound [b] -> [b, d].
+
+        Besides, the examples' losses at x [b, m].
 
         Raises:
             Unstackable: a layer sees other rows than one per example.
@@ -80,17 +82,22 @@ class ExampleSums:
         b = len(x)
         if less is not None:  # both models in one pass
             x, inputs, y = torch.cat([x, less]), torch.cat([inputs, inputs]), torch.cat([y, y])
-        found = self._pieces(self.layout.views(x), inputs, y, None if less is None else b)
+        found, losses = self._pieces(self.layout.views(x), inputs, y, None if less is None else b)
         norms = sum((piece.norms2() for piece in found.values()), start=x.new_zeros(b, y.shape[1])).sqrt()
         weights = factors(norms, bound, mask)
         out = x.new_zeros(b, self.layout.d)
         for name, view in self.layout.views(out).items():
             if name in found:  # else forward does not use it
                 view.copy_(found[name].total(weights).view_as(view))
-        return out
+        return out, losses[:b]
 
-    def _pieces(self, params: dict[str, Tensor], inputs: Tensor, y: Tensor, half: int | None) -> dict[str, Piece]:
-        """Gradients by example of every parameter; with ``half``, of the first lanes less those of the others."""
+    def _pieces(
+        self, params: dict[str, Tensor], inputs: Tensor, y: Tensor, half: int | None
+    ) -> tuple[dict[str, Piece], Tensor]:
+        """Gradients by example of every parameter; with ``half``, of the first lanes less those of the others.
+
+        And every example's loss in every lane.
+        """
         entered: list[Tensor] = []
         left: list[Act] = []
         sites: list[Site] = []
@@ -108,12 +115,13 @@ class ExampleSums:
             return out._replace(data=data.clone())  # the next layer may write into it
 
         with torch.enable_grad():
-            loss = self.loss(self.stacked.watched(params, inputs, watch), y).sum()
-            deltas = torch.autograd.grad(loss, [out.data for out in left], allow_unused=True, materialize_grads=True)
+            losses = self.loss(self.stacked.watched(params, inputs, watch), y)
+            wanted = [out.data for out in left]
+            deltas = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
         found: dict[str, Piece] = {}
         for site, a, out, delta in zip(sites, entered, left, deltas, strict=True):
             found |= _pieces(site, a, plain(out._replace(data=delta)), half)
-        return found
+        return found, losses.detach()
 
 
 def factors(norms: Tensor, bound: Tensor | float, mask: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ class Flight(NamedTuple):
     row: Any  # (state, memory of its link), and once computed the new ones
     ready: bool  # whether it is computed
     reply: Message  # what the server will get
-    loss: float
+    loss: float  # mean training loss, NaN where no local step counts
     sent: int  # bytes of the reply
     plain: int  # what they would be without a channel
 

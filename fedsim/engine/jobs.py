@@ -75,6 +75,11 @@ def digest_of(arrays: Iterable[np.ndarray]) -> str:
     return hashed.hexdigest()
 
 
-def mean_loss(answers: Sequence[Done]) -> float:
-    """Mean over clients of their mean training loss in the round."""
-    return float(np.concatenate([answer.losses for answer in answers]).astype(np.float64).mean())
+def mean_loss(losses: Sequence[np.ndarray]) -> dict[str, float]:
+    """``train/loss``: the mean over clients of their training losses [c], NaN where a client has none.
+
+    A round in which nobody has one has no ``train/loss``: the tag is absent.
+    """
+    found = np.concatenate(losses).astype(np.float64) if losses else np.zeros(0)
+    known = found[~np.isnan(found)]
+    return {"train/loss": float(known.mean())} if len(known) else {}

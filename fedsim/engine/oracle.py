@@ -39,6 +39,11 @@ def _mean(per_example: Tensor, mask: Tensor | None) -> Tensor:
     return (per_example * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
+def _stacked(found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    first, second = zip(*found, strict=True)
+    return torch.stack(first), torch.stack(second)
+
+
 def answer(model: nn.Module, run: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
     """``run(inputs)`` of a module, and what its layer ``head`` received, or None unless there is one, called once."""
     seen: list[Tensor] = []
@@ -92,7 +97,7 @@ class ModelOracle:
         return value
 
     def grad(self, x: Tensor, batch: Batch, term: Term | None = None, *extras: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [d] of the mean loss (with ``term``, of their sum) at x [d], and that loss."""
+        """Gradient [d] of the mean loss (with ``term``, of their sum) at x [d], and the mean loss without the term."""
         g, loss = opaque(self._alone, self._together, x, *batch, None, term, *extras)
         return g, loss
 
@@ -101,15 +106,15 @@ class ModelOracle:
         y, loss = opaque(self._alone, self._together, x, *batch, lr)
         return y, loss
 
-    def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
-        """Gradient of each example's loss at x [d], [m, d]; zero rows for padding."""
-        g: Tensor = opaque(self._each, self._each_of_many, x, batch.x, batch.y)
-        return g if batch.mask is None else g * batch.mask[:, None]
+    def example_grads(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Gradient of each example's loss at x [d], [m, d], zero rows for padding; and the mean loss."""
+        g, losses = opaque(self._each, self._each_of_many, x, batch.x, batch.y)
+        return g if batch.mask is None else g * batch.mask[:, None], _mean(losses, batch.mask)
 
-    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> Tensor:
-        """Sum of clipped gradients [d]; see ``fedsim.objective.Objective.clipped_sum``."""
-        total: Tensor = opaque(self._clipped, self._clipped_of_many, x, *batch, bound, less)
-        return total
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sum of clipped gradients [d], see ``fedsim.objective.Objective.clipped_sum``, and the mean loss at x."""
+        total, loss = opaque(self._clipped, self._clipped_of_many, x, *batch, bound, less)
+        return total, loss
 
     @torch.no_grad()
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
@@ -155,10 +160,11 @@ class ModelOracle:
 
     def _loss(
         self, outputs: Tensor, features: Tensor | None, y: Tensor, mask: Tensor | None, term: Term | None, extras: Any
-    ) -> Tensor:
-        """[..., m] -> [...]: mean over the unmasked examples of the loss, with ``term`` of their sum."""
+    ) -> tuple[Tensor, Tensor]:
+        """Means [...] over the unmasked examples: of what is minimised, the loss with the term, and of the loss."""
         each = self.loss(outputs, y)
-        return _mean(each if term is None else each + term(outputs, features, y, *extras), mask)
+        plain = _mean(each, mask)
+        return (plain if term is None else _mean(each + term(outputs, features, y, *extras), mask)), plain.detach()
 
     def _alone(
         self,
@@ -170,13 +176,13 @@ class ModelOracle:
         term: Term | None = None,
         *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One client: gradient [d] (or with ``lr`` the new x) and loss, by plain autograd on the module itself."""
+        """One client: gradient [d] (or with ``lr`` the new x) and plain loss, by autograd on the module itself."""
         model = self.at(x)
         with torch.enable_grad():
             outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
-            loss = self._loss(outputs, features, y, mask, term, extras)
-            grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
-        return self._flat(x, _dense(grads), lr), loss.detach()
+            minimised, loss = self._loss(outputs, features, y, mask, term, extras)
+            grads = torch.autograd.grad(minimised, self.parameters, allow_unused=True, materialize_grads=True)
+        return self._flat(x, _dense(grads), lr), loss
 
     def _together(
         self,
@@ -188,16 +194,17 @@ class ModelOracle:
         term: Term | None = None,
         *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and losses [b].
+        """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b].
 
         One backward of the summed losses, which are independent across clients.
         """
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
             outputs, features = (self._run(leaves, inputs), None) if term is None else self._answers(leaves, inputs)
-            loss = self._loss(outputs, features, y, mask, term, extras)
-            grads = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return self._flat(x, grads, lr), loss.detach()
+            minimised, loss = self._loss(outputs, features, y, mask, term, extras)
+            wanted = list(leaves.values())
+            grads = torch.autograd.grad(minimised.sum(), wanted, allow_unused=True, materialize_grads=True)
+        return self._flat(x, grads, lr), loss
 
     def _flat(self, x: Tensor, grads: Sequence[Tensor], lr: float | None) -> Tensor:
         """Gradients per parameter as one [..., d] tensor, or x - lr * gradient written in one pass."""
@@ -214,49 +221,54 @@ class ModelOracle:
     def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         return _mean(self.loss(self._run(self.layout.views(x), inputs), y), mask)
 
-    def _each(self, x: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
-        """Every example as a client of its own: [d], [m, ...] -> [m, d]."""
+    def _each(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Every example as a client of its own: [d], [m, ...] -> gradients [m, d] and losses [m]."""
         if self.kernel == "loop":
-            return torch.stack([self._alone(x, i[None], t[None], None)[0] for i, t in zip(inputs, y, strict=True)])
-        return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None)[0]
+            found = [self._alone(x, i[None], t[None], None) for i, t in zip(inputs, y, strict=True)]
+            return _stacked(found)
+        return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None)
 
-    def _each_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> Tensor:
-        """[b, d], [b, m, ...] -> [b, m, d]: b times m clients with one example each."""
+    def _each_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """[b, d], [b, m, ...] -> [b, m, d] and [b, m]: b times m clients with one example each."""
         if self.kernel == "loop":
-            return torch.stack([self._each(*one) for one in zip(x, inputs, y, strict=True)])
+            return _stacked([self._each(*one) for one in zip(x, inputs, y, strict=True)])
         b, m = y.shape[:2]
         one_each = x[:, None].expand(b, m, -1).reshape(b * m, -1)
-        g, _ = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
-        return g.view(b, m, -1)
+        g, losses = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
+        return g.view(b, m, -1), losses.view(b, m)
 
     def _clipped(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """One client as a block of one."""
         bounds = bound[None] if isinstance(bound, Tensor) else bound
         masks, others = (None if a is None else a[None] for a in (mask, less))
-        return self._clipped_of_many(x[None], inputs[None], y[None], masks, bounds, others)[0]
+        totals, losses = self._clipped_of_many(x[None], inputs[None], y[None], masks, bounds, others)
+        return totals[0], losses[0]
 
     def _clipped_of_many(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
-    ) -> Tensor:
-        """[b, d], [b, m, ...] -> [b, d]: layer by layer where that is possible, else from gradients by example."""
+    ) -> tuple[Tensor, Tensor]:
+        """[b, d], [b, m, ...] -> [b, d], [b]: layer by layer where that is possible, else from gradients by example."""
         if self.example_sums is not None:
             try:
-                return self.example_sums(x, inputs, y, mask, bound, less)
+                sums, each = self.example_sums(x, inputs, y, mask, bound, less)
+                return sums, _mean(each, mask)
             except Unstackable:  # rows that are not examples: seen at work only
                 pass
         m = y.shape[1]
         size = max(1, NUMBERS // x.numel())
         total = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        losses = []
         for some in (slice(first, first + size) for first in range(0, m, size)):
-            g = self._each_of_many(x, inputs[:, some], y[:, some])
+            g, mine = self._each_of_many(x, inputs[:, some], y[:, some])
+            losses.append(mine)
             if less is not None:
-                g = g - self._each_of_many(less, inputs[:, some], y[:, some])
+                g = g - self._each_of_many(less, inputs[:, some], y[:, some])[0]
             norms = torch.linalg.vector_norm(g, dim=2)
             weights = factors(norms, bound, None if mask is None else mask[:, some])
             total += torch.bmm(weights.unsqueeze(1), g).squeeze(1)
-        return total
+        return total, _mean(torch.cat(losses, 1), mask)
 
     def _answers(self, parameters: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Outputs and features of b clients."""

@@ -135,7 +135,7 @@ class Orchestrator:
             self.plain["comm/downlink"] += len(clients) * message.size(broadcast)
             self.record = {
                 "round": self.done,
-                **({"train/loss": mean_loss(answers)} if answers else {}),
+                **mean_loss([answer.losses for answer in answers]),
                 "comm/uplink_bytes": uplink,
                 "comm/downlink_bytes": downlink,
                 **self.totals,

@@ -165,14 +165,14 @@ class Peers:
         return self.record | (self.evaluate() if due else {})
 
     def _train(self, rnd: Round) -> tuple[State, Record]:
-        """All peers' states after local work, and the mean training loss of those who worked."""
+        """All peers' states after local work, and the mean training loss of those who worked, if there is one."""
         steps = [self.setup.local.count(int(n)) for n in self.sizes[list(rnd.clients)]]
         jobs, costs = self.jobs.cut(rnd, rnd.clients, steps, self.stores)
         answers = self.jobs.train(jobs, costs, {})
         ids = torch.tensor([i for job in jobs for i in job.clients])
         new = tree_map(lambda *a: aligned(torch.from_numpy(np.concatenate(a))), *(answer.rows[0] for answer in answers))
         states = tree_map(lambda old, fresh: old.index_copy(0, ids, fresh), self.states, new)
-        return states, {"train/loss": mean_loss(answers)}
+        return states, mean_loss([answer.losses for answer in answers])
 
     def _before(self, states: State) -> Record:
         """What peers are before they mix."""

@@ -77,13 +77,13 @@ class _Silent:
         self.asked.add("descend")
         return x.clone(), x.new_zeros(())
 
-    def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
+    def example_grads(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         self.asked.add("example_grads")
-        return x.new_zeros(len(batch.y), x.shape[-1])
+        return x.new_zeros(len(batch.y), x.shape[-1]), x.new_zeros(())
 
-    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> Tensor:
+    def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
         self.asked.add("clipped_sum")
-        return torch.zeros_like(x)
+        return torch.zeros_like(x), x.new_zeros(())
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         self.asked.add("outputs")

@@ -19,7 +19,7 @@ from fedsim.channel import message
 from fedsim.data.batches import as_tensor
 from fedsim.declared import traits_of
 from fedsim.engine.events import Graphs, Timeline, draw, levels, too_slow, waves
-from fedsim.engine.jobs import Jobs, digest_of
+from fedsim.engine.jobs import Jobs, digest_of, mean_loss
 from fedsim.engine.measured import mean_of, measured
 from fedsim.engine.orchestrator import Record
 from fedsim.engine.peers import Stacked
@@ -157,7 +157,6 @@ class VirtualTime:
                 meetings += int((~alone).sum())
         if not all(torch.isfinite(leaf).all() for leaf in leaves(states) if leaf.is_floating_point()):
             raise Diverged(f"a peer's state is not finite at virtual time {end:g}")
-        loss = {"train/loss": float(np.concatenate(losses).astype(np.float64).mean())} if losses else {}
         with uninterrupted():
             self.states, self.last, self.now = states, last, end
             self.done += 1
@@ -165,7 +164,7 @@ class VirtualTime:
             self.totals["comm/edges_total"] += meetings
             self.record = {
                 "round": self.done,
-                **loss,
+                **mean_loss(losses),
                 "comm/edge_bytes": sent,
                 "comm/edges": meetings,
                 **self.totals,
@@ -188,7 +187,7 @@ class VirtualTime:
         return np.concatenate([self.events.i[pairs], self.events.j[pairs]])
 
     def _compute(self, states: State, ids: np.ndarray, level: int) -> list[np.ndarray]:
-        """Gradients of different peers, in place; returns their losses."""
+        """Gradients of different peers, in place; returns their losses, NaN where there is none."""
         rnd = self._round(level, ids)
         costs = [self.setup.local.count(int(m)) for m in self.sizes[list(rnd.clients)]]
         cut, totals = self.jobs.cut(rnd, rnd.clients, costs, (Stacked((states, {})),))

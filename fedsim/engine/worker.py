@@ -71,7 +71,7 @@ class Done(NamedTuple):
     span: int  # this job and those that follow it; 0: the sums are with an earlier job
     weight: float  # sum of the weights
     rows: State  # tree of [c, ...] arrays: new client states
-    losses: np.ndarray  # [c] mean training loss over the local steps
+    losses: np.ndarray  # [c] mean training loss over the local steps, NaN where none counts
     diverged: tuple[int, ...]  # clients whose loss or message is not finite
     uplink_bytes: int  # encoded size of the job's messages
     plain_bytes: int  # what it would be without a channel
@@ -189,7 +189,7 @@ class Worker:
             plain += size
             sent += int(out.sent.sum()) + message.owned(out.messages) if self.setup.uplink else size
             states.append(out.states)
-            losses.append(out.losses)
+            losses.append(torch.where(out.counted, out.losses, math.nan))
             total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
             if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
                 suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]

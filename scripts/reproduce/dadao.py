@@ -85,7 +85,7 @@ def errors(algorithm: object, graph: Fixed, data: Dataset, schedule: Events | Al
     best = np.linalg.lstsq(data.train.x, data.train.y, rcond=None)[0]
     assert result.trajectory is not None
     done = result.metrics[1:]
-    points = np.square(result.trajectory[-len(done) :] - best).sum(2).mean(1)
+    points = np.square(result.trajectory[1:] - best).sum(2).mean(1)
     time = "time/virtual_s" if isinstance(schedule, Events) else "round"
     return points, np.array([r[time] for r in done]), np.array([r["comm/edges_total"] for r in done])
 

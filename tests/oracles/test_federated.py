@@ -39,6 +39,7 @@ TIGHT = 1e-10  # float64; amplified by a few dozen steps and, for the adaptive m
 COHORTS = [[0, 1, 2], [1, 4], [3], [0, 2, 3, 4], [0, 1, 2, 3, 4], [2], [0, 4], [1, 2, 3]]
 SGD = {"lr": 0.2, "lr_decay": 0.9}
 NP = {"lr": 0.2, "decay": 0.9}
+SOLVER = {"momentum": 0.7, "clip": 0.9, "weight_decay": 0.1}
 OPT = {"server_lr": 0.3, "beta1": 0.8, "tau": 0.05, "v0": 0.01}
 
 METHODS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -205,6 +206,7 @@ IDENTITIES = {
     "fedinit_beta0_is_fedavg": (FedInit(**SGD, beta=0.0), FedAvg(**SGD)),
     "relaxed_beta0_is_the_method": (Relaxed(FedSMOO(**SGD), beta=0.0), FedSMOO(**SGD)),
     "fednova_equal_steps_is_fedavg": (FedNova(**SGD), FedAvg(**SGD)),
+    "fednova_with_the_solver": (FedNova(**SGD, **SOLVER), FedAvg(**SGD, **SOLVER)),
     "mofedsam_rho0_is_fedcm": (MoFedSAM(**SGD, rho=0.0, alpha=0.3), FedCM(**SGD, alpha=0.3)),
     "fedgamma_rho0_is_scaffold": (FedGAMMA(**SGD, rho=0.0), Scaffold(**SGD)),
     "fedsmoo_rho0_is_feddyn": (FedSMOO(**SGD, rho=0.0, alpha=0.4), FedDyn(**SGD, alpha=0.4)),

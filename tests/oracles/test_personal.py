@@ -172,7 +172,7 @@ def scores(outputs: list[np.ndarray], tests: list[np.ndarray]) -> dict[str, floa
     right = [z.argmax(1) == y for z, y in zip(outputs, tests, strict=True)]
     each = np.sort([hits.mean() for hits in right if len(hits)])
     flat, y = np.concatenate(outputs), np.concatenate(tests)
-    worst = each[: max(1, len(each) // 10)]
+    worst = each[: int(np.ceil(len(each) / 10))]
     found = {
         "eval/accuracy": np.concatenate(right).mean(),
         "eval/client_accuracy_mean": each.mean(),

@@ -73,6 +73,37 @@ def test_poisson_and_the_relation_that_is_counted_once():
         assert PLD.epsilon(same) == pytest.approx(1.993, abs=6e-4)
 
 
+SCALES = [
+    (0.6, 0.5, 300),
+    (1.0, 0.01, 10_000),
+    (5.0, 0.01, 1000),
+    (100.0, 0.1, 1000),
+    (300.0, 0.1, 1000),
+    (1000.0, 0.1, 1000),
+]
+
+
+@pytest.mark.parametrize(("z", "rate", "count"), SCALES)
+def test_bins_are_fine_for_every_size_of_epsilon(z, rate, count):
+    """Epsilons from 0.007 to 200 are nearly those of much finer bins, and the running one is near."""
+    import dp_accounting
+
+    losses = dp_accounting.pld.privacy_loss_distribution
+    release = gaussian(z, count, rate)
+    got, running = PLD.epsilon([release]), PLD.running([release])
+    fine = losses.from_gaussian_mechanism(z, sampling_prob=rate, value_discretization_interval=1e-5 * got)
+    want = fine.self_compose(count).get_epsilon_for_delta(1e-5)
+    assert 0.999 * want <= got <= 1.01 * want  # the library cuts tails: its finest bins are no lower bound
+    grid = PLD.epsilon([gaussian(z, int(count * 1.1) + 1, rate)])  # a tenth more rounds
+    assert got <= running <= 1.02 * grid
+
+
+def test_epsilon_of_next_to_nothing_is_next_to_nothing():
+    """Noise so large that delta covers everything: bins stop shrinking, and the answer is at most their floor."""
+    assert PLD.epsilon([gaussian(1e6, 1, 0.01)]) <= 1e-3
+    assert PLD.epsilon([gaussian(1e6, 1, 0.01)]) <= PLD.running([gaussian(1e6, 1, 0.01)]) <= 1e-3
+
+
 def test_opacus_agrees():
     accountants = pytest.importorskip("opacus.accountants")
     for z, rate, steps in ((1.0, 0.01, 1000), (2.0, 1.0, 50)):
