@@ -10,7 +10,7 @@ from torch import nn
 
 from fedsim.aggregate import Aggregate
 from fedsim.channel.channel import Channel
-from fedsim.checks import require_everyone, require_mixing, require_network
+from fedsim.checks import compression_notes, require_everyone, require_mixing, require_network
 from fedsim.data.base import Dataset
 from fedsim.engine.config import Engine
 from fedsim.engine.curvature import tuned
@@ -55,7 +55,10 @@ class Assembled:
 
     def orchestrator(self, backend: Backend, evaluation: Evaluate) -> Run:
         """The run before its first round."""
-        return self.prepared.orchestrator(backend, self.schedule, evaluation, self.engine, self.rounds)
+        run = self.prepared.orchestrator(backend, self.schedule, evaluation, self.engine, self.rounds)
+        setup = self.prepared.setup
+        run.notes += compression_notes(setup.algorithm, self.prepared.channel, setup.downlink, self.rounds)
+        return run
 
 
 def assemble(

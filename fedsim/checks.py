@@ -72,6 +72,36 @@ def require_everyone(algorithm: Any, schedule: Schedule, n: int, rounds: int, se
         require(everyone, "schedule", must, schedule, "add schedule=all")
 
 
+def compression_notes(algorithm: Any, channel: Channel, downlink: Channel, rounds: int) -> tuple[str, ...]:
+    """What the user should know where the layers are not those that the method is made for, one sentence each.
+
+    A method that compresses declares ``compresses``, the fields of its messages that a layer should act on, and may
+    declare ``in_full``, the fields of the same links that must arrive as they are, and have a ``warmup``, rounds before
+    it compresses.
+    """
+    while (base := getattr(algorithm, "base", None)) is not None:  # of a mechanism, or of peers' local part
+        algorithm = base
+    name, wanted = type(algorithm).__name__, getattr(algorithm, "compresses", ())
+    notes = [
+        f"{name} compresses what it sends as `{field}`, but no layer of channel acts on it; "
+        "leave channel out to have the method's own"
+        for field in wanted
+        if not any(layer.fields is None or field in layer.fields for layer in channel.layers)
+    ]
+    if wanted and getattr(algorithm, "warmup", 0) >= rounds:
+        do = "lower algorithm.warmup, or raise rounds"
+        notes.append(f"{name} compresses nothing in {rounds} rounds, for its warm-up is {algorithm.warmup}; {do}")
+    for link, layers in (("channel", channel.layers), ("downlink", downlink.layers)):
+        for layer in layers:
+            spoiled = [field for field in getattr(algorithm, "in_full", ()) if field in (layer.fields or (field,))]
+            if wanted and spoiled:
+                notes.append(
+                    f"{link}.{layer.name} must leave {' and '.join(spoiled)} of {name} in full to give that method; "
+                    f"add {link}.{layer.name}.fields=[{','.join(wanted)}], or leave {link} out to have the method's own"
+                )
+    return tuple(notes)
+
+
 def is_peers(algorithm: Any) -> bool:
     """Whether clients of this algorithm are peers, who talk to each other and to no server."""
     return hasattr(algorithm, "mix") or hasattr(algorithm, "meet")

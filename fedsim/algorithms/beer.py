@@ -48,6 +48,7 @@ class Beer(LocalSGD):
         gamma: step of the gossip, in (0, 1]; the coarser the compressor, the smaller.
     """
 
+    compresses: ClassVar[tuple[str, ...]] = ("x", "v")
     everyone: ClassVar[bool] = True
     static: ClassVar[bool] = True
     gamma: float = 0.1

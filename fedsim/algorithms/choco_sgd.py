@@ -45,6 +45,7 @@ class ChocoSGD(MomentumSGD):
         copies: where the public copies start: ``zero`` (the box), or the initial ``model``.
     """
 
+    compresses: ClassVar[tuple[str, ...]] = ("difference",)
     static: ClassVar[bool] = True
     gamma: float = 0.1
     copies: Literal["zero", "model"] = "zero"

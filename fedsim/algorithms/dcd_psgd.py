@@ -38,6 +38,7 @@ class PeerState(NamedTuple):
 class DCDPSGD(LocalSGD):
     """Difference-compressed decentralized parallel SGD."""
 
+    compresses: ClassVar[tuple[str, ...]] = ("difference",)
     static: ClassVar[bool] = True
 
     def init_client(self, x0: Tensor) -> PeerState:

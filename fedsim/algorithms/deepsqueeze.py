@@ -15,7 +15,7 @@ decay of the lr as in ``local_sgd``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class DeepSqueeze(MomentumSGD):
         gamma: step of the gossip, in (0, 1]; the coarser the compressor, the smaller.
     """
 
+    compresses: ClassVar[tuple[str, ...]] = ("v",)
     gamma: float = 0.1
 
     def __post_init__(self) -> None:

@@ -5,7 +5,8 @@ the algorithm box of EC-SGD-DIANA; the authors' code: github eduardgorbunov/ef_s
 
 A client sends two messages: the step e + gamma (g - h_i + h), through any compressor, and g - h_i, through an unbiased
 one, of whose result both sides know. The compressors come from the channel, by field:
-``channel=[topk,qsgd] channel.topk.fields=[step] channel.qsgd.fields=[shift]``.
+``channel=[topk,qsgd] channel.topk.fields=[step] channel.qsgd.fields=[shift]``, or what its yaml chooses,
+``channel=[step_shift]``.
 
 Deviations: under partial participation h stays the mean over ALL clients, of which the absent ones' do not change; the
 step of the round may decay.
@@ -50,6 +51,7 @@ class ECSGDDiana:
     """
 
     uniform: ClassVar[bool] = True
+    compresses: ClassVar[tuple[str, ...]] = ("step", "shift")
     lr: float
     alpha: float = 0.1
     lr_decay: float = 1.0

@@ -4,8 +4,8 @@ Tang, Gan, Awan, Rajbhandari, Li, Lian, Liu, Zhang, He, "1-bit Adam: Communicati
 Adam's Convergence Speed", ICML 2021, arXiv 2102.02888, the algorithm box; the authors' code: DeepSpeed,
 runtime/fp16/onebit/adam.py. As there: no bias correction, decoupled weight decay, m the last decoded global momentum.
 
-Both directions use the channel's pieces: ``channel=[ef14,sign] channel.ef14.fields=[momentum] channel.sign.fields=
-[momentum] downlink=[sign] downlink.sign.fields=[momentum]``, with scale l2; the server's own error feedback lies in its
+Both directions use the channel's pieces, which its yaml chooses: ``channel=[onebit] downlink=[onebit_downlink]`` are
+error feedback and signs with scale l2, limited to the field ``momentum``; the server's own error feedback lies in its
 state. With ``warmup=null`` it is Adam. Every client takes part in every round: all follow the same x, which is
 therefore not sent once momenta are.
 
@@ -58,6 +58,7 @@ class OneBitAdam:
 
     uniform: ClassVar[bool] = True
     everyone: ClassVar[bool] = True
+    in_full: ClassVar[tuple[str, ...]] = ("gradient", "x")  # what no layer should touch
     lr: float
     lr_decay: float = 1.0
     beta1: float = 0.9
@@ -78,6 +79,11 @@ class OneBitAdam:
         require(self.warmup is None or self.warmup >= 1, "warmup", "be >= 1, or null for Adam", self.warmup)
         require(self.floor >= 0, "floor", "be >= 0", self.floor)
         require(self.chunk is None or self.chunk >= 1, "chunk", "be >= 1, or null for one scale", self.chunk)
+
+    @property
+    def compresses(self) -> tuple[str, ...]:
+        """The momenta; nothing where it is Adam."""
+        return () if self.warmup is None else ("momentum",)
 
     @property
     def onion(self) -> Onion:
