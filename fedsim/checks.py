@@ -96,7 +96,7 @@ def compression_notes(algorithm: Any, channel: Channel, downlink: Channel, round
             spoiled = [field for field in getattr(algorithm, "in_full", ()) if field in (layer.fields or (field,))]
             if wanted and spoiled:
                 notes.append(
-                    f"{link}.{layer.name} must leave {' and '.join(spoiled)} of {name} in full to give that method; "
+                    f"{link}.{layer.name} must act on {' and '.join(wanted)} alone to give {name}; "
                     f"add {link}.{layer.name}.fields=[{','.join(wanted)}], or leave {link} out to have the method's own"
                 )
     return tuple(notes)
