@@ -65,7 +65,8 @@ def hints(path: Path) -> list[str]:
 def options(group: str) -> dict[str, str]:
     """The text of each option of a group, by name."""
     group = "channel" if group == "downlink" else group
-    return {path.stem: path.read_text() for path in (CONFIGS / group).glob("*.yaml")}
+    folder = CONFIGS / group
+    return {path.relative_to(folder).with_suffix("").as_posix(): path.read_text() for path in folder.rglob("*.yaml")}
 
 
 MAIN = (CONFIGS / "config.yaml").read_text()
@@ -84,7 +85,7 @@ def unknown(word: str, beside: str) -> str:
     if group in SECTIONS:
         return "" if re.search(rf"^  {path[0]}:", MAIN, re.M) else f"{group} has no {path[0]}"
     if not path:
-        names = re.findall(r"\w+", value) if "[" in value else [value]
+        names = re.findall(r"[\w/]+", value) if "[" in value else [value]
         return ", ".join(f"no option {group}={name}" for name in names if name not in options(group) and name != "null")
     chosen = re.search(rf"(?<!\S){group}=([\w]+)", beside)
     found = options(group)
@@ -102,7 +103,7 @@ def unknown(word: str, beside: str) -> str:
 def test_there_are_hints() -> None:
     assert len(ALL) > 150
     assert len(WHOLE) > 10
-    assert ("fedsim/algorithms/onebit_adam.py", "channel=[onebit] downlink=[onebit_downlink]") in ALL
+    assert ("fedsim/algorithms/onebit_adam.py", "channel=[of/onebit_adam] downlink=[of/onebit_adam_downlink]") in ALL
 
 
 def test_every_option_and_key_that_is_named_exists() -> None:

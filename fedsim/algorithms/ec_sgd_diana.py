@@ -6,7 +6,7 @@ the algorithm box of EC-SGD-DIANA; the authors' code: github eduardgorbunov/ef_s
 A client sends two messages: the step e + gamma (g - h_i + h), through any compressor, and g - h_i, through an unbiased
 one, of whose result both sides know. The compressors come from the channel, by field:
 ``channel=[topk,qsgd] channel.topk.fields=[step] channel.qsgd.fields=[shift]``, or what its yaml chooses,
-``channel=[step_shift]``.
+``channel=[of/ec_sgd_diana]``.
 
 Deviations: under partial participation h stays the mean over ALL clients, of which the absent ones' do not change; the
 step of the round may decay.

@@ -4,9 +4,9 @@ Tang, Gan, Awan, Rajbhandari, Li, Lian, Liu, Zhang, He, "1-bit Adam: Communicati
 Adam's Convergence Speed", ICML 2021, arXiv 2102.02888, the algorithm box; the authors' code: DeepSpeed,
 runtime/fp16/onebit/adam.py. As there: no bias correction, decoupled weight decay, m the last decoded global momentum.
 
-Both directions use the channel's pieces, which its yaml chooses: ``channel=[onebit] downlink=[onebit_downlink]`` are
-error feedback and signs with scale l2, limited to the field ``momentum``; the server's own error feedback lies in its
-state. With ``warmup=null`` it is Adam. Every client takes part in every round: all follow the same x, which is
+Both directions use the channel's pieces, which its yaml chooses:
+``channel=[of/onebit_adam] downlink=[of/onebit_adam_downlink]`` are error feedback and signs with scale l2, limited to
+the field ``momentum``; the server's own error feedback lies in its state. With ``warmup=null`` it is Adam. Every client takes part in every round: all follow the same x, which is
 therefore not sent once momenta are.
 
 Deviations: the workers' chunks of the server's vector are buckets of ``chunk`` entries; entries whose gradients were
