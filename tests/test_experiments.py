@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsim.config import build_run
 from fedsim.errors import InputError
@@ -136,6 +138,15 @@ def test_dfedsams_numbers(alpha: str) -> None:
         assert small[part] == full[part]
     base = build_run(composed(f"experiment=dfedsam_cifar10_dir{alpha}", "algorithm=dfedavg", "~algorithm.rho"))
     assert (type(base["algorithm"]).__name__, base["topology"]) == ("DFedAvg", RandomRegular(10))
+
+
+def test_beers_reproduction_adds_the_gradient_of_its_regulariser() -> None:
+    script = runpy.run_path(str(FOLDER.parents[1] / "scripts/reproduce/beer.py"))
+    y = torch.linspace(-3, 3, 25, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad((script["ALPHA"] * y**2 / (1 + y**2)).sum(), y)
+    for method, _ in script["METHODS"].values():
+        got = method.bounded(y.detach(), torch.ones_like(y))
+        torch.testing.assert_close(got, 1 + expected)
 
 
 def test_diff2s_setting() -> None:

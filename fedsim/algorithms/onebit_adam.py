@@ -6,8 +6,8 @@ runtime/fp16/onebit/adam.py. As there: no bias correction, decoupled weight deca
 
 Both directions use the channel's pieces, which its yaml chooses:
 ``channel=[of/onebit_adam] downlink=[of/onebit_adam_downlink]`` are error feedback and signs with scale l2, limited to
-the field ``momentum``; the server's own error feedback lies in its state. With ``warmup=null`` it is Adam. Every client takes part in every round: all follow the same x, which is
-therefore not sent once momenta are.
+the field ``momentum``; the server's own error feedback lies in its state. With ``warmup=null`` it is Adam. Every client
+takes part in every round: all follow the same x, which is therefore not sent once momenta are.
 
 Deviations: the workers' chunks of the server's vector are buckets of ``chunk`` entries; entries whose gradients were
 (almost) always zero stay where they are after the warm-up (``floor``), for one-bit momenta over their tiny variance
