@@ -10,11 +10,12 @@ from torch import nn
 
 from fedsim.aggregate import Aggregate
 from fedsim.channel.channel import Channel
-from fedsim.checks import require_everyone, require_mixing, require_network
+from fedsim.checks import compression_notes, require_everyone, require_mixing, require_network
 from fedsim.data.base import Dataset
 from fedsim.engine.config import Engine
 from fedsim.engine.curvature import tuned
 from fedsim.engine.events import graphs_of
+from fedsim.engine.local_part import written
 from fedsim.engine.worker import Backend
 from fedsim.errors import require
 from fedsim.evaluate import Evaluate
@@ -57,7 +58,10 @@ class Assembled:
 
     def orchestrator(self, backend: Backend, evaluation: Evaluate) -> Run:
         """The run before its first round."""
-        return self.prepared.orchestrator(backend, self.schedule, evaluation, self.engine, self.rounds)
+        run = self.prepared.orchestrator(backend, self.schedule, evaluation, self.engine, self.rounds)
+        setup = self.prepared.setup
+        run.notes += compression_notes(written(setup.algorithm), self.prepared.channel, setup.downlink, self.rounds)
+        return run
 
 
 def assemble(

@@ -75,6 +75,33 @@ def require_everyone(algorithm: Any, schedule: Schedule, n: int, rounds: int, se
         require(everyone, "schedule", must, schedule, "add schedule=all")
 
 
+def compression_notes(algorithm: Any, channel: Channel, downlink: Channel, rounds: int) -> tuple[str, ...]:
+    """What the user should know where the layers are not those that the method is made for, one sentence each.
+
+    Which these are, its traits say: ``compresses``, ``in_full`` and ``compresses_from``.
+    """
+    said, name = traits_of(algorithm), name_of(algorithm)
+    wanted = said.compresses
+    notes = [
+        f"{name} compresses what it sends as `{field}`, but no layer of channel acts on it; "
+        "leave channel out to have the method's own"
+        for field in wanted
+        if not any(layer.fields is None or field in layer.fields for layer in channel.layers)
+    ]
+    if wanted and said.compresses_from >= rounds:
+        do = "lower algorithm.warmup, or raise rounds"
+        notes.append(f"{name} compresses nothing in {rounds} rounds, for its warm-up is {said.compresses_from}; {do}")
+    for link, layers in (("channel", channel.layers), ("downlink", downlink.layers)):
+        for layer in layers:
+            spoiled = [field for field in said.in_full if field in (layer.fields or (field,))]
+            if wanted and spoiled:
+                notes.append(
+                    f"{link}.{layer.name} must act on {' and '.join(wanted)} alone to give {name}; "
+                    f"add {link}.{layer.name}.fields=[{','.join(wanted)}], or leave {link} out to have the method's own"
+                )
+    return tuple(notes)
+
+
 def is_peers(algorithm: Any) -> bool:
     """Whether clients of this algorithm are peers, who talk to each other and to no server."""
     return traits_of(algorithm).role != "server"

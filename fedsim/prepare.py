@@ -164,7 +164,8 @@ def _memories(
     noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
-    check_fields("channel", channel.layers, {name for sample in samples for name in sample})
+    later = traits_of(setup.algorithm).compresses  # after a warm-up, perhaps beyond the last round
+    check_fields("channel", channel.layers, {name for sample in samples for name in sample}, later)
     for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
         channel.send(sample, link, noise, tuple(layout.sizes))
     far = channel.init_server(samples[0]) if samples else {}
@@ -172,7 +173,7 @@ def _memories(
     heard: State = {}
     if downlink:
         sample = broadcasts(setup.algorithm, x0, population, rounds)
-        check_fields("downlink", downlink.layers, sample)
+        check_fields("downlink", downlink.layers, sample, later)
         down, heard = downlink.init(sample), downlink.init_server(sample)
         downlink.send(sample, down, noise, tuple(layouts[0].sizes))
         require_known(setup, states[0], x0, rounds, down, heard)

@@ -79,6 +79,9 @@ class Traits(Words):
         equal_steps: all clients must make equally many local steps, for they share the noise.
         public: fields of a message that say nothing of a client's samples but their number (step counts): they are
             neither clipped nor noised.
+        compresses: fields of its messages that a layer of the channel should act on, for the method is made for it.
+        compresses_from: first round in which it sends these fields.
+        in_full: fields that no layer should touch.
         hooks: methods and attributes beyond those of its protocol which the class has and the engine shall use, see
             ``HOOKS``.
     """
@@ -102,6 +105,9 @@ class Traits(Words):
     by_cohort: bool = False
     equal_steps: bool = False
     public: tuple[str, ...] = ()
+    compresses: tuple[str, ...] = ()
+    compresses_from: int = 0
+    in_full: tuple[str, ...] = ()
     hooks: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:

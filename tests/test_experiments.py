@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsim.config import build_run
 from fedsim.errors import InputError
-from fedsim.partition import Classes, Dirichlet, DirichletPerClient, Iid, Quantity
+from fedsim.partition import Classes, ClassesPerClient, Dirichlet, DirichletPerClient, Iid, QuantityDirichlet
 from fedsim.schedule import All, Bernoulli, Uniform
 from fedsim.topology import RandomRegular
 from tests.test_cli import composed
@@ -62,8 +64,8 @@ def test_fl_simulators_numbers(name: str) -> None:
     kind = name.split("_")[2]
     want = {
         "iid": Iid(clients),
-        "classes3": Classes(clients, 3, (1.0, 1.0)),
-        "classes5": Classes(clients, 5, (1.0, 1.0)),
+        "classes3": ClassesPerClient(clients, 3),
+        "classes5": ClassesPerClient(clients, 5),
     }
     if kind.startswith("dir"):
         assert parts["partition"] == DirichletPerClient(clients, int(kind[3:]) / 10)
@@ -90,11 +92,11 @@ def test_niid_benchs_numbers(name: str) -> None:
         assert (parts["rounds"], parts["local"].batch_size) == (50, 64)
     kind = name.split("_")[2]
     if kind.startswith("classes"):
-        assert parts["partition"] == Classes(10, int(kind[-1]), (1.0, 1.0))
+        assert parts["partition"] == Classes(10, int(kind[-1]), (1.0, 1.0), owners="drawn")
     elif kind == "dir05":
-        assert parts["partition"] == Dirichlet(10, 0.5, min_samples=10)
+        assert parts["partition"] == Dirichlet(10, 0.5, min_samples=10, cap=True)
     else:
-        assert parts["partition"] == Quantity(10, 0.957, min_samples=10)
+        assert parts["partition"] == QuantityDirichlet(10, 0.5, min_samples=10)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_fedghs_numbers(name: str) -> None:
     parts = build_run(composed(f"experiment={name}"))
     clients = int(name.split("_")[1][:-1])
     assert parts["schedule"] == (All() if clients == 10 else Uniform(cohort=10))
-    assert parts["partition"] == Classes(clients, 10 if name.startswith("cifar100_") else 2, (0.4, 0.6))
+    assert parts["partition"] == Classes(clients, 10 if name.startswith("cifar100_") else 2, (0.4, 0.6), held_out=10000)
     rule = parts["algorithm"]
     assert (rule.lr, rule.momentum, rule.weight_decay, rule.clip) == (0.01, 0.9, 1e-3, 50)
     if name in FULL:
@@ -136,6 +138,15 @@ def test_dfedsams_numbers(alpha: str) -> None:
         assert small[part] == full[part]
     base = build_run(composed(f"experiment=dfedsam_cifar10_dir{alpha}", "algorithm=dfedavg", "~algorithm.rho"))
     assert (type(base["algorithm"]).__name__, base["topology"]) == ("DFedAvg", RandomRegular(10))
+
+
+def test_beers_reproduction_adds_the_gradient_of_its_regulariser() -> None:
+    script = runpy.run_path(str(FOLDER.parents[1] / "scripts/reproduce/beer.py"))
+    y = torch.linspace(-3, 3, 25, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad((script["ALPHA"] * y**2 / (1 + y**2)).sum(), y)
+    for method, _ in script["METHODS"].values():
+        got = method.bounded(y.detach(), torch.ones_like(y))
+        torch.testing.assert_close(got, 1 + expected)
 
 
 def test_diff2s_setting() -> None:

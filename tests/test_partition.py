@@ -18,6 +18,7 @@ from fedsim.errors import InputError
 from fedsim.partition import (
     Blocks,
     Classes,
+    ClassesPerClient,
     Dirichlet,
     DirichletPerClient,
     Iid,
@@ -25,6 +26,7 @@ from fedsim.partition import (
     Partition,
     Population,
     Quantity,
+    QuantityDirichlet,
     Shards,
 )
 from fedsim.partition.base import apportion, even
@@ -62,10 +64,15 @@ def cases(draw):
             [
                 Iid(clients),
                 Dirichlet(clients, 1.0),
+                Dirichlet(clients, 1.0, cap=True),
                 DirichletPerClient(clients, 0.2),
                 Classes(clients, draw(st.integers(1, min(classes, 3)))),
+                Classes(clients, draw(st.integers(1, min(classes, 3))), owners="drawn"),
+                Classes(clients, draw(st.integers(1, min(classes, 3))), held_out=draw(st.integers(1, 20))),
+                ClassesPerClient(clients, draw(st.integers(1, min(classes, 3)))),
                 Shards(clients, draw(st.integers(1, 4))),
                 Quantity(clients, 1.5, min_samples=3),
+                QuantityDirichlet(clients, 0.5, min_samples=3),
                 Natural(),
                 Natural(clients),
                 Blocks(clients),
@@ -85,7 +92,7 @@ def smallest_class(data):
 @hypothesis_settings(max_examples=150, deadline=None)
 def test_every_client_has_ascending_indices_of_both_splits_and_only_some_rules_may_repeat_or_drop(case, seed):
     rule, data = case
-    if isinstance(rule, Classes) and smallest_class(data) < rule.clients:
+    if isinstance(rule, Classes) and smallest_class(data) < rule.clients + rule.held_out:
         return  # an error, tested below
     population = rule.split(data, seed)
     clients = rule.clients if getattr(rule, "clients", None) else len(np.unique(data.train.group))
@@ -99,9 +106,9 @@ def test_every_client_has_ascending_indices_of_both_splits_and_only_some_rules_m
             assert indices.size == 0 or (indices[0] >= 0 and indices[-1] < len(split))
     assert min(map(len, population.train)) >= 1
     held = np.bincount(np.concatenate(population.train), minlength=len(data.train))
-    if not isinstance(rule, DirichletPerClient):
+    if not isinstance(rule, (DirichletPerClient, ClassesPerClient)):
         assert held.max() == 1
-    if not isinstance(rule, (DirichletPerClient, Classes, Natural)):
+    if not isinstance(rule, (DirichletPerClient, ClassesPerClient, Classes, Natural)):
         assert held.min() == 1
     counts = population.counts(data)
     for client, indices in enumerate(population.train):
@@ -129,7 +136,7 @@ def test_test_samples_go_to_one_client_each_in_proportion_to_its_training_sample
 @hypothesis_settings(max_examples=60, deadline=None)
 def test_a_split_is_a_function_of_the_data_and_the_seed_alone(case, seed):
     rule, data = case
-    if isinstance(rule, Classes) and smallest_class(data) < rule.clients:
+    if isinstance(rule, Classes) and smallest_class(data) < rule.clients + rule.held_out:
         return
     before = np.random.get_state()  # noqa: NPY002
     first = rule.split(data, seed)
@@ -148,10 +155,14 @@ def test_a_split_is_a_function_of_the_data_and_the_seed_alone(case, seed):
     [
         Iid(5),
         Dirichlet(5, 1.0),
+        Dirichlet(5, 1.0, cap=True),
         DirichletPerClient(5, 1.0),
         Classes(5, 2),
+        Classes(5, 2, owners="drawn"),
+        ClassesPerClient(5, 2),
         Shards(5, 2),
         Quantity(5, 1.0),
+        QuantityDirichlet(5, 1.0),
         Natural(5),
         Blocks(5, mixed=0.3),
     ],
@@ -216,7 +227,14 @@ def test_sizes_are_equal_where_the_rule_says_so(rule):
     assert sum(sizes) == (294 if isinstance(rule, DirichletPerClient) else 300)
 
 
-@pytest.mark.parametrize("rule", [Dirichlet(10, 0.3, min_samples=9), Quantity(10, 3.0, min_samples=9)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Dirichlet(10, 0.3, min_samples=9),
+        Quantity(10, 3.0, min_samples=9),
+        QuantityDirichlet(10, 0.5, min_samples=9),
+    ],
+)
 def test_every_client_has_the_minimum(rule):
     data = toy(400, 0, 10)
     smallest = [min(map(len, rule.split(data, seed).train)) for seed in range(20)]
@@ -253,6 +271,14 @@ def test_classes_gives_exactly_per_client_classes_shared_within_range_and_the_sa
         assert np.abs(share - tested).max() <= (1 + owners[label]) / (data.train.y == label).sum() + 1 / 500
         assert test[:, label].sum() == (data.test.y == label).sum()
         assert (test[:, label][train[:, label] == 0] == 0).all()
+
+
+def test_held_out_samples_are_nobodys_and_drawn_by_the_seed():
+    data = toy(400, 60, 4)
+    held = [np.concatenate(Classes(8, 2, held_out=100).split(data, seed).train) for seed in (0, 1)]
+    assert [len(np.unique(a)) for a in held] == [300, 300]
+    assert set(held[0].tolist()) != set(held[1].tolist())
+    assert sum(map(len, Classes(8, 2, held_out=100).split(data, 0).test)) == 60
 
 
 def test_test_samples_of_a_class_that_nobody_trains_on_are_nobodys():
@@ -310,6 +336,10 @@ LARGE = toy(300, 60, 4, groups=9)
         (lambda: Classes(3, 0), r"^per_client must be >= 1"),
         (lambda: Classes(3, 2, (0.6, 0.4)), r"^share must be two numbers with 0 < low <= high, got \[0.6, 0.4\]"),
         (lambda: Classes(3, 2, (0.4,)), r"^share must"),
+        (lambda: Classes(3, 2, owners="odd"), r"^owners must be even or drawn, got 'odd'"),
+        (lambda: Classes(3, 2, held_out=-1), r"^held_out must be >= 0"),
+        (lambda: ClassesPerClient(3, 0), r"^per_client must be >= 1"),
+        (lambda: QuantityDirichlet(3, 0.0), r"^alpha must be in"),
         (lambda: Quantity(3, -0.1), r"^sigma must be in \[0, 100\], got -0.1"),
         (lambda: Natural(0), r"^clients must be >= 1, or null"),
         (
@@ -322,6 +352,15 @@ LARGE = toy(300, 60, 4, groups=9)
         (lambda: Classes(301, 2).split(LARGE, 0), r"^partition.clients must be <= the 300"),
         (lambda: Shards(200, 2).split(LARGE, 0), r"^partition.clients \* partition.per_client must be <= the 300"),
         (lambda: Quantity(100, 1.0, 4).split(LARGE, 0), r"^partition.min_samples must be <= 3 for 100 clients"),
+        (lambda: Classes(3, 2, held_out=300).split(LARGE, 0), r"^partition.held_out must be < the 300 training"),
+        (
+            lambda: ClassesPerClient(3, 5).split(LARGE, 0),
+            r"^partition.per_client must be <= the 4 classes of data toy, got 5",
+        ),
+        (
+            lambda: QuantityDirichlet(20, 0.1, attempts=50).split(LARGE, 0),
+            r"^partition=quantity_dirichlet: none of 50 draws at alpha 0.1 .*raise partition.alpha",
+        ),
         (lambda: Classes(3, 5).split(LARGE, 0), r"^partition.per_client must be <= the 4 classes of data toy, got 5"),
         (
             lambda: Classes(299, 3).split(LARGE, 0),
@@ -345,7 +384,9 @@ def test_errors_are_one_line_that_says_what_to_do(make, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rule", [Dirichlet(3, 1.0), DirichletPerClient(3, 1.0), Classes(3, 1), Shards(3, 1)])
+@pytest.mark.parametrize(
+    "rule", [Dirichlet(3, 1.0), DirichletPerClient(3, 1.0), Classes(3, 1), ClassesPerClient(3, 1), Shards(3, 1)]
+)
 def test_label_rules_refuse_data_without_classes(rule):
     with pytest.raises(InputError, match="needs class labels, but data toy is a regression task; use partition=iid"):
         rule.split(toy(60, 20, 4, task="regression"), 0)

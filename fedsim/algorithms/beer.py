@@ -49,7 +49,9 @@ class Beer(LocalSGD):
         gamma: step of the gossip, in (0, 1]; the coarser the compressor, the smaller.
     """
 
-    traits: ClassVar[Traits] = Traits(role="peers", everyone=True, static=True, hooks=("publish",))
+    traits: ClassVar[Traits] = Traits(
+        role="peers", everyone=True, static=True, compresses=("x", "v"), hooks=("publish",)
+    )
     gamma: float = 0.1
 
     def __post_init__(self) -> None:

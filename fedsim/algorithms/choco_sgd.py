@@ -46,7 +46,7 @@ class ChocoSGD(MomentumSGD):
         copies: where the public copies start: ``zero`` (the box), or the initial ``model``.
     """
 
-    traits: ClassVar[Traits] = Traits(role="peers", static=True, hooks=("publish",))
+    traits: ClassVar[Traits] = Traits(role="peers", static=True, compresses=("difference",), hooks=("publish",))
     gamma: float = 0.1
     copies: Literal["zero", "model"] = "zero"
 

@@ -39,7 +39,7 @@ class PeerState(NamedTuple):
 class DCDPSGD(LocalSGD):
     """Difference-compressed decentralized parallel SGD."""
 
-    traits: ClassVar[Traits] = Traits(role="peers", static=True, hooks=("publish",))
+    traits: ClassVar[Traits] = Traits(role="peers", static=True, compresses=("difference",), hooks=("publish",))
 
     def init_client(self, x0: Tensor) -> PeerState:
         """Every peer starts from the same model, so that W X = X."""

@@ -42,7 +42,7 @@ class DeepSqueeze(MomentumSGD):
         gamma: step of the gossip, in (0, 1]; the coarser the compressor, the smaller.
     """
 
-    traits: ClassVar[Traits] = Traits(role="peers", hooks=("publish",))
+    traits: ClassVar[Traits] = Traits(role="peers", compresses=("v",), hooks=("publish",))
     gamma: float = 0.1
 
     def __post_init__(self) -> None:

@@ -5,7 +5,8 @@ the algorithm box of EC-SGD-DIANA; the authors' code: github eduardgorbunov/ef_s
 
 A client sends two messages: the step e + gamma (g - h_i + h), through any compressor, and g - h_i, through an unbiased
 one, of whose result both sides know. The compressors come from the channel, by field:
-``channel=[topk,qsgd] channel.topk.fields=[step] channel.qsgd.fields=[shift]``.
+``channel=[topk,qsgd] channel.topk.fields=[step] channel.qsgd.fields=[shift]``, or what its yaml chooses,
+``channel=[of/ec_sgd_diana]``.
 
 Deviations: under partial participation h stays the mean over ALL clients, of which the absent ones' do not change; the
 step of the round may decay.
@@ -51,7 +52,7 @@ class ECSGDDiana:
         lr_decay: factor on lr per round, in (0, 1].
     """
 
-    traits: ClassVar[Traits] = Traits(uniform=True, hooks=("settle",))
+    traits: ClassVar[Traits] = Traits(uniform=True, compresses=("step", "shift"), hooks=("settle",))
     lr: float
     alpha: float = 0.1
     lr_decay: float = 1.0

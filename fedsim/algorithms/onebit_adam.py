@@ -4,10 +4,10 @@ Tang, Gan, Awan, Rajbhandari, Li, Lian, Liu, Zhang, He, "1-bit Adam: Communicati
 Adam's Convergence Speed", ICML 2021, arXiv 2102.02888, the algorithm box; the authors' code: DeepSpeed,
 runtime/fp16/onebit/adam.py. As there: no bias correction, decoupled weight decay, m the last decoded global momentum.
 
-Both directions use the channel's pieces: ``channel=[ef14,sign] channel.ef14.fields=[momentum] channel.sign.fields=
-[momentum] downlink=[sign] downlink.sign.fields=[momentum]``, with scale l2; the server's own error feedback lies in its
-state. With ``warmup=null`` it is Adam. Every client takes part in every round: all follow the same x, which is
-therefore not sent once momenta are.
+Both directions use the channel's pieces, which its yaml chooses:
+``channel=[of/onebit_adam] downlink=[of/onebit_adam_downlink]`` are error feedback and signs with scale l2, limited to
+the field ``momentum``; the server's own error feedback lies in its state. With ``warmup=null`` it is Adam. Every client
+takes part in every round: all follow the same x, which is therefore not sent once momenta are.
 
 Deviations: the workers' chunks of the server's vector are buckets of ``chunk`` entries; entries whose gradients were
 (almost) always zero stay where they are after the warm-up (``floor``), for one-bit momenta over their tiny variance
@@ -17,7 +17,7 @@ would throw them far off (DeepSpeed's users give a mask).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,6 @@ class OneBitAdam:
         floor: after the warm-up, entries stay where they are if sqrt(v) is at most this part of its root mean square.
     """
 
-    traits: ClassVar[Traits] = Traits(uniform=True, everyone=True)
     lr: float
     lr_decay: float = 1.0
     beta1: float = 0.9
@@ -80,6 +79,14 @@ class OneBitAdam:
         require(self.warmup is None or self.warmup >= 1, "warmup", "be >= 1, or null for Adam", self.warmup)
         require(self.floor >= 0, "floor", "be >= 0", self.floor)
         require(self.chunk is None or self.chunk >= 1, "chunk", "be >= 1, or null for one scale", self.chunk)
+
+    @property
+    def traits(self) -> Traits:
+        """The words; without a warm-up that ends it is Adam, which compresses nothing."""
+        said = Traits(uniform=True, everyone=True)
+        if self.warmup is None:
+            return said
+        return said.but(compresses=("momentum",), in_full=("gradient", "x"), compresses_from=self.warmup)
 
     @property
     def onion(self) -> Onion:

@@ -45,9 +45,9 @@ def check_order(layers: Sequence[Layer]) -> None:
             )
 
 
-def check_fields(link: str, layers: Sequence[Layer], sent: Iterable[str]) -> None:
-    """Raise InputError when a layer is limited to a field that no message of the link has."""
-    known = sorted(sent)
+def check_fields(link: str, layers: Sequence[Layer], sent: Iterable[str], later: Iterable[str] = ()) -> None:
+    """Raise InputError when a layer is limited to a field that no message has, nor will have ``later``."""
+    known = sorted({*sent, *later})
     for layer in layers:
         if wrong := [name for name in layer.fields or () if name not in known]:
             must = f"name fields that the messages of the first three rounds or the last have ({', '.join(known)})"

@@ -1,14 +1,15 @@
 """Partitions: rules that divide a data set over clients. Each is a frozen dataclass with ``split(data, seed)``."""
 
 from fedsim.partition.base import Partition, Population
-from fedsim.partition.classes import Classes, Shards
+from fedsim.partition.classes import Classes, ClassesPerClient, Shards
 from fedsim.partition.dirichlet import Dirichlet, DirichletPerClient
 from fedsim.partition.natural import Natural
-from fedsim.partition.sizes import Blocks, Iid, Quantity
+from fedsim.partition.sizes import Blocks, Iid, Quantity, QuantityDirichlet
 
 __all__ = [
     "Blocks",
     "Classes",
+    "ClassesPerClient",
     "Dirichlet",
     "DirichletPerClient",
     "Iid",
@@ -16,5 +17,6 @@ __all__ = [
     "Partition",
     "Population",
     "Quantity",
+    "QuantityDirichlet",
     "Shards",
 ]

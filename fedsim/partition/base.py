@@ -65,6 +65,12 @@ def require_clients(clients: int, data: Dataset) -> None:
     require(clients <= total, "partition.clients", f"be <= the {total} training samples of data {data.name}", clients)
 
 
+def require_alpha(alpha: float) -> None:
+    """Raise InputError unless ``alpha`` is a concentration that a Dirichlet law can be drawn with."""
+    # numpy's Dirichlet overflows at the far end; at 1e6 the split is iid in all but name
+    require(0 < alpha <= 1e6, "alpha", "be in (0, 1e6]", alpha, "small is heterogeneous, large is iid")
+
+
 def labels(data: Dataset, rule: str) -> np.ndarray:
     """The training labels [samples], for a rule that needs classes.
 
@@ -74,7 +80,7 @@ def labels(data: Dataset, rule: str) -> np.ndarray:
     if data.task != "classification":
         raise InputError(
             f"partition={rule} needs class labels, but data {data.name} is a {data.task} task; "
-            "use partition=iid, quantity, blocks or natural"
+            "use partition=iid, quantity, quantity_dirichlet, blocks or natural"
         )
     return data.train.y
 
@@ -112,6 +118,21 @@ def bundle(samples: np.ndarray, owners: np.ndarray, clients: int) -> tuple[np.nd
     order = np.lexsort((samples, owners))
     ends = np.cumsum(np.bincount(owners, minlength=clients))[:-1]
     return tuple(np.split(samples[order], ends))
+
+
+def refilled(y: np.ndarray, priors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Equally many samples for every client, drawn from its class proportions, the rows of ``priors`` [n, classes].
+
+    The columns are the classes that occur in ``y``, ascending. **When a class runs out, its pool is refilled in the
+    same order**, so a sample may be held by several clients (rarely twice by one) and another by none.
+    """
+    counts = rng.multinomial(len(y) // len(priors), priors)  # [n, classes present]
+    samples, owners = [], []
+    for label, column in zip(np.unique(y), counts.T, strict=True):
+        pool = rng.permutation(np.flatnonzero(y == label))
+        samples.append(np.resize(pool, int(column.sum())))  # repeats the pool, in the same order
+        owners.append(rng.permutation(np.repeat(np.arange(len(priors)), column)))
+    return bundle(np.concatenate(samples), np.concatenate(owners), len(priors))
 
 
 def populate(data: Dataset, train: tuple[np.ndarray, ...], rng: np.random.Generator) -> Population:

@@ -9,43 +9,54 @@ import numpy as np
 from fedsim.data.base import Dataset
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.partition.base import Population, bundle, by_class, labels, populate, require_clients
+from fedsim.partition.base import (
+    Population,
+    bundle,
+    by_class,
+    labels,
+    populate,
+    refilled,
+    require_alpha,
+    require_clients,
+)
 from fedsim.rng import numpy_stream
-
-
-def _require_alpha(alpha: float) -> None:
-    # numpy's Dirichlet overflows at the far end; at 1e6 the split is iid in all but name
-    require(0 < alpha <= 1e6, "alpha", "be in (0, 1e6]", alpha, "small is heterogeneous, large is iid")
 
 
 @dataclass(frozen=True)
 class Dirichlet:
     """Each class is divided over the clients in proportions drawn from Dir(alpha, ..., alpha); sizes vary.
 
-    Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, ICML 2019, arXiv 1905.12022; the
-    rule of NIID-Bench (Li et al., ICDE 2022, arXiv 2102.02079). Every sample goes to exactly one client. A draw that
-    leaves a client below ``min_samples`` is redrawn as a whole, so the proportions follow the Dirichlet law given that
-    event. One draw succeeds with probability 0.999 for 20 clients on digits at alpha 0.3, 0.79 for 100 clients on
-    MNIST at 0.1 and 0.03 for the latter at 0.05 (measured, default ``min_samples``). NIID-Bench's cap on clients that
-    already hold their even share is left out: it makes the law depend on the order of classes.
+    Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, ICML 2019, arXiv 1905.12022. Every
+    sample goes to exactly one client. A draw that leaves a client below ``min_samples`` is redrawn as a whole, so the
+    proportions follow the Dirichlet law given that event. One draw succeeds with probability 0.999 for 20 clients on
+    digits at alpha 0.3, 0.79 for 100 clients on MNIST at 0.1 and 0.03 for the latter at 0.05 (measured, default
+    ``min_samples``).
+
+    With ``cap`` this is the rule ``noniid-labeldir`` of NIID-Bench (Li et al., ICDE 2022, arXiv 2102.02079,
+    ``partition_data`` of its utils.py): classes are dealt in order, and a client that already holds its even share,
+    samples / n, gets nothing of later ones, whose proportions are divided anew over the others. Sizes vary less, and
+    the law depends on the order of the classes: with few classes the last one goes to the clients that the first ones
+    left small. Deviation: cuts are rounded to the nearest sample, where the code rounds down.
 
     Attributes:
         clients: number of clients n, >= 1.
-        alpha: concentration, in (0, 1e6]; a client's share of a class has mean 1/n and variance
+        alpha: concentration, in (0, 1e6]; without ``cap`` a client's share of a class has mean 1/n and variance
             (n - 1) / (n^2 (n alpha + 1)).
         min_samples: least samples of a client, >= 1.
         attempts: number of draws before giving up, >= 1.
+        cap: a client that holds samples / n gets no further class.
     """
 
     clients: int
     alpha: float
     min_samples: int = 2
     attempts: int = 100
+    cap: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
-        _require_alpha(self.alpha)
+        require_alpha(self.alpha)
         require(self.min_samples >= 1, "min_samples", "be >= 1", self.min_samples)
         require(self.attempts >= 1, "attempts", "be >= 1", self.attempts)
 
@@ -72,9 +83,22 @@ class Dirichlet:
     def _counts(self, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Samples by class and client [classes, n], from the sizes of the classes [classes]."""
         shares = rng.dirichlet(np.full(self.clients, self.alpha), size=len(sizes))
-        cuts = np.rint(np.cumsum(shares, axis=1) * sizes[:, None]).astype(np.int64)
-        cuts[:, -1] = sizes
-        return np.diff(cuts, axis=1, prepend=0)
+        if not self.cap:
+            return _cut(shares, sizes)
+        counts = np.zeros((len(sizes), self.clients), dtype=np.int64)
+        for label, share in enumerate(shares):
+            open_share = np.where(counts.sum(axis=0) < sizes.sum() / self.clients, share, 0.0)
+            if not open_share.sum():  # the shares of all clients with room have underflowed: a draw that failed
+                return np.zeros_like(counts)
+            counts[label] = _cut(open_share[None] / open_share.sum(), sizes[label : label + 1])[0]
+        return counts
+
+
+def _cut(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Samples by class and client [classes, n], from shares [classes, n] that sum to 1 and the sizes of the classes."""
+    cuts = np.rint(np.cumsum(shares, axis=1) * sizes[:, None]).astype(np.int64)
+    cuts[:, -1] = sizes
+    return np.diff(cuts, axis=1, prepend=0)
 
 
 @dataclass(frozen=True)
@@ -101,19 +125,12 @@ class DirichletPerClient:
     def __post_init__(self) -> None:
         check_fields(self)
         require(self.clients >= 1, "clients", "be >= 1", self.clients)
-        _require_alpha(self.alpha)
+        require_alpha(self.alpha)
 
     def split(self, data: Dataset, seed: int) -> Population:
         """Divide ``data`` over the clients."""
         y = labels(data, "dirichlet_per_client")
         require_clients(self.clients, data)
         rng = numpy_stream(seed, "partition")
-        present = np.unique(y)
-        priors = rng.dirichlet(np.full(len(present), self.alpha), size=self.clients)
-        counts = rng.multinomial(len(y) // self.clients, priors)  # [n, classes present]
-        samples, owners = [], []
-        for label, column in zip(present, counts.T, strict=True):
-            pool = rng.permutation(np.flatnonzero(y == label))
-            samples.append(np.resize(pool, int(column.sum())))  # repeats the pool, in the same order
-            owners.append(rng.permutation(np.repeat(np.arange(self.clients), column)))
-        return populate(data, bundle(np.concatenate(samples), np.concatenate(owners), self.clients), rng)
+        priors = rng.dirichlet(np.full(len(np.unique(y)), self.alpha), size=self.clients)
+        return populate(data, refilled(y, priors, rng), rng)

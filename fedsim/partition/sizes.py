@@ -1,4 +1,4 @@
-"""Partitions that look at sizes only and fit every task: iid, log-normal sizes, consecutive blocks."""
+"""Partitions that look at sizes only and fit every task: iid, log-normal or Dirichlet sizes, consecutive blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from fedsim.data.base import Dataset
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.partition.base import Population, apportion, bundle, even, populate, require_clients
+from fedsim.partition.base import Population, apportion, bundle, even, populate, require_alpha, require_clients
 from fedsim.rng import numpy_stream
 
 
@@ -70,6 +70,55 @@ class Quantity:
         sizes = apportion(len(data.train), weights, rng, at_least=self.min_samples)
         owners = np.repeat(np.arange(self.clients), sizes)
         return populate(data, bundle(rng.permutation(len(data.train)), owners, self.clients), rng)
+
+
+@dataclass(frozen=True)
+class QuantityDirichlet:
+    """Clients with equal content and sizes in proportions drawn from Dir(alpha, ..., alpha) (quantity skew).
+
+    The rule ``iid-diff-quantity`` of NIID-Bench (Li et al., Federated Learning on Non-IID Data Silos: An Experimental
+    Study, ICDE 2022, arXiv 2102.02079, ``partition_data`` of its utils.py): proportions that would leave a client
+    below ``min_samples`` are drawn again, all of them, so they follow the Dirichlet law given that event. One draw
+    succeeds with probability 0.72 for 10 clients on CIFAR-10 at alpha 0.5 and 0.10 on the digits (measured, default
+    ``min_samples``). Deviation: sizes are rounded by largest remainders, where the code rounds down the cuts.
+
+    Attributes:
+        clients: number of clients n, >= 1.
+        alpha: concentration, in (0, 1e6]; without redraws the relative variance of a size is (n - 1) / (n alpha + 1).
+        min_samples: least samples of a client, >= 1.
+        attempts: number of draws before giving up, >= 1.
+    """
+
+    clients: int
+    alpha: float
+    min_samples: int = 10
+    attempts: int = 10000
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(self.clients >= 1, "clients", "be >= 1", self.clients)
+        require_alpha(self.alpha)
+        require(self.min_samples >= 1, "min_samples", "be >= 1", self.min_samples)
+        require(self.attempts >= 1, "attempts", "be >= 1", self.attempts)
+
+    def split(self, data: Dataset, seed: int) -> Population:
+        """Divide ``data`` over the clients."""
+        require_clients(self.clients, data)
+        total = len(data.train)
+        rng = numpy_stream(seed, "partition")
+        best = 0.0
+        for _ in range(self.attempts):
+            proportions = rng.dirichlet(np.full(self.clients, self.alpha))
+            smallest = float(proportions.min()) * total
+            if smallest >= self.min_samples:
+                owners = np.repeat(np.arange(self.clients), apportion(total, proportions, rng))
+                return populate(data, bundle(rng.permutation(total), owners, self.clients), rng)
+            best = max(best, smallest)
+        raise InputError(
+            f"partition=quantity_dirichlet: none of {self.attempts} draws at alpha {self.alpha:g} gave each of the "
+            f"{self.clients} clients >= {self.min_samples} of the {total} samples (best: {best:.1f}); "
+            "raise partition.alpha or partition.attempts, or lower partition.clients or partition.min_samples"
+        )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ LAYERS: dict[str, Any] = {
     "qsgd_fine": QSGD(levels=1000, bucket=None),
     "natural": Natural(),
     "terngrad": TernGrad(),
+    "terngrad_clip": TernGrad(clip=1.5),
     "int8": Uniform(),
     "int4": Uniform(bits=4, bucket=6),
     "fp16": Half(),
@@ -313,6 +314,8 @@ def loop_natural(layer: Natural, v: np.ndarray, noise: Noise) -> np.ndarray:
 
 
 def loop_terngrad(layer: TernGrad, v: np.ndarray, noise: Noise) -> np.ndarray:
+    if layer.clip is not None and v.std() > 0:
+        v = np.clip(v, -layer.clip * v.std(), layer.clip * v.std())
     peak = np.abs(v).max()
     return np.array([math.copysign(peak, x) * (float(u) < abs(x) / peak) for x, u in zip(v, noise.u, strict=True)])
 
