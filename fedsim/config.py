@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedsim.errors import InputError
+from fedsim.own_code import line, own_code, place
 
 MISSING = "???"  # how yaml marks a key that the user must give
 _MISFIT = object()
@@ -73,13 +74,15 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
     """
     from fedsim.aggregate import Aggregate
-    from fedsim.algorithms.base import EventAlgorithm, PeerAlgorithm, ServerAlgorithm
     from fedsim.checkpoint import Checkpointing
     from fedsim.data import Dataset, Source
     from fedsim.engine.config import Engine
     from fedsim.evaluate import Evaluate
     from fedsim.local import Local
     from fedsim.partition import Partition
+    from fedsim.parts import methods as methods_of
+    from fedsim.parts import missing as missing_in
+    from fedsim.parts import protocol_of
     from fedsim.privacy.config import Privacy
     from fedsim.schedule import Schedule
     from fedsim.topology import Topology
@@ -104,12 +107,10 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     def algorithm(node: Any, path: str) -> Any:
         built = build(node, path)
-        events, peers = hasattr(built, "meet"), hasattr(built, "mix")
-        return played(built, EventAlgorithm if events else PeerAlgorithm if peers else ServerAlgorithm, node, path)
+        return played(built, protocol_of(built), node, path)
 
     def played(built: Any, role: type, node: Any, path: str, *kinds: type) -> Any:
-        methods = _methods(role)
-        missing = [name for name in methods if not callable(getattr(built, name, None))]
+        methods, missing = methods_of(role), missing_in(built, role)
         if (missing or not methods) and not isinstance(built, kinds):
             must = f"a class with the methods {', '.join(methods)}" if methods else "that class"
             without = f" without {', '.join(missing)}" if missing else ""
@@ -255,6 +256,8 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
         home = import_module(module)
     except (ImportError, SyntaxError) as error:
         raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
+    except Exception as error:  # user code: any type
+        raise InputError(f"{path}: {place(error) or module}: {line(error)}") from error
     found = getattr(home, name, None)
     if not callable(found):
         raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
@@ -293,13 +296,8 @@ def _hints(target: Callable[..., Any], path: str) -> dict[str, Any]:
         raise InputError(f"{path}._target_ must have annotations that exist at run time, got {error}") from error
 
 
-def _methods(role: type) -> list[str]:
-    """The public methods of a protocol or class."""
-    return [name for name, value in vars(role).items() if inspect.isfunction(value) and not name.startswith("_")]
-
-
 def _construct(target: Callable[..., Any], options: Mapping[str, Any], path: str) -> Any:
-    with _prefix(path, inspect.signature(target).parameters):
+    with own_code(path, target), _prefix(path, inspect.signature(target).parameters):
         return target(**options)
 
 

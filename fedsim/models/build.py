@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import InputError
 from fedsim.models.validate import validate
+from fedsim.own_code import line, own_code, place
 from fedsim.rng import scoped
 
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -43,7 +44,8 @@ def build(
     """
     name = getattr(factory, "__name__", type(factory).__name__)
     if isinstance(factory, nn.Module):
-        model: Any = copy.deepcopy(factory)
+        with own_code("model", factory):
+            model: Any = copy.deepcopy(factory)
         if options:
             raise InputError(f"model {name} is a module already and takes no options, got {', '.join(options)}")
     else:
@@ -58,8 +60,12 @@ def build(
         with scoped(seed, "init"):
             try:
                 model = factory(**given, **options)
-            except (TypeError, RuntimeError) as error:
-                raise InputError(f"model {name} cannot be built for samples of shape {input_shape}: {error}") from error
+            except InputError:
+                raise
+            except Exception as error:  # user code: any type
+                what = f"model {name} cannot be built for samples of shape {input_shape}: {line(error)}"
+                where = place(error, factory)
+                raise InputError(what + (f" ({where})" if where else "")) from error
     checked = validate(model).train()
     with scoped(seed, "init"):
         _probe(checked, name, input_shape, outputs, tokens=tokens)
@@ -83,7 +89,7 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
                 model(sample)
             return sample
         except Exception as error:  # user code: any type
-            problems.append(f"{str(dtype).removeprefix('torch.')}: {error}")
+            problems.append(f"{str(dtype).removeprefix('torch.')}: {line(error)}")
     shape = (1, *input_shape)
     raise InputError(
         f"model {type(model).__name__} fails on a zero sample of shape {shape} as {'; as '.join(problems)}"
