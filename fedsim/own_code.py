@@ -51,6 +51,8 @@ def line(error: BaseException) -> str:
 def place(error: BaseException, part: Any = None) -> str | None:
     """``NAME failed at FILE:LINE in FUNCTION``, the last line of a user's that took part; None if there is none.
 
+    NAME is the part's class or function, or else that of the first call into a user's code.
+
     Args:
         error: as it was caught.
         part: whose code was called, if it is known; code of its module counts as a user's wherever it lies.
@@ -65,9 +67,8 @@ def place(error: BaseException, part: Any = None) -> str | None:
     name = f"{module}.{target.__qualname__} failed" if target is not None and stranger else ""
     if not frames:  # code that Python does not see, such as a constructor in C
         return name
+    name = name or f"{_called((own or frames)[0][0])} failed"
     frame, number = (own or frames)[-1]
-    holder = type(frame.f_locals["self"]).__qualname__ + "." if "self" in frame.f_locals else ""
-    name = name or f"{frame.f_globals.get('__name__')}.{holder}{frame.f_code.co_name} failed"
     return f"{name} at {_shown(frame.f_code.co_filename)}:{number} in {frame.f_code.co_name}"
 
 
@@ -77,6 +78,14 @@ def _target(part: Any) -> Any:
         return _target(part.func)
     part = getattr(part, "target", part)  # of fedsim.config.ModelFactory
     return part if part is None or hasattr(part, "__qualname__") else type(part)
+
+
+def _called(frame: FrameType) -> str:
+    """The class whose method a frame is, or the function."""
+    owner = frame.f_locals.get("self")
+    if owner is not None:
+        return f"{type(owner).__module__}.{type(owner).__qualname__}"
+    return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
 
 
 def _users(frame: FrameType) -> bool:

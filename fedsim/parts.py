@@ -145,9 +145,16 @@ def require_models(model: Any) -> None:
 def whole(value: Any, name: str, least: int | None = None) -> int:
     """An int, as Python or numpy has it; raises InputError for anything else, or below ``least``."""
     good = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    require(good, name, "be an int", value)
+    if not good:
+        raise InputError(f"{name} must be an int, got {described(value)}")
     require(least is None or value >= least, name, f"be >= {least}", value)
     return int(value)
+
+
+def require_kind(value: Any, name: str, kinds: type | tuple[type, ...], must: str) -> None:
+    """Raise InputError unless a value is of a kind."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{name} must {must}, got {described(value)}")
 
 
 def described(part: Any) -> str:

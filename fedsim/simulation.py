@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.own_code import own_code
 from fedsim.partition import Partition
-from fedsim.parts import require_models, require_parts, whole
+from fedsim.parts import require_kind, require_models, require_parts, whole
 from fedsim.privacy.config import Privacy
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status
@@ -141,9 +142,9 @@ def simulate(
     rounds, seed = whole(rounds, "rounds", 1), whole(seed, "seed")
     switches = {"trajectory": trajectory, "events": events, "resume": resume, "progress": progress}
     for name, value in switches.items():
-        require(isinstance(value, bool), name, "be True or False", value)
-    require(run_dir is None or isinstance(run_dir, (str, Path)), "run_dir", "be a path or None", run_dir)
-    require(config is None or isinstance(config, Mapping), "config", "be a mapping or None", type(config).__name__)
+        require_kind(value, name, bool, "be True or False")
+    require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
+    require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
     require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
     require(
         engine.device == "cpu" or torch.cuda.is_available(),
