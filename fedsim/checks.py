@@ -17,7 +17,7 @@ from fedsim.data.batches import Feed, Samples
 from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
 from fedsim.models import zero_sample
-from fedsim.own_code import line
+from fedsim.own_code import said
 from fedsim.partition import Population
 from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
@@ -113,7 +113,7 @@ def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Sa
         except Exception as error:  # user code: any type
             what = f"{samples.x.dtype} samples {some} of data.{which} of shape {list(x.shape[1:])}"
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""
-            raise InputError(f"{name} fails on {what}: {line(error)}{do}") from error
+            raise InputError(f"{name} fails on {what}: {said(error)}{do}") from error
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         must = f"have outputs {[*y.shape, 'k']} for {len(some)} samples of the {task} task"
         require(isinstance(out, Tensor) and out.shape[:-1] == y.shape, name, must, got)

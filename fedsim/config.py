@@ -259,8 +259,15 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
     except Exception as error:  # user code: any type
         raise InputError(f"{path}: {place(error) or module}: {line(error)}") from error
     found = getattr(home, name, None)
-    if not callable(found):
+    if found is None:
         raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
+    if not callable(found) or (hasattr(found, "forward") and not inspect.isclass(found)):  # a module computes outputs
+        do = f"{name} is an object of {type(found).__name__}: write a function that returns it"
+        raise InputError(f"{must}{module} has no such class or function; {do}")
+    try:
+        inspect.signature(found)
+    except ValueError as error:
+        raise InputError(f"{must}Python cannot tell its arguments: write a function that calls it") from error
     return found  # type: ignore[no-any-return]
 
 

@@ -48,6 +48,12 @@ def line(error: BaseException) -> str:
     return ": ".join(text for text in (type(error).__name__, " ".join(str(error).split())) if text)
 
 
+def said(error: BaseException) -> str:
+    """An exception on one line, with the last line of a user's file that took part, if one did."""
+    own = [(frame, number) for frame, number in walk_tb(error.__traceback__) if _users(frame)]
+    return line(error) + (f" ({_at(*own[-1])})" if own else "")
+
+
 def place(error: BaseException, part: Any = None) -> str | None:
     """``NAME failed at FILE:LINE in FUNCTION``, the last line of a user's that took part; None if there is none.
 
@@ -68,8 +74,7 @@ def place(error: BaseException, part: Any = None) -> str | None:
     if not frames:  # code that Python does not see, such as a constructor in C
         return name
     name = name or f"{_called((own or frames)[0][0])} failed"
-    frame, number = (own or frames)[-1]
-    return f"{name} at {_shown(frame.f_code.co_filename)}:{number} in {frame.f_code.co_name}"
+    return f"{name} at {_at(*(own or frames)[-1])}"
 
 
 def _target(part: Any) -> Any:
@@ -98,9 +103,8 @@ def _inside(frame: FrameType, folders: tuple[str, ...]) -> bool:
     return any(frame.f_code.co_filename.startswith(folder + "/") for folder in folders)
 
 
-def _shown(file: str) -> str:
-    """A file's path, from the current folder where it lies in there."""
-    try:
-        return str(Path(file).relative_to(Path.cwd()))
-    except ValueError:
-        return file
+def _at(frame: FrameType, number: int) -> str:
+    """FILE:LINE in FUNCTION; the file's path from the current folder where it lies in there."""
+    file = Path(frame.f_code.co_filename)
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return f"{shown}:{number} in {frame.f_code.co_name}"

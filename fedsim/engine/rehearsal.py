@@ -20,6 +20,7 @@ from fedsim.engine.worker import Setup
 from fedsim.errors import InputError
 from fedsim.losses import loss_of
 from fedsim.objective import Objective
+from fedsim.own_code import said
 from fedsim.types import Batch, Known, Message, Round, State
 
 
@@ -59,7 +60,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
             found |= algorithm.offer(state, Round(t, (0,), len(setup.train.sizes())))
     except Exception as error:  # user code: any type
         name = type(algorithm).__name__
-        raise InputError(f"algorithm {name} fails on its first offer: {type(error).__name__}: {error}") from error
+        raise InputError(f"algorithm {name} fails on its first offer: {said(error)}") from error
     return found
 
 
@@ -88,8 +89,6 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
             message, _ = setup.algorithm.local(obj, state, heard(setup.algorithm.broadcast(server, rnd)), rnd)
         except Exception as error:  # user code: any type
             name = type(getattr(setup.algorithm, "base", setup.algorithm)).__name__
-            raise InputError(
-                f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
-            ) from error
+            raise InputError(f"algorithm {name} fails on one minibatch of two samples: {said(error)}") from error
         found |= message
     return found

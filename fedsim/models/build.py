@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import InputError
 from fedsim.models.validate import validate
-from fedsim.own_code import line, own_code, place
+from fedsim.own_code import line, own_code, place, said
 from fedsim.rng import scoped
 
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -89,7 +89,7 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
                 model(sample)
             return sample
         except Exception as error:  # user code: any type
-            problems.append(f"{str(dtype).removeprefix('torch.')}: {line(error)}")
+            problems.append(f"{str(dtype).removeprefix('torch.')}: {said(error)}")
     shape = (1, *input_shape)
     raise InputError(
         f"model {type(model).__name__} fails on a zero sample of shape {shape} as {'; as '.join(problems)}"
