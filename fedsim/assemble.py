@@ -10,8 +10,16 @@ from torch import nn
 
 from fedsim.aggregate import Aggregate
 from fedsim.channel.channel import Channel
-from fedsim.checks import compression_notes, require_everyone, require_mixing, require_network
-from fedsim.data.base import Dataset
+from fedsim.checks import (
+    compression_notes,
+    require_cohort,
+    require_everyone,
+    require_matrix,
+    require_mixing,
+    require_network,
+    require_population,
+)
+from fedsim.data.base import Dataset, Source
 from fedsim.engine.config import Engine
 from fedsim.engine.curvature import tuned
 from fedsim.engine.events import graphs_of
@@ -21,6 +29,7 @@ from fedsim.errors import require
 from fedsim.evaluate import Evaluate
 from fedsim.local import Local
 from fedsim.models import Factory
+from fedsim.own_code import own_code
 from fedsim.partition import Partition, Population
 from fedsim.prepare import length_of, prepare
 from fedsim.prepared import Prepared, Run
@@ -64,6 +73,18 @@ class Assembled:
         return run
 
 
+def load(data: Source | Dataset, seed: int) -> Dataset:
+    """The data set of a source, or the one that is in memory already; raises InputError when there is none."""
+    if isinstance(data, Dataset):
+        return data
+    with own_code("data", data):
+        dataset = data.load(seed)
+    name = f"data: {type(data).__name__}.load"
+    require(isinstance(dataset, Dataset), name, "return a fedsim.data.Dataset", type(dataset).__name__)
+    return dataset
+
+
+@own_code("run")
 def assemble(
     algorithm: Any,
     dataset: Dataset,
@@ -86,17 +107,25 @@ def assemble(
     Raises:
         InputError: the parts do not go together.
     """
-    population = partition.split(dataset, seed)
+    with own_code("partition", partition):
+        population = partition.split(dataset, seed)
+    require_population(population, dataset, type(partition).__name__)
     n = len(population)
     schedule = schedule if privacy is None else as_accounted(schedule)
-    schedule.check(n, rounds)
+    with own_code("schedule", schedule):
+        schedule.check(n, rounds)
+        require_cohort(schedule.clients(0, n, seed), n, type(schedule).__name__)
     require_network(algorithm, topology, schedule, channel, downlink, privacy)
     graphs = None
-    if topology is not None and isinstance(schedule, Events):
-        rounds = len(schedule.times(rounds))
-        graphs = graphs_of(topology, n, seed, schedule)
-    elif topology is not None:
-        require_mixing(algorithm, topology.mixing(n, 0, seed))
+    if topology is not None:
+        with own_code("topology", topology):
+            mixing = topology.mixing(n, 0, seed)
+        require_matrix(mixing, n, type(topology).__name__)
+        if isinstance(schedule, Events):
+            rounds = len(schedule.times(rounds))
+            graphs = graphs_of(topology, n, seed, schedule)
+        else:
+            require_mixing(algorithm, mixing)
     require_everyone(algorithm, schedule, n, rounds, seed)
     models = list(model) if isinstance(model, Sequence) else [model]
     ledger: Ledger | None = None
@@ -115,7 +144,7 @@ def assemble(
 def configured(parts: Mapping[str, Any]) -> Assembled:
     """From what ``fedsim.config.build_run`` built; raises InputError when the parts do not go together."""
     data = parts["data"]
-    dataset = data if isinstance(data, Dataset) else data.load(parts["seed"])
+    dataset = load(data, parts["seed"])
     others = ("data", "algorithm", "evaluate", "trajectory", "events", "checkpoint")
     return assemble(parts["algorithm"], dataset, **{name: part for name, part in parts.items() if name not in others})
 

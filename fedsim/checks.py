@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate
 from fedsim.algorithms.around import name_of
 from fedsim.channel.channel import Channel
-from fedsim.data.base import Dataset
+from fedsim.data.base import Dataset, Task
+from fedsim.data.batches import Feed, Samples
 from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
 from fedsim.models import zero_sample
+from fedsim.own_code import said
 from fedsim.partition import Population
 from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
@@ -65,6 +69,57 @@ def require_samples(data: Dataset, population: Population) -> None:
     if empty := [i for i, rows in enumerate(population.train) if not len(rows)]:
         raise InputError(f"partition must give every client a training sample, got none for client {empty[0]}")
     require(data.test is None or len(data.test) > 0, "data.test", "hold samples, or be None", 0)
+
+
+def require_population(population: Population, data: Dataset, rule: str) -> None:
+    """Raise InputError unless a partition gave its clients samples that exist, in training and in testing."""
+    where = f"partition: {rule}.split"
+    require(isinstance(population, Population), where, "return a Population", type(population).__name__)
+    require(len(population) > 0, where, "return one or more clients", 0)
+    counts = {len(population)} if data.test is not None else set()
+    must = f"give each of the {len(population)} clients a test split, or none a single one (test=())"
+    require(len(population.test) in counts | {0}, where, must, len(population.test))
+    for name, split, owned in (("train", data.train, population.train), ("test", data.test, population.test)):
+        most = 0 if split is None else len(split) - 1
+        for client, rows in enumerate(owned):
+            if len(rows) and (rows.min() < 0 or rows.max() > most):
+                got = f"{rows.min()}..{rows.max()} for client {client}"
+                raise InputError(f"{where} must give samples 0..{most} of data.{name}, got {got}")
+
+
+def require_cohort(clients: tuple[int, ...], n: int, rule: str) -> None:
+    """Raise InputError unless the cohort of a round is some of the clients, ascending."""
+    where, must = f"schedule: {rule}.clients", f"return a tuple of client numbers in 0..{n - 1}, ascending"
+    whole = isinstance(clients, tuple) and all(isinstance(i, (int, np.integer)) for i in clients)
+    good = whole and list(clients) == sorted(set(clients)) and all(0 <= i < n for i in clients)
+    require(good, where, must, clients)
+
+
+def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Samples, dtype: torch.dtype) -> None:
+    """Raise InputError unless every model takes real samples as workers feed them, and has an output for each target.
+
+    Of tokens those with the smallest and the largest number are tried too: an embedding may have no row for them.
+    """
+    rows = {0}
+    if samples.x.dtype == np.int64:
+        each = samples.x[0].size
+        rows |= {int(samples.x.argmin()) // each, int(samples.x.argmax()) // each}
+    some = sorted(rows)
+    for model in models:
+        device = next(model.parameters()).device
+        feed = Feed(replace(samples, x=samples.x[some], y=samples.y[some]), device, dtype)
+        x, y = feed.take(torch.arange(len(some), device=device), None)
+        name = f"model {type(model).__name__}"
+        try:
+            with torch.no_grad():
+                out: Any = model(x)
+        except Exception as error:  # user code: any type
+            what = f"{samples.x.dtype} samples {some} of data.{which} of shape {list(x.shape[1:])}"
+            do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""
+            raise InputError(f"{name} fails on {what}: {said(error)}{do}") from error
+        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        must = f"have outputs {[*y.shape, 'k']} for {len(some)} samples of the {task} task"
+        require(isinstance(out, Tensor) and out.shape[:-1] == y.shape, name, must, got)
 
 
 def require_everyone(algorithm: Any, schedule: Schedule, n: int, rounds: int, seed: int) -> None:
@@ -137,6 +192,13 @@ def require_network(
         not downlink, "downlink", f"be [] for {name}, which has no server; channel=[...] is between peers", downlink
     )
     require(privacy is None, "privacy", f"be none for {name}: the mechanisms need clients of a server", privacy)
+
+
+def require_matrix(mixing: Mixing, n: int, rule: str) -> None:
+    """Raise InputError unless a topology returned a W of the n peers."""
+    where = f"topology: {rule}.mixing"
+    require(isinstance(mixing, Mixing), where, "return a fedsim.topology.Mixing", type(mixing).__name__)
+    require(mixing.w.shape == (n, n), where, f"return a W of the {n} peers, [{n}, {n}]", list(mixing.w.shape))
 
 
 def require_mixing(algorithm: Any, mixing: Mixing) -> None:

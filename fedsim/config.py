@@ -15,9 +15,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Literal
 
-from fedsim.declared import traits_of
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, check_fields, fitted, hints_of, methods
+from fedsim.own_code import line, own_code, place
 
 MISSING = "???"  # how yaml marks a key that the user must give
 
@@ -77,13 +77,14 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
     """
     from fedsim.aggregate import Aggregate
-    from fedsim.algorithms.base import EventAlgorithm, PeerAlgorithm, ServerAlgorithm
     from fedsim.checkpoint import Checkpointing
     from fedsim.data import Dataset, Source
     from fedsim.engine.config import Engine
     from fedsim.evaluate import Evaluate
     from fedsim.local import Local
     from fedsim.partition import Partition
+    from fedsim.parts import missing as missing_in
+    from fedsim.parts import protocol_of
     from fedsim.privacy.config import Privacy
     from fedsim.schedule import Schedule
     from fedsim.topology import Topology
@@ -109,13 +110,11 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     def algorithm(node: Any, path: str) -> Any:
         built = build(node, path)
         with _prefix(path, ()):
-            role = traits_of(built).role
-        roles = {"server": ServerAlgorithm, "peers": PeerAlgorithm, "events": EventAlgorithm}
-        return played(built, roles[role], node, path)
+            role = protocol_of(built)
+        return played(built, role, node, path)
 
     def played(built: Any, role: type, node: Any, path: str, *kinds: type) -> Any:
-        names = methods(role)
-        missing = [name for name in names if not callable(getattr(built, name, None))]
+        names, missing = methods(role), missing_in(built, role)
         if (missing or not names) and not isinstance(built, kinds):
             must = f"a class with the methods {', '.join(names)}" if names else "that class"
             without = f" without {', '.join(missing)}" if missing else ""
@@ -269,9 +268,18 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
         home = import_module(module)
     except (ImportError, SyntaxError) as error:
         raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
+    except Exception as error:  # user code: any type
+        raise InputError(f"{path}: {place(error) or module}: {line(error)}") from error
     found = getattr(home, name, None)
-    if not callable(found):
+    if found is None:
         raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
+    if not callable(found) or (hasattr(found, "forward") and not inspect.isclass(found)):  # a module computes outputs
+        do = f"{name} is an object of {type(found).__name__}: write a function that returns it"
+        raise InputError(f"{must}{module} has no such class or function; {do}")
+    try:
+        inspect.signature(found)
+    except ValueError as error:
+        raise InputError(f"{must}Python cannot tell its arguments: write a function that calls it") from error
     return found  # type: ignore[no-any-return]
 
 
@@ -300,7 +308,7 @@ def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, lat
 
 
 def _construct(target: Callable[..., Any], options: Mapping[str, Any], path: str) -> Any:
-    with _prefix(path, inspect.signature(target).parameters):
+    with own_code(path, target), _prefix(path, inspect.signature(target).parameters):
         return target(**options)
 
 

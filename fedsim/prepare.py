@@ -15,7 +15,7 @@ from fedsim.algorithms.around import name_of
 from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.order import check_fields
-from fedsim.checks import is_peers, require_classes, require_mean, require_rule, require_samples
+from fedsim.checks import is_peers, require_classes, require_fit, require_mean, require_rule, require_samples
 from fedsim.data.base import Dataset, Split
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.declared import traits_of
@@ -81,7 +81,7 @@ def prepare(
     if data.x0 is not None:
         d = len(x0s[0])
         require(len(x0s) == 1 and data.x0.shape == (d,), "data.x0", f"have the model's {d} parameters", data.x0.shape)
-        x0s = (torch.from_numpy(data.x0).to(dtype),)
+        x0s = (_cast(torch.from_numpy(data.x0), dtype, "data.x0"),)
     x0 = _shared(worked, layouts, x0s)
     tensors(worked.init_server(x0), "init_server")
     kept = tuple(_kept(worked, layout, x) for layout, x in zip(layouts, x0s, strict=True))
@@ -109,6 +109,8 @@ def prepare(
         engine.threads,
         seed,
     )
+    for name, samples in (("train", setup.train), ("test", setup.test)):
+        require_fit(setup.models, data.task, name, samples, dtype)
     asked = uses(setup, states, x0, rounds)
     chosen = [choose(setup, k, x0s[k], data.input_shape, engine, asked[k]) for k in range(len(models))]
     setup = replace(
@@ -228,5 +230,18 @@ def _samples(
     if not augmented:
         order = np.concatenate([order, np.setdiff1d(np.arange(len(split)), order)])
     x = as_tensor(split.x).index_select(0, torch.from_numpy(order))  # memory of torch's is aligned as workers want it
-    x = x.to(dtype) if x.is_floating_point() else x  # here once, not in every worker
+    which = "train" if augmented else "test"
+    x = _cast(x, dtype, f"data.{which}.x")  # here once, not in every worker
+    _cast(as_tensor(split.y), dtype, f"data.{which}.y")
     return Samples(x.numpy(), split.y[order], start, data.mean, data.std, data.augment if augmented else None)
+
+
+def _cast(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Floating-point numbers in the run's dtype, whole ones as they are; raises InputError where one is too large."""
+    if not values.is_floating_point() or values.dtype == dtype:
+        return values
+    done = values.to(dtype)
+    fits = dtype.itemsize >= values.dtype.itemsize or bool(torch.isfinite(done).all())
+    most = torch.finfo(dtype).max
+    require(fits, name, f"lie within {most:.3g} for engine.dtype={str(dtype).removeprefix('torch.')}", "larger numbers")
+    return done

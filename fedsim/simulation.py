@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
-from fedsim.assemble import assemble, require_measurable
+from fedsim.assemble import assemble, load, require_measurable
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.checkpoint import Checkpointing
 from fedsim.console import Progress, warning
+from fedsim.data.arrays import with_digest
 from fedsim.data.base import Dataset, Source
 from fedsim.engine.config import Engine
 from fedsim.engine.jobs import Rows
@@ -30,7 +32,9 @@ from fedsim.evaluate import Evaluate
 from fedsim.history import History, opened
 from fedsim.local import Local
 from fedsim.models import Factory
+from fedsim.own_code import own_code
 from fedsim.partition import Partition
+from fedsim.parts import require_kind, require_models, require_parts, whole
 from fedsim.privacy.config import Privacy
 from fedsim.provenance import provenance
 from fedsim.run_folder import RunFolder, Status
@@ -135,7 +139,16 @@ def simulate(
         InputError: something cannot be run; raised before anything is spawned.
         ClientError: a client's computation failed.
     """
-    require(rounds >= 1, "rounds", "be >= 1", rounds)
+    given: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "schedule": schedule}
+    given |= {"local": local, "aggregate": aggregate, "topology": topology, "channel": channel, "downlink": downlink}
+    require_parts(given | {"privacy": privacy, "engine": engine, "evaluate": evaluate, "checkpoint": checkpoint})
+    require_models(model)
+    rounds, seed = whole(rounds, "rounds", 1), whole(seed, "seed")
+    switches = {"trajectory": trajectory, "events": events, "resume": resume, "progress": progress}
+    for name, value in switches.items():
+        require_kind(value, name, bool, "be True or False")
+    require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
+    require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
     require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
     require(
         engine.device == "cpu" or torch.cuda.is_available(),
@@ -152,7 +165,9 @@ def simulate(
         bar = stack.enter_context(Progress(rounds)) if progress else None
         say = bar.status if bar else lambda text: None
         say("reading the data")
-        dataset = data if isinstance(data, Dataset) else data.load(seed)
+        dataset = load(data, seed)
+        if run_dir is not None and not dataset.digest:  # a resumed run shall have the same data
+            dataset = with_digest(dataset)
         say("dividing the data")
         assembled = assemble(
             algorithm,
@@ -178,7 +193,8 @@ def simulate(
         folder = checkpoints = saved = None
         mark: dict[str, Any] = {}
         if run_dir is not None:
-            parts: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "model": model}
+            parts: dict[str, Any] = {"algorithm": algorithm, "partition": partition, "model": model}
+            parts["data"] = dataset if isinstance(data, Dataset) else data
             parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
             parts |= {"channel": channel, "downlink": downlink, "privacy": privacy, "topology": topology}
             parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed, "checkpoint": checkpoint}
@@ -204,9 +220,10 @@ def simulate(
             if mixing is not None:
                 _draw_graph(folder, type(topology).__name__, mixing, population.counts(dataset))
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
-        backend = assembled.start()
-        stack.callback(backend.close)
-        run = assembled.orchestrator(backend, evaluate)
+        with own_code("run"):
+            backend = assembled.start()
+            stack.callback(backend.close)
+            run = assembled.orchestrator(backend, evaluate)
         points: list[Tensor] | None = [] if trajectory else None
         history = History(run, folder, bar, checkpoints, mark, points, ledger, begun, events=events)
         order = order_of(mixing.graph) if mixing is not None else ()

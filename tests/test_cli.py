@@ -294,12 +294,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert status(tmp_path / "out") == "failed"
 
 
-def test_a_bug_keeps_its_traceback(main: Callable[..., int], tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("def Broken(lr: float):\n    raise ZeroDivisionError('a bug')\n")
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        main(*SMALL, "algorithm._target_=broken.Broken", "algorithm.lr=1.0")
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl_c", "terminated"]
 )

@@ -25,6 +25,7 @@ from fedsim.errors import InputError
 from fedsim.layout import Layout
 from fedsim.losses import loss_of
 from fedsim.objective import Objective
+from fedsim.own_code import said
 from fedsim.rng import stream
 from fedsim.tree import tree_map
 from fedsim.types import Batch, Known, Message, Owned, Round, State
@@ -68,7 +69,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
             found |= algorithm.offer(state, Round(t, (0,), len(setup.train.sizes())))
     except Exception as error:  # user code: any type
         name = type(algorithm).__name__
-        raise InputError(f"algorithm {name} fails on its first offer: {type(error).__name__}: {error}") from error
+        raise InputError(f"algorithm {name} fails on its first offer: {said(error)}") from error
     return found
 
 
@@ -115,9 +116,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
             found |= client.local(state, server, Round(t, (architecture,), len(setup.train.sizes())))[0]
     except Exception as error:  # user code: any type
         name = name_of(written(setup.algorithm))
-        raise InputError(
-            f"algorithm {name} fails on one minibatch of two samples: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"algorithm {name} fails on one minibatch of two samples: {said(error)}") from error
     return found
 
 

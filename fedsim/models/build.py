@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedsim.errors import InputError
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
+from fedsim.own_code import line, own_code, place, said
 from fedsim.rng import scoped
 
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -45,7 +46,8 @@ def build(
     name = getattr(factory, "__name__", type(factory).__name__)
     if isinstance(factory, nn.Module):
         refuse_parameter_hooks(factory)  # which a copy does not have
-        model: Any = copied(factory)
+        with own_code("model", factory):
+            model: Any = copied(factory)
         if options:
             raise InputError(f"model {name} is a module already and takes no options, got {', '.join(options)}")
     else:
@@ -60,8 +62,12 @@ def build(
         with scoped(seed, "init"):
             try:
                 model = factory(**given, **options)
-            except (TypeError, RuntimeError) as error:
-                raise InputError(f"model {name} cannot be built for samples of shape {input_shape}: {error}") from error
+            except InputError:
+                raise
+            except Exception as error:  # user code: any type
+                what = f"model {name} cannot be built for samples of shape {input_shape}: {line(error)}"
+                where = place(error, factory)
+                raise InputError(what + (f" ({where})" if where else "")) from error
     checked = validate(model)
     with scoped(seed, "init"):
         for training in (False, True):
@@ -112,7 +118,7 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
                 model(sample)
             return sample
         except Exception as error:  # user code: any type
-            problems.append(f"{str(dtype).removeprefix('torch.')}: {error}")
+            problems.append(f"{str(dtype).removeprefix('torch.')}: {said(error)}")
     shape = (1, *input_shape)
     raise InputError(
         f"model {type(model).__name__} fails on a zero sample of shape {shape} as {'; as '.join(problems)}"

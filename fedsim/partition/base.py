@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Population:
     """The samples of each of n clients; compare two of them by ``digest``.
 
     Attributes:
-        train: n read-only int64 arrays of ascending indices into ``data.train``.
+        train: n read-only int64 arrays of ascending indices into ``data.train``; lists are converted.
         test: n read-only int64 arrays of ascending indices into ``data.test``, each client's own test split, possibly
             empty for a client when the test set is small; ``()`` when the data set has no test samples.
     """
@@ -27,8 +27,9 @@ class Population:
     test: tuple[np.ndarray, ...]
 
     def __post_init__(self) -> None:
-        for indices in (*self.train, *self.test):
-            indices.setflags(write=False)
+        for name in ("train", "test"):
+            rows = tuple(_indices(indices, f"Population.{name}[{i}]") for i, indices in enumerate(getattr(self, name)))
+            object.__setattr__(self, name, rows)
 
     def __len__(self) -> int:
         return len(self.train)
@@ -49,6 +50,16 @@ class Population:
             sizes = [len(split), *map(len, split)]
             sha.update(np.concatenate([np.array(sizes, dtype=np.int64), *split]).astype("<i8").tobytes())
         return sha.hexdigest()
+
+
+def _indices(indices: Any, name: str) -> np.ndarray:
+    """A client's samples as a read-only int64 array."""
+    array = np.asarray(indices)
+    whole = array.ndim == 1 and (array.dtype.kind in "iu" or not array.size)
+    require(whole, name, "be [samples] whole numbers", f"{array.dtype} {list(array.shape)}")
+    array = array.astype(np.int64, copy=False)
+    array.setflags(write=False)
+    return array
 
 
 class Partition(Protocol):
