@@ -282,7 +282,7 @@ def test_fedspeed_settles_with_half_of_the_clients_only_if_all_correct(tmp_path:
     ("make", "message"),
     [
         (lambda: Relaxed(FedAvg(lr=0.1), beta=-1.0), "beta must be >= 0, got -1.0"),
-        (lambda: Relaxed(Natural()), "base must be an algorithm with one global model, .* got Natural"),
+        (lambda: Relaxed(Natural()), "base must be an object with the methods of ServerAlgorithm .* got Natural"),
         (lambda: Relaxed(Relaxed(FedAvg(lr=0.1))), "base must be an algorithm .*, and not a relaxed one"),
         (lambda: Relaxed(FedSpeed(lr=0.1, correction="active")), "base.server must be all"),
     ],
