@@ -103,7 +103,7 @@ def test_local_steps(local: Local, n: int, count: int) -> None:
     [
         (lambda: Local(steps=0), "steps must be >= 1, got 0"),
         (lambda: Local(steps=1, epochs=1.0), "epochs must be null when steps is given"),
-        (lambda: Local(epochs=float("nan")), "epochs must be > 0"),
+        (lambda: Local(epochs=float("nan")), "epochs must be a finite number, got nan"),
         (lambda: Local(batch_size=0), "batch_size must be an integer >= 1"),
         (lambda: Engine(actors=0), "actors must be >= 1"),
         (lambda: Engine(block=1), "block must be >= 2 or auto"),

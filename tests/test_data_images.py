@@ -202,7 +202,7 @@ def test_malformed_batches_are_refused(tmp_path: Path, content: bytes, message: 
 def test_cifar_options_are_checked() -> None:
     with pytest.raises(InputError, match="crop must be in"):
         CIFAR10(crop=2.0)
-    with pytest.raises(InputError, match="labels must be fine or coarse, got 'medium'"):
+    with pytest.raises(InputError, match="labels must be one of fine, coarse, got 'medium'"):
         CIFAR100(labels="medium")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"cifar100: no file train .* in .*cifar-100-python; run"):
         CIFAR100(root="/nonexistent").load(0)

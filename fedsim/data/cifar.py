@@ -116,7 +116,6 @@ class CIFAR100:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(self.labels in ("fine", "coarse"), "labels", "be fine or coarse", self.labels)
         require(0 <= self.crop <= 1, "crop", "be in [0, 1]", self.crop)
 
     def load(self, seed: int) -> Dataset:

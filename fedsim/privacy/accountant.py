@@ -52,7 +52,6 @@ class Accountant:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(self.kind in ("pld", "rdp"), "kind", "be pld or rdp", self.kind)
         require(0 < self.delta < 1, "delta", "be in (0, 1)", self.delta, "usual is below 1 / number of units")
 
     def epsilon(self, releases: Iterable[Release]) -> float:

@@ -600,7 +600,7 @@ def test_half_saturates_what_is_finite_and_keeps_what_is_not() -> None:
         (lambda: TopK(k=0), "k must be >= 1, got 0"),
         (lambda: TopK(ratio=7), "ratio must be in \\(0, 1\\], got 7"),
         (lambda: RandK(ratio=0.0), "ratio must be in \\(0, 1\\], got 0.0"),
-        (lambda: TopK(ratio=math.nan), "ratio must be in"),
+        (lambda: TopK(ratio=math.nan), "ratio must be a finite number, got nan"),
         (lambda: TopK(k=None, ratio=None), "k must be given, or ratio"),
         (lambda: Sign(bucket=0), "bucket must be >= 1"),
         (lambda: QSGD(levels=0), "levels must be in"),

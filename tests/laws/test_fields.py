@@ -53,7 +53,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.sweep.state": {"State"},
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},
-    "fedsim.data.base": {"Dataset", "Split"},  # arrays: tests/test_data_checks.py
+    "fedsim.data.base": {"Dataset", "Split"},  # arrays, which they check themselves
 }
 INTERNAL_PACKAGES = ("fedsim.report.", "fedsim.engine.")  # but for the engine's settings
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
