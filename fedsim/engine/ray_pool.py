@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fedsim.engine.config import Engine
+from fedsim.engine.kernel import line
 from fedsim.engine.worker import Setup, Worker
 from fedsim.errors import ClientError, InputError, require
 
@@ -264,8 +265,8 @@ def _named(jobs: Sequence[Any]) -> str:
 def _put(setup: Setup) -> Any:
     try:
         return ray.put(setup)
-    except TypeError as error:  # its message holds the whole setup; the reason is in its cause
-        why = error.__cause__ or error
+    except (TypeError, RuntimeError) as error:  # its message may hold the whole setup; the reason is in its cause
+        why = line(error.__cause__ or error)
         raise InputError(
             f"algorithm and model must be picklable for engine=ray, got {why}; use engine=serial"
         ) from error
