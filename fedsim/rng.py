@@ -9,6 +9,7 @@ Never split one draw into pieces: ``torch.randn(n)`` uses another algorithm for 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,10 +35,18 @@ def numpy_stream(seed: int, purpose: str, *address: int) -> np.random.Generator:
 
 @contextmanager
 def scoped(seed: int, purpose: str, *address: int) -> Iterator[None]:
-    """Seed torch's global generator inside the block and restore it afterwards.
+    """Seed the global generators of torch, numpy and Python inside the block and restore them afterwards.
 
-    Only for third-party code that draws from the global generator, such as the constructors of ``torch.nn``.
+    Only for third-party code that draws from them, such as the constructors of ``torch.nn`` and users' own.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(key(seed, purpose, *address))
-        yield
+    name = key(seed, purpose, *address)
+    numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002 - users' constructors may draw there
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(name)
+            np.random.seed(name % 2**32)  # noqa: NPY002
+            random.seed(name)
+            yield
+    finally:
+        np.random.set_state(numpys)  # noqa: NPY002
+        random.setstate(pythons)

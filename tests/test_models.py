@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -90,6 +92,21 @@ def test_build_is_addressed_by_the_seed_and_leaves_the_global_generator_alone() 
     flat = [Layout.of(m).flatten(m) for m in (first, again, other)]
     assert torch.equal(flat[0], flat[1])
     assert not torch.equal(flat[0], flat[2])
+
+
+def numpys(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    model = nn.Linear(input_shape[0], outputs)
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(np.random.rand(*model.weight.shape)) + random.random())  # noqa: NPY002
+    return model
+
+
+def test_initial_parameters_from_numpy_and_python_are_addressed_too() -> None:
+    before = np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]  # noqa: NPY002
+    first, again, other = (Layout.of(m).flatten(m) for m in (models.build(numpys, (4,), 3, {}, s) for s in (1, 1, 2)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert before == (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]  # noqa: NPY002
 
 
 class Own(nn.Module):

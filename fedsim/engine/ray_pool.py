@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from fedsim.engine import ray_home
 from fedsim.engine.config import Engine
+from fedsim.engine.kernel import line
 from fedsim.engine.worker import Setup, Worker
 from fedsim.errors import ClientError, InputError, require
 
@@ -280,8 +281,8 @@ def _named(jobs: Sequence[Any]) -> str:
 def _put(setup: Setup) -> Any:
     try:
         return ray.put(setup)
-    except TypeError as error:  # its message holds the whole setup; the reason is in its cause
-        why = error.__cause__ or error
+    except (TypeError, RuntimeError) as error:  # its message may hold the whole setup; the reason is in its cause
+        why = line(error.__cause__ or error)
         raise InputError(
             f"algorithm and model must be picklable for engine=ray, got {why}; use engine=serial"
         ) from error
