@@ -6,10 +6,9 @@ exact arithmetic and alone: a codec of fewer digits further in adds its own erro
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 
-@runtime_checkable
 class Compressor(Protocol):
     """A layer that loses information, and says how much at worst."""
 
