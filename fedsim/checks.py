@@ -25,8 +25,16 @@ from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
 
 
+def require_weights(aggregate: Aggregate) -> None:
+    """Raise InputError unless a server rule says what clients weigh."""
+    weights = getattr(aggregate, "weights", None)
+    must = "be uniform or examples, which every server rule says"
+    require(weights in ("uniform", "examples"), "aggregate.weights", must, weights)
+
+
 def require_rule(algorithm: Any, aggregate: Aggregate) -> None:
     """Raise InputError unless the server rule gives the algorithm what it wants: equal weights, a mean or a stack."""
+    require_weights(aggregate)
     require(
         aggregate.weights == "uniform" or not traits_of(algorithm).uniform,
         "aggregate.weights",
@@ -37,7 +45,8 @@ def require_rule(algorithm: Any, aggregate: Aggregate) -> None:
     said, gives = traits_of(algorithm), rule_traits(aggregate)
     name = name_of(algorithm)
     must = f"be {'the sum of integers' if said.integers else 'a rule for numbers'} for {name}"
-    do = f"add {'privacy=discrete_gaussian, which chooses it' if said.integers else 'aggregate=mean'}"
+    rule = "fedsim.privacy.discrete.ModularSum, which privacy=discrete_gaussian chooses on the command line"
+    do = f"use {rule}" if said.integers else "add aggregate=mean"
     require(gives.integers == said.integers, "aggregate", must, type(aggregate).__name__, do)
     must = f"be {'stack' if said.stacked else 'a mean'} for {name}"
     do = f"add aggregate={'stack' if said.stacked else 'mean'}"

@@ -6,10 +6,9 @@ together, by ``traits_of``, ``rule_traits`` and ``layer_traits``, which give the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import cached_property
 from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
@@ -27,10 +26,11 @@ _NAMES: dict[type[Words], frozenset[str]] = {
 }
 """What the engine calls and reads of a part, beside its hyper-parameters and ``traits``."""
 
+_SPOKEN = {f.name for kind in _NAMES for f in fields(kind)}
+"""All words of all parts."""
+
 _CHECKED: set[tuple[type, object]] = set()
 """What was found right already: parts are asked again and again."""
-
-_METHOD = (FunctionType, classmethod, staticmethod, property, cached_property)
 
 
 class Declared:
@@ -55,57 +55,127 @@ def traits_of(algorithm: Any) -> Traits:
 
 
 def rule_traits(rule: Any) -> RuleTraits:
-    """What a server rule says of itself; raises InputError where that is wrong."""
-    return _said_by(rule, RuleTraits)
+    """What a server rule says of itself; raises InputError where that is wrong, or said of another class."""
+    said = _said_by(rule, RuleTraits)
+    _check_inherited(type(rule), ("add", "merge", "finish"))
+    return said
 
 
 def layer_traits(middleware: Any) -> LayerTraits:
     """What a layer says of itself; raises InputError where that is wrong or not true."""
     said = _said_by(middleware, LayerTraits)
+    if said.layerwise and callable(middleware):
+        raise InputError(
+            f"{_where(type(middleware))} must not say layerwise: fedsim.channel.onion.Layerwise alone does so"
+        )
     if not said.layerwise:
+        _check_inherited(type(middleware), ("__call__", "delta", "omega", "receive"))
         _check_layer(middleware, said)
     return said
 
 
+def _check_inherited(cls: type, methods: Iterable[str]) -> None:
+    """Raise InputError when a class changes what its parent's words are about, and does not say its own."""
+    for home in cls.__mro__:
+        if "traits" in vars(home):
+            return
+        if changed := [name for name in methods if name in vars(home) and _inherits(home)]:
+            must = f"must say its own traits, because it has its own {changed[0]}"
+            raise InputError(f"{_where(cls)} {must}; those that it inherits are about its parent's")
+
+
+def _inherits(cls: type) -> bool:
+    return any("traits" in vars(home) for home in cls.__mro__[1:])
+
+
 def _said_by(part: Any, kind: type[W]) -> W:
+    where = _where(type(part))
     if isinstance(part, type):
         raise InputError(f"{_where(part)} is a class; give an object of it, {part.__name__}(...)")
     check_words(type(part), kind)
-    said = getattr(part, "traits", None)  # a class that says nothing has the defaults
-    if said is None:
-        return kind()
+    _check_own(part, kind)
+    if not any("traits" in vars(home) for home in type(part).__mro__) and "traits" not in vars_of(part):
+        return kind()  # a class that says nothing has the defaults
+    try:
+        said = part.traits
+    except InputError:
+        raise
+    except Exception as error:  # user code: any type
+        raise InputError(f"{where}.traits failed: {type(error).__name__}: {error}") from error
     if not isinstance(said, kind):
-        raise InputError(f"{_where(type(part))}.traits must be a fedsim.traits.{kind.__name__}, got {said!r}")
+        raise InputError(f"{where}.traits must be a fedsim.traits.{kind.__name__}, got {said!r}")
     return said
+
+
+def vars_of(part: Any) -> dict[str, Any]:
+    """What lies on the object itself; parts with slots have nothing there."""
+    return getattr(part, "__dict__", {})
+
+
+def _check_own(part: Any, kind: type[Words]) -> None:
+    """Raise InputError when a word or a method is set on the object, where nobody reads it."""
+    annotated, words = _annotated(type(part)), _words(kind)
+    for name, value in vars_of(part).items():
+        if name not in annotated and (
+            name in words or name in HOOKS or (callable(value) and _near(name, _NAMES[kind]))
+        ):
+            must = "must be declared by the class, in traits or as a method"
+            raise InputError(f"{_where(type(part))}.{name} {must}, got {value!r} set on the object")
+
+
+def _words(kind: type[Words]) -> list[str]:
+    return [f.name for f in fields(kind)]
+
+
+def _near(name: str, known: Iterable[str], cutoff: float = 0.82) -> str | None:
+    """The known name that this one is a slip of the keyboard for: nearly all letters, or two of them swapped."""
+    swapped = {name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in range(len(name) - 1)}
+    if hit := sorted(swapped & set(known)):
+        return hit[0]
+    return next(iter(get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
 
 
 def check_words(cls: type, kind: type[Words]) -> None:
     """Raise InputError when a class says a word where nobody reads it, or has a method with a misspelt name."""
     if (cls, kind) in _CHECKED:
         return
-    annotated = _annotated(cls)
-    words = [f.name for f in fields(kind) if f.name != "hooks"]
-    used = {name for _, _, value in _public(cls) for name in _reads(value)}
+    annotated, words, names = _annotated(cls), _words(kind), _NAMES[kind]
+    reads = [(name, read) for _, name, value in _public(cls) for read in _reads(value) if read != name]
+    used = {read for _, read in reads}
     for home, name, value in _public(cls):
-        if name == "traits" or name in _NAMES[kind]:
-            continue
         where = f"{_where(cls)}.{name}"
-        if isinstance(value, _METHOD):
-            meant = get_close_matches(name, sorted(_NAMES[kind]), n=1, cutoff=0.82)
+        if isinstance(value, Words) and name != "traits":
+            raise InputError(f"{where} is not read; its name must be traits")
+        if name == "traits" or name in names:
+            continue
+        if callable(value) or hasattr(value, "__get__"):
+            meant = None if isinstance(value, type) or name in annotated else _near(name, names)
             if meant and name not in used:
-                raise InputError(f"{where} is a method that nothing calls; write {meant[0]}, or _{name} for your own")
+                raise InputError(f"{where} is a method that nothing calls; write {meant}, or _{name} for your own")
         elif name in annotated:
-            if name not in vars(home).get("__annotations__", {}) and not hasattr(value, "__get__"):
+            if name not in vars(home).get("__annotations__", {}):
                 do = f"write {name}: {annotated[name]} = {value!r}"
                 raise InputError(f"{where} must have an annotation to change the hyper-parameter's default; {do}")
-        elif isinstance(value, (bool, str)) or name in words:
-            meant = get_close_matches(name, words, n=1, cutoff=0.6)
-            say = (
-                f"write traits = {kind.__name__}({meant[0]}={value!r})" if meant else "see fedsim.traits for the words"
-            )
-            more = f"a hyper-parameter needs an annotation, a constant of your own a name such as {name.upper()}"
+            if not home.__module__.startswith("fedsim.") and (
+                name in words or (value in (True, False) and _near(name, words))
+            ):
+                raise InputError(f"{where} is a hyper-parameter that nobody reads; {_say(kind, name, value)}")
+        elif (
+            isinstance(value, (bool, str)) or name.lower() in words or _near(name.lower(), [*words, *names, *annotated])
+        ):
+            low = name.lower()
+            slip = None if low in words else low if low in annotated else _near(low, annotated)
+            say = f"write {slip}: {annotated[slip]} = {value!r}" if slip else _say(kind, name, value)
+            more = f"a hyper-parameter needs an annotation, a constant of your own a name such as {name.upper()}_"
             raise InputError(f"{where} must be declared where it is read, got {name} = {value!r}; {say}; {more}")
     _CHECKED.add((cls, kind))
+
+
+def _say(kind: type[Words], name: str, value: Any) -> str:
+    """What to write instead of a class attribute."""
+    words = _words(kind)
+    meant = name.lower() if name.lower() in words else _near(name, words, cutoff=0.6)
+    return f"write traits = {kind.__name__}({meant}={value!r})" if meant else "see fedsim.traits for the words"
 
 
 def _public(cls: type) -> Iterator[tuple[type, str, Any]]:
@@ -113,7 +183,8 @@ def _public(cls: type) -> Iterator[tuple[type, str, Any]]:
     for home in cls.__mro__:
         if home.__module__ not in ("builtins", "typing", "abc"):
             for name, value in vars(home).items():
-                if not name.startswith("_") and not name.isupper():
+                upper = name.isupper() and name.lower() not in _SPOKEN and not isinstance(value, Words)
+                if not name.startswith("_") and not upper:
                     yield home, name, value
 
 
@@ -146,7 +217,7 @@ def check_hooks(cls: type, said: Traits) -> None:
     if issubclass(cls, Forwarding) or (cls, said) in _CHECKED:
         return
     annotated = _annotated(cls)
-    has: list[str] = [name for name in HOOKS if hasattr(cls, name) or name in annotated]
+    has: list[str] = [name for name in HOOKS if getattr(cls, name, None) is not None or name in annotated]
     if said.role == "events" and "tuned" in has:
         has.remove("tuned")  # which is of its protocol
     for role, method in (("peers", "mix"), ("events", "meet")):
@@ -171,13 +242,16 @@ def _check_layer(middleware: Any, said: LayerTraits) -> None:
             raise InputError(f"a layer of the channel {must}, got {middleware!r}")
     memory = middleware.init(torch.zeros(1))
     facts = {
-        "receives": (hasattr(middleware, "init_server"), "methods init_server and receive"),
+        "receives": (
+            all(hasattr(middleware, name) for name in ("init_server", "receive")),
+            "methods init_server, receive",
+        ),
         "loses": (hasattr(middleware, "delta") or hasattr(middleware, "omega"), "methods delta and omega"),
-        "feedback": (not (isinstance(memory, tuple) and not memory), "a memory of its link"),
+        "feedback": (not (isinstance(memory, tuple) and not memory), "memory of its link"),
     }
     if said.loses and facts["loses"][0]:
-        facts["unbiased"] = (middleware.omega(8) is not None, "a variance omega(d)")
-        facts["contractive"] = (middleware.delta(8) is not None, "a contraction delta(d)")
+        facts["unbiased"] = (middleware.omega(8) is not None, "variance omega(d)")
+        facts["contractive"] = (middleware.delta(8) is not None, "contraction delta(d)")
     for word, (is_so, what) in facts.items():
         if getattr(said, word) != is_so:
             why = f"because it has {'' if is_so else 'no '}{what}"

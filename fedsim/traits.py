@@ -112,6 +112,18 @@ class Traits(Words):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("public", "compresses", "in_full", "hooks"):
+            said = getattr(self, name)
+            if len(set(said)) != len(said) or "" in said:
+                raise InputError(f"Traits: {name} must name each once, got {said!r}")
+        if self.compresses_from < 0:
+            raise InputError(f"Traits: compresses_from must be >= 0, got {self.compresses_from}")
+        for hook, needed in (("buffer", self.asynchronous), ("common", self.shares == "common")):
+            if needed and hook not in self.hooks:
+                what = "asynchronous=True" if hook == "buffer" else "shares='common'"
+                raise InputError(
+                    f"Traits: hooks must have {hook!r} for {what}, got {self.hooks!r}; it is {HOOKS[hook]}"
+                )
         if self.stacked and self.integers:
             raise InputError("Traits: stacked and integers must not both be True: a rule gives one or the other")
         if (self.noise != "none") != ("releases" in self.hooks):

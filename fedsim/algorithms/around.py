@@ -7,12 +7,13 @@ A wrapper that adds to the state of a client or of the server says where the inn
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fedsim.declared import Declared, Forwarding, traits_of
+from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
 from fedsim.traits import Traits
@@ -135,4 +136,7 @@ def with_noise(algorithm: Any, multiplier: float) -> Any:
     """A private algorithm, or one with a private one inside, with this noise multiplier."""
     if isinstance(algorithm, Around):
         return replace(algorithm, base=with_noise(algorithm.base, multiplier))
+    must = "be a dataclass with a field noise_multiplier, which a target epsilon sets"
+    good = is_dataclass(algorithm) and any(f.name == "noise_multiplier" for f in fields(algorithm))
+    require(good, "algorithm", must, name_of(algorithm))
     return replace(algorithm, noise_multiplier=multiplier)

@@ -117,5 +117,5 @@ def fedspeed(
     normalize: bool = True,
     server: Literal["all", "active"] = "all",
 ) -> FedSpeed:
-    """What configurations build: ``server`` is the key of ``correction``, whose name would be that of the method."""
+    """FedSpeed: prox-correction and an extra ascent step. The key ``server`` is ``correction`` of the class."""
     return FedSpeed(lr, lr_decay, weight_decay, clip, lam, rho, alpha, normalize, server)

@@ -87,6 +87,7 @@ class EF21SGDM(EF21):
         a: weight of the new gradient, in (0, 1]; 1 is EF21.
     """
 
+    traits: ClassVar[LayerTraits] = LayerTraits(feedback=True, receives=True)
     a: float = 0.1
 
     def __post_init__(self) -> None:
@@ -107,6 +108,8 @@ class EF21SGDM(EF21):
 @dataclass(frozen=True)
 class EF21Plus(EF21):
     """EF21+: each message is the better one of C(v) and G + C(v - G); a byte says which."""
+
+    traits: ClassVar[LayerTraits] = LayerTraits(feedback=True, receives=True)
 
     def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
         """Send v [d]."""

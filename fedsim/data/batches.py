@@ -55,7 +55,7 @@ def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor over the array's memory; read-only arrays (Ray's object store) are only ever read here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.asarray(array, order="C"))  # ascontiguousarray makes scalars vectors
 
 
 class Feed:

@@ -181,7 +181,7 @@ def _arbitrary(message: Message, generator: torch.Generator) -> Message:
     def other(value: Any) -> Any:
         if isinstance(value, Owned):
             return Owned(other(value.values), torch.ones_like(value.mask))
-        if not value.is_floating_point():
+        if not value.is_floating_point() or not value.dim():  # counts and bits have ranges of their own
             return value
         return value + torch.randn(value.shape, generator=generator).to(value.dtype)
 

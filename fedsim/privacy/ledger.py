@@ -97,11 +97,16 @@ class Draw:
         return replace(release, sampling=self.sampling, rate=self.rate, cohort=self.cohort, population=self.population)
 
 
+def draws_as(schedule: Schedule, rule: type) -> bool:
+    """Whether cohorts are drawn by this rule, and not by a class of the user's that is built on it."""
+    return type(schedule).clients is rule.clients  # type: ignore[attr-defined]
+
+
 def draw_of(schedule: Schedule, population: int) -> Draw:
     """How a schedule draws; fixed lists of cohorts earn no amplification."""
-    if isinstance(schedule, Bernoulli) and schedule.rate < 1:
+    if isinstance(schedule, Bernoulli) and draws_as(schedule, Bernoulli) and schedule.rate < 1:
         return Draw("poisson", rate=schedule.rate)
-    if isinstance(schedule, Uniform) and schedule.cohort < population:
+    if isinstance(schedule, Uniform) and draws_as(schedule, Uniform) and schedule.cohort < population:
         return Draw("fixed", cohort=schedule.cohort, population=population)
     return Draw()
 
@@ -261,12 +266,12 @@ def steps_of(setting: Setting, algorithm: Any) -> tuple[tuple[int, int], ...]:
     Raises:
         InputError: the algorithm's public fields would tell who came, and it does not say what they hold.
     """
-    if draw_of(setting.schedule, setting.population).sampling == "none" or traits_of(algorithm).noise == "clients":
-        return ()
     said = traits_of(algorithm)
     if said.public:
-        must = f"have public_of, which says what its field {said.public[0]} holds, where cohorts are drawn at random"
+        must = f"have public_of, which says what its public field {said.public[0]} holds, so that it tells nothing else"
         require("public_of" in said.hooks, "algorithm", must, name_of(algorithm))
+    if draw_of(setting.schedule, setting.population).sampling == "none" or said.noise == "clients":
+        return ()
     steps = [setting.local.count(n) for n in setting.sizes]
     return tuple(sorted(Counter(steps).items()))
 

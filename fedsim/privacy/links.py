@@ -34,7 +34,6 @@ from fedsim.aggregate import Aggregate
 from fedsim.algorithms.around import name_of
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
-from fedsim.channel.order import kind
 from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.errors import InputError
 from fedsim.privacy.releases import Unit
@@ -50,7 +49,7 @@ def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit 
         unit: what the releases hide; None asks for the most.
     """
     name, said = name_of(algorithm), traits_of(algorithm)
-    lossy = next((layer for layer in downlink.layers if kind(layer) != "layerwise"), None)
+    lossy = next((layer for layer in downlink.layers if not _faithful(layer)), None)
     if lossy is not None and said.exact_downlink:
         raise InputError(
             f"downlink must not have {lossy.name} for {name} with noise of the server: clients clip by the distance of "
@@ -63,7 +62,7 @@ def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit 
         raise InputError(
             f"channel must be [] for messages of integers, which are summed modulo 2^bits, got {layers[0].name}"
         )
-    layers = [layer for layer in layers if kind(layer) != "layerwise"]
+    layers = [layer for layer in layers if not _faithful(layer)]
     if said.noise == "shares" and layers:
         raise InputError(
             f"channel must not have {layers[0].name} for {name}, whose clients each add a share of the noise: only the "
@@ -73,6 +72,12 @@ def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit 
     if said.noise == "server":
         for at, layer in enumerate(layers):
             _check_layer(name, layer, layers[:at], unit)
+
+
+def _faithful(layer: Layer) -> bool:
+    """Whether a layer says that what arrives is what was sent."""
+    said = layer_traits(layer.middleware)
+    return said.layerwise or (said.linear and said.lipschitz and not said.loses and not said.feedback)
 
 
 def _check_layer(name: str, layer: Layer, outside: list[Layer], unit: Unit | None) -> None:

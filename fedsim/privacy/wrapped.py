@@ -60,7 +60,10 @@ class Wrapped(Around):
 
     def beside(self, message: Message) -> Message:
         """The public fields of a message, which travel as they are."""
-        return {name: value for name, value in message.items() if name in self.traits.public}
+        found = {name: value for name, value in message.items() if name in self.traits.public}
+        for name, value in found.items():
+            require(value.numel() == 1, f"public field {name!r}", "be one number, such as a count", list(value.shape))
+        return found
 
     def known(self, received: Message, rnd: Round) -> Message:
         """What the server takes the public fields for: the cohort's mean, or where that would tell who came all's."""

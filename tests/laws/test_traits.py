@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
+from functools import partialmethod
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from fedsim.algorithms.ec_sgd_diana import ECSGDDiana
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Layer, Onion
+from fedsim.channel.topk import TopK
 from fedsim.config import build_channel, build_run
 from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.errors import InputError
@@ -284,3 +286,74 @@ def test_documented(monkeypatch: pytest.MonkeyPatch) -> None:
             assert f"`{f.name}`" in text, f.name
     for hook in HOOKS:
         assert f"`{hook}`" in text, hook
+
+
+SLIPS: list[tuple[type, dict[str, Any], str]] = [
+    (_Bare, {"trait": Traits(everyone=True)}, "its name must be traits"),
+    (_Bare, {"TRAITS": Traits()}, "its name must be traits"),
+    (_Bare, {"traits": None}, "must be a fedsim.traits.Traits, got None"),
+    (_Bare, {"publics": ("steps",)}, r"Traits\(public="),
+    (_Bare, {"compresses_form": 3}, r"Traits\(compresses_from=3\)"),
+    (_Bare, {"unifrom": 1}, r"Traits\(uniform=1\)"),
+    (_Bare, {"hooks": ("settle",)}, r"Traits\(hooks="),
+    (_Bare, {"UNIFORM": True}, r"Traits\(uniform=True\)"),
+    (_Bare, {"gossip_step": 3}, "must be declared where it is read"),
+    (_Bare, {"settel": partialmethod(_Bare.local)}, "write settle"),
+    (_Bare, {"onw": lambda self, *a: None}, "write own"),
+    (FedAvg, {"servr_lr": 0.5}, "write server_lr: float = 0.5"),
+    (FedAvg, {"Lr": 0.5}, "write lr: float = 0.5"),
+    (FedAvg, {"__annotations__": {"everyone": "bool"}, "everyone": True}, r"Traits\(everyone=True\)"),
+    (ECSGDDiana, {"settle": None}, "got no settle"),
+]
+
+
+@pytest.mark.parametrize(("base", "body", "says"), SLIPS, ids=[str(list(body)) for _, body, _ in SLIPS])
+def test_slips_of_every_form_are_refused(base: type, body: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        traits_of(type("Slip", (base,), body)(**({} if base is _Bare else {"lr": 0.1})))
+
+
+def test_what_is_set_on_the_object_is_refused() -> None:
+    for name, value in (("everyone", True), ("settle", lambda *a: None)):
+        mine = _Bare()
+        setattr(mine, name, value)
+        with pytest.raises(InputError, match="must be declared by the class"):
+            traits_of(mine)
+
+
+def test_a_subclass_that_changes_what_the_words_are_about_says_its_own() -> None:
+    class Fivefold(Mean):
+        def finish(self, sums: Any, total: float, dtype: torch.dtype) -> Any:
+            return {name: 5 * value for name, value in super().finish(sums, total, dtype).items()}
+
+    class Loud(TopK):
+        def __call__(self, v: Tensor, link: Any, noise: Any, send: Any) -> Any:
+            got, link, size = super().__call__(v, link, noise, send)
+            return 100 * got, link, size
+
+    class AlsoMean(Mean):
+        pass
+
+    with pytest.raises(InputError, match="must say its own traits, because it has its own finish"):
+        rule_traits(Fivefold())
+    with pytest.raises(InputError, match="must say its own traits, because it has its own __call__"):
+        layer_traits(Loud(ratio=0.5))
+    assert rule_traits(AlsoMean()).linear
+
+
+def test_layerwise_is_said_by_one_class_alone() -> None:
+    loud = type("Loud", (TopK,), {"traits": LayerTraits(layerwise=True)})
+    with pytest.raises(InputError, match="must not say layerwise"):
+        layer_traits(loud(ratio=0.5))
+
+
+def test_words_that_need_a_hook_ask_for_it() -> None:
+    for make in (
+        lambda: Traits(asynchronous=True),
+        lambda: Traits(shares="common"),
+        lambda: Traits(compresses_from=-1),
+        lambda: Traits(hooks=("settle", "settle")),
+        lambda: Traits(in_full=("",)),
+    ):
+        with pytest.raises(InputError, match=r"^Traits: "):
+            make()

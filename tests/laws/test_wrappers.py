@@ -34,7 +34,7 @@ from fedsim.partition import Iid
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
-from fedsim.privacy.config import factor_of
+from fedsim.privacy.config import Own, factor_of
 from fedsim.privacy.discrete import DiscreteNoise
 from fedsim.privacy.local import LocalNoise
 from fedsim.schedule import All, Uniform
@@ -72,7 +72,7 @@ NOT_INSIDE = {  # what a wrapper is not made for, and says so when it is built
     "relaxed": {*OWN, *WAITING, "diff2", "diff2_bvr", "dp_srm", "private_spiderboost", "relaxed", "powersgd"}
     | {"adam", "ec_sgd_diana", "fednova", "onebit_adam", "sgd"},
 } | {name: {*OWN, *WAITING, *DIFF2} for name in ("central", "adaptive", "local", "banded")}
-SEVERAL_FIELDS = {"ec_sgd_diana", "fedcm", "fedgamma", "fednova", "fedsmoo", "mime_lite", "mofedsam", "scaffold"}
+SEVERAL_FIELDS = {"ec_sgd_diana", "fedgamma", "fedsmoo", "mime_lite", "scaffold"}
 """Methods whose messages are not one vector, which banded noise is for."""
 
 
@@ -155,6 +155,19 @@ def test_a_layer_that_does_nothing_is_no_layer(name: str) -> None:
         bare, layered = plain(name), run(algorithm, channel=Channel((Layer("same", Identity()),)))
     same(bare, layered)
     assert len(leaves(bare.server)) == len(leaves(layered.server))
+
+
+@pytest.mark.parametrize("wrapper", ["central", "adaptive", "local", "banded"])
+def test_a_layer_that_does_nothing_is_no_layer_inside_a_mechanism(wrapper: str) -> None:
+    algorithm = WRAPPERS[wrapper](working("fedavg"))
+    same(run(algorithm), run(algorithm, channel=Channel((Layer("same", Identity()),))))
+
+
+@pytest.mark.parametrize("name", ["diff2", "dp_srm", "private_spiderboost"])
+def test_a_layer_that_does_nothing_is_accepted_in_a_private_run(name: str) -> None:
+    layer = Channel((Layer("same", Identity()),))
+    chosen = {"privacy": Own(delta=1e-5, noise_multiplier=1.0), "local": Local(steps=1, batch_size="full")}
+    same(run(working(name), **chosen), run(working(name), channel=layer, downlink=layer, **chosen))
 
 
 REFUSALS: dict[str, dict[str, Any]] = {

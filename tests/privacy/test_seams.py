@@ -32,7 +32,7 @@ from fedsim.privacy.discrete import DiscreteNoise, ModularSum
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import factorise
 from fedsim.privacy.releases import Release
-from fedsim.schedule import Bernoulli, Uniform
+from fedsim.schedule import All, Bernoulli, Uniform
 from tests.laws.test_catalogue import SERVERS, algorithm
 from tests.privacy.test_runs import SIZES, D, flat, run
 
@@ -230,3 +230,23 @@ def test_public_numbers_of_known_cohorts_are_the_cohorts_own(schedule: Any) -> N
         np.testing.assert_allclose(found.trajectory, plain.trajectory, rtol=0, atol=1e-12)
     else:
         assert found.status == "finished"
+
+
+def test_cohorts_of_a_users_own_rule_earn_no_amplification() -> None:
+    """A class built on Uniform or Bernoulli may bring the same clients in every round."""
+
+    class Fixed(Uniform):
+        def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
+            return (0, 1)
+
+    promise = CentralGaussian(1e-5, noise_multiplier=1.0, fixed_as_poisson=True)
+    found = run(FedAvg(lr=0.05), schedule=Fixed(2), privacy=promise).summary["privacy/epsilon"]
+    assert found == run(FedAvg(lr=0.05), schedule=All(), privacy=promise).summary["privacy/epsilon"]
+
+
+def test_public_fields_must_say_what_they_hold_in_every_schedule() -> None:
+    class Untold(FedAvg):
+        traits = FedAvg.traits.but(public=("update",))
+
+    with pytest.raises(InputError, match="must have public_of"):
+        run(Untold(lr=0.05), schedule=All(), privacy=CentralGaussian(1e-5, noise_multiplier=1.0))
