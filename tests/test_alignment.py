@@ -93,6 +93,7 @@ SPARSE = Channel((Layer("topk", TopK(k=40)),))
 def prepared(
     kernel: Any, data: Dataset, dtype: Any = "float32", algorithm: Any = None, channel: Channel = SPARSE
 ) -> Any:
+    how = {"batching": "loop"} if kernel == "loop" else {"kernel": kernel}
     return assemble(
         algorithm or Scaffold(lr=0.1),
         data,
@@ -106,7 +107,7 @@ def prepared(
         channel=channel,
         downlink=Channel(),
         privacy=None,
-        engine=Engine(backend="serial", kernel=kernel, dtype=dtype, jobs=1),
+        engine=Engine(backend="serial", dtype=dtype, jobs=1, **how),
         seed=1,
     )
 

@@ -36,13 +36,18 @@ def test_where_things_are_imported(path: Path) -> None:
     mine = {m for m in used if m.startswith("fedsim.")}
     above = {"fedsim.run", "fedsim.simulation", "fedsim.prepare", "fedsim.config", "fedsim.console"}
     if module.startswith("fedsim.algorithms."):
-        allowed = ("algorithms", "objective", "losses", "channel", "privacy.releases", "types", "errors")
+        told = ("traits", "declared", "fields", "errors")  # what classes say of themselves, and how it is checked
+        allowed = ("algorithms", "objective", "losses", "channel", "privacy.releases", "types", *told)
         mine_only = tuple(f"fedsim.{name}" for name in allowed)
         assert all(m.startswith(mine_only) for m in mine), "algorithms know objectives and messages, nothing else"
     if module.startswith(("fedsim.engine", "fedsim.data", "fedsim.models", "fedsim.partition", "fedsim.channel")):
         assert not mine & above, "lower layers do not know who calls them"
     if module.startswith("fedsim.engine"):
-        concrete = {m for m in mine if m.startswith("fedsim.algorithms") and m != "fedsim.algorithms.base"}
+        concrete = {
+            m
+            for m in mine
+            if m.startswith("fedsim.algorithms") and m not in ("fedsim.algorithms.base", "fedsim.algorithms.around")
+        }
         assert not concrete, "the engine knows no algorithm"
 
 
@@ -60,4 +65,5 @@ def test_no_global_generators_no_prints(path: Path) -> None:
                 "np.random.randn",
             }
         if isinstance(node, ast.Import):
-            assert "random" not in {alias.name for alias in node.names}
+            watched = name(path) in ("fedsim.rng", "fedsim.models.pure")  # Python's generator is put back and watched
+            assert watched or "random" not in {alias.name for alias in node.names}

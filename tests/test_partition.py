@@ -336,7 +336,7 @@ LARGE = toy(300, 60, 4, groups=9)
         (lambda: Classes(3, 0), r"^per_client must be >= 1"),
         (lambda: Classes(3, 2, (0.6, 0.4)), r"^share must be two numbers with 0 < low <= high, got \[0.6, 0.4\]"),
         (lambda: Classes(3, 2, (0.4,)), r"^share must"),
-        (lambda: Classes(3, 2, owners="odd"), r"^owners must be even or drawn, got 'odd'"),
+        (lambda: Classes(3, 2, owners="odd"), r"^owners must be one of even, drawn, got 'odd'"),
         (lambda: Classes(3, 2, held_out=-1), r"^held_out must be >= 0"),
         (lambda: ClassesPerClient(3, 0), r"^per_client must be >= 1"),
         (lambda: QuantityDirichlet(3, 0.0), r"^alpha must be in"),

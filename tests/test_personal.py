@@ -35,6 +35,7 @@ from fedsim.algorithms.standalone import Standalone
 from fedsim.channel import message, wire
 from fedsim.config import build_run
 from fedsim.data import Dataset, Split
+from fedsim.declared import traits_of
 from fedsim.errors import ClientError, InputError
 from fedsim.layout import Layout
 from fedsim.models import build, fedgh_cnn, mlp
@@ -69,7 +70,7 @@ def run(rule: Any, rounds: int = 2, data: Dataset | None = None, **options: Any)
         "partition": Natural(),
         "model": ARCHITECTURES,
         "local": Local(steps=2, batch_size=4),
-        "aggregate": Stack() if getattr(rule, "stacked", False) else Mean(),
+        "aggregate": Stack() if traits_of(rule).stacked else Mean(),
         "evaluate": Evaluate(clients=True),
     }
     result = simulate(
@@ -510,7 +511,7 @@ def test_what_does_not_go_together_is_refused_at_once(rule: Any, options: dict[s
         (lambda: Mesa(FedAvg(lr=0.1), start=-1), "start must be >= 0, got -1"),
         (lambda: Mesa(FedGH(lr=0.1)), "base must be a method whose server averages whole models, .*got 'FedGH'"),
         (lambda: Mesa(FedAvgFT(lr=0.1)), "base must .* which clients predict with, .*got 'FedAvgFT'"),
-        (lambda: Mesa(Mesa(FedAvg(lr=0.1))), "base must .* and not MESA, got 'Mesa'"),
+        (lambda: Mesa(Mesa(FedAvg(lr=0.1))), "base must .* and not MESA, got 'Mesa around FedAvg'"),
         (lambda: Mesa(FML(lr=0.1)), "base must be a method whose server averages whole models, .*got 'FML'"),
         *((lambda rule=rule: rule(lr=0.0), "lr must be > 0") for rule in (Standalone, LGFedAvg, FedPer, FedRep, FedGH)),
         *((lambda rule=rule: rule(lr=0.1, momentum=1.0), r"momentum must be in \[0, 1\)") for rule in (FedProto, FD)),

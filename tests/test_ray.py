@@ -101,7 +101,7 @@ class Fragile(FedAvg):
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         marker = Path(self.marker)
-        if rnd.index == 1 and not marker.exists():
+        if rnd.index == 1 and not marker.exists() and "ray" in Path(sys.argv[0]).parts:  # in an actor, not rehearsed
             if marker.parent.exists():
                 marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)

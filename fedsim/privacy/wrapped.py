@@ -37,6 +37,7 @@ class Wrapped(Around):
         super().__post_init__()
         require(self.clip > 0, "clip", "be > 0", self.clip)
         require(self.noise_multiplier >= 0, "noise_multiplier", "be >= 0", self.noise_multiplier)
+        require(all(k >= 1 and n >= 1 for k, n in self.steps), "steps", "be pairs of counts >= 1", self.steps)
         said, name = traits_of(self.base), name_of(self.base)
         if said.noise != "none":
             raise InputError(f"privacy must be own for {name}, which is private by itself; use privacy=own")

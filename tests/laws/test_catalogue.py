@@ -115,7 +115,7 @@ def problem(name: str, data: Dataset, model: Factory = small_cnn) -> dict[str, A
 
 def cohorts(name: str) -> All | Uniform | Events | Asynchronous:
     """Five of seven clients a round, or all where the method needs them."""
-    if hasattr(algorithm(name), "meet"):
+    if traits_of(algorithm(name)).role == "events":
         return Events(t_end=3.0)
     if traits_of(algorithm(name)).asynchronous:
         return Asynchronous(concurrency=3)
@@ -235,8 +235,8 @@ def test_methods_are_pure(name: str, index: int, squares: Dataset) -> None:
     batch = Batch(torch.rand(4, *squares.input_shape), torch.tensor([0, 1, 2, 3]))
 
     def once() -> tuple[Any, ...]:
-        server = rule.init_server(part(getattr(rule, "shares", "model"), layout, x0))
-        client = rule.init_client(part(getattr(rule, "keeps", "model"), layout, x0))
+        server = rule.init_server(part(traits_of(rule).shares, layout, x0))
+        client = rule.init_client(part(traits_of(rule).keeps, layout, x0))
         before = [t.clone() for t in leaves((server, client, x0))]
         got = heard(rule.broadcast(server, rnd))
         data = OneBatch(batch)
@@ -246,10 +246,10 @@ def test_methods_are_pure(name: str, index: int, squares: Dataset) -> None:
         one = aggregate(name)
         sums = one.add({}, (3,), tree_map(lambda t: t[None], message), torch.ones(1, dtype=torch.float64))
         received = one.finish(tree_map(lambda t: t.numpy(), sums), 1.0, x0.dtype)
-        if getattr(rule, "asynchronous", False):
+        if traits_of(rule).asynchronous:
             received["staleness"] = torch.ones(1)
         stepped = rule.server(server, received, rnd)
-        own = rule.own(obj, after, heard(rule.broadcast(stepped, rnd)), rnd) if hasattr(rule, "own") else x0
+        own = rule.own(obj, after, heard(rule.broadcast(stepped, rnd)), rnd) if "own" in traits_of(rule).hooks else x0
         assert own.shape == x0.shape
         for t, kept in zip(leaves((server, client, x0)), before, strict=True):
             assert torch.equal(t, kept), "an input was written in place"
@@ -268,9 +268,11 @@ def test_methods_are_pure(name: str, index: int, squares: Dataset) -> None:
 def test_peers_methods_are_pure(name: str, squares: Dataset) -> None:
     """No input is mutated, the dataclass is frozen, and calling twice gives the same bits."""
     rule: Any = working(name)
-    if hasattr(rule, "tuned"):
+    if traits_of(rule).role == "events" or "tuned" in traits_of(rule).hooks:
         known = {"mu": 0.5, "smooth": 20.0}
-        rule = rule.tuned(Constants(5, 2.0, 0.25, **known) if hasattr(rule, "meet") else RoundConstants(0.3, **known))
+        rule = rule.tuned(
+            Constants(5, 2.0, 0.25, **known) if (traits_of(rule).role == "events") else RoundConstants(0.3, **known)
+        )
     given = problem(name, squares)
     data = given["data"]
     model = build_model(given["model"], data.input_shape, data.outputs, {}, 0)
@@ -284,11 +286,11 @@ def test_peers_methods_are_pure(name: str, squares: Dataset) -> None:
         peer = rule.init_client(x0)
         before = [t.clone() for t in leaves((peer, x0))]
         after = rule.local(obj, peer, rnd)
-        if hasattr(rule, "meet"):
+        if traits_of(rule).role == "events":
             done = rule.meet(rule.flow(after, torch.tensor(0.5)), rule.offer(peer, rnd), rnd)
         else:
             held = rule.offer(after, rnd)
-            after, held = rule.publish(after, held, rnd) if hasattr(rule, "publish") else (after, held)
+            after, held = rule.publish(after, held, rnd) if "publish" in traits_of(rule).hooks else (after, held)
             done = rule.mix(after, held, rnd)
         assert rule.model(done).shape == x0.shape
         for t, kept in zip(leaves((peer, x0)), before, strict=True):

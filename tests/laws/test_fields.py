@@ -41,6 +41,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.history": {"History"},
     "fedsim.layout": {"Layout"},
     "fedsim.papers": {"Paper"},
+    "fedsim.parts": {"Role"},
     "fedsim.partition.base": {"Population"},  # arrays, which its own __post_init__ checks
     "fedsim.prepared": {"Prepared"},
     "fedsim.privacy.closed_forms": {"AnchoredNoise"},  # a result

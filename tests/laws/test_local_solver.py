@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.algorithms.local_sgd import LocalSGD
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
+from fedsim.declared import traits_of
 from fedsim.engine.oracle import ModelOracle
 from fedsim.layout import Layout
 from fedsim.losses import loss_of
@@ -114,8 +115,8 @@ def test_every_method_has_the_shared_local_solver(name: str) -> None:
         if name in PEERS:
             end = rule.model(rule.local(obj, rule.init_client(x), rnd))
         else:
-            server = rule.init_server(part(getattr(rule, "shares", "model"), layout, x))
-            client = rule.init_client(part(getattr(rule, "keeps", "model"), layout, x))
+            server = rule.init_server(part(traits_of(rule).shares, layout, x))
+            client = rule.init_client(part(traits_of(rule).keeps, layout, x))
             sent, state = rule.local(obj, client, heard(rule.broadcast(server, rnd)), rnd)
             end = ENDS.get(name, lambda sent, state, x, obj: x + sent["update"])(sent, state, x, obj)
     norms: list[float] = []

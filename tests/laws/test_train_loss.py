@@ -25,6 +25,7 @@ from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.data import Dataset, Split
 from fedsim.data.batches import Feed, Samples, work_of
+from fedsim.declared import traits_of
 from fedsim.delays import Asynchronous
 from fedsim.engine.events import Timeline, levels
 from fedsim.engine.oracle import ModelOracle
@@ -125,8 +126,8 @@ def run(name: str, data: Dataset, local: Local, **options: Any) -> Result:
     )
 
 
-EVENTS = [name for name in PEERS if hasattr(algorithm(name), "meet")]
-ASYNCHRONOUS = [name for name in ALGORITHMS if getattr(algorithm(name), "asynchronous", False)]
+EVENTS = [name for name in PEERS if (traits_of(algorithm(name)).role == "events")]
+ASYNCHRONOUS = [name for name in ALGORITHMS if traits_of(algorithm(name)).asynchronous]
 ROUNDS = [name for name in ALGORITHMS if name not in (*EVENTS, *ASYNCHRONOUS, *DUAL)]
 
 

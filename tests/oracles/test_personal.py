@@ -295,7 +295,7 @@ class Alone:
             model=self.models,
             rounds=4,
             local=Local(steps=STEPS, batch_size="full"),
-            aggregate=Stack() if getattr(rule, "stacked", False) else Mean(),
+            aggregate=Stack() if traits_of(rule).stacked else Mean(),
             engine=Engine(backend="serial", dtype="float64"),
         )
 

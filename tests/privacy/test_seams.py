@@ -59,8 +59,8 @@ def sent(rule: Any, rows: int) -> dict[str, Tensor]:
     data = np.random.default_rng(rows).normal(size=(len(setup.train.y), setup.train.x.shape[1] + 1))
     setup = replace(setup, algorithm=rule, train=replace(setup.train, x=data[:, :-1], y=data[:, -1]))
     x0 = torch.linspace(-1, 1, setup.train.x.shape[1], dtype=torch.float64)
-    shared = {"head.weight": x0.view(1, -1)} if getattr(rule, "shares", "model") == "parameters" else x0
-    kept = shared if getattr(rule, "keeps", "model") == "parameters" else x0
+    shared = {"head.weight": x0.view(1, -1)} if traits_of(rule).shares == "parameters" else x0
+    kept = shared if traits_of(rule).keeps == "parameters" else x0
     return messages(setup, 0, rule.init_client(kept), shared, 2)
 
 
@@ -69,7 +69,7 @@ def sent(rule: Any, rows: int) -> dict[str, Tensor]:
 )
 def test_numbers_that_depend_on_no_data_are_declared_public_and_no_others(name: str) -> None:
     rule = algorithm(name)
-    if getattr(rule, "classes", False) or hasattr(rule, "own") or name == "diff2_bvr":
+    if traits_of(rule).classes or "own" in traits_of(rule).hooks or name == "diff2_bvr":
         pytest.skip("of classes, or of clients with models of their own")
     one, other = sent(rule, 1), sent(rule, 2)
     public = set(traits_of(rule).public)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -56,6 +56,7 @@ from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import factorise
 from fedsim.privacy.releases import Drawn, Release
 from fedsim.schedule import All
+from fedsim.traits import Traits
 from fedsim.tree import tree_map
 from fedsim.types import Owned, Round
 from tests.laws.test_channel_catalogue import LAYERS, node
@@ -168,6 +169,8 @@ def spread(channel: Channel, budget: int) -> float:
 
 class Server:
     """A private algorithm with noise of the server, and nothing else that matters to links."""
+
+    traits: ClassVar[Traits] = Traits(noise="server", hooks=("releases",))
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
         return ()
@@ -325,7 +328,7 @@ class Trial:
         """What the method says that noise over sensitivity is, for a sample of this client."""
         drawn = Drawn(SIZES[client], SIZES[client], self.local.steps or 1)
         said = self.algorithm.releases(self.rnd)
-        if hasattr(self.algorithm, "client_releases"):
+        if "client_releases" in traits_of(self.algorithm).hooks:
             said = said or self.algorithm.client_releases(self.rnd, drawn)
         (release,) = said
         return float(release.multiplier)
