@@ -111,8 +111,9 @@ PROTOCOLS: dict[str, type] = {"server": ServerAlgorithm, "peers": PeerAlgorithm,
 
 def protocol_of(algorithm: Any) -> type:
     """The protocol that an algorithm means to follow."""
-    foreign = isinstance(algorithm, (type, *FOREIGN))  # which says nothing of itself
-    return ServerAlgorithm if foreign else PROTOCOLS[traits_of(algorithm).role]
+    if isinstance(algorithm, (type, *FOREIGN)) or not callable(getattr(algorithm, "local", None)):
+        return ServerAlgorithm  # it is none, and says nothing of itself
+    return PROTOCOLS[traits_of(algorithm).role]
 
 
 def _role(name: str, part: Any) -> Role:

@@ -31,6 +31,7 @@ from fedsim.layout import ALIGNMENT, aligned
 from fedsim.objective import Objective
 from fedsim.partition import Iid
 from fedsim.schedule import All
+from fedsim.traits import Traits
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Message, Round
 from tests.channel.test_compressors import LAYERS, Noise, counted, draws
@@ -150,7 +151,7 @@ class Both(NamedTuple):
 class Looking:
     """Sends and keeps vectors that begin anywhere, and notes how what it gets lies in memory."""
 
-    uniform = True
+    traits = Traits(uniform=True)
 
     def init_server(self, x0: Tensor) -> Both:
         return Both(x0, torch.zeros(7, 3, dtype=x0.dtype))

@@ -18,6 +18,7 @@ from fedsim.checks import compression_notes
 from fedsim.config import build_run
 from fedsim.declared import traits_of
 from fedsim.simulation import simulate
+from tests.laws.test_catalogue import algorithm
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -36,7 +37,6 @@ HINT = re.compile(rf"(?<![\w./~-]){TOKEN}(?:\s+(?:{TOKEN}|(?:rounds|seed)=[\d,]+
 OWN = re.compile(
     r"[A-Z]{2,}|my_module|kept|window|a\.B|\[a,b,c\]|nosuch|\.\.\.|\.mu=1$|=fast$|^sweep|=[A-Z]\w+$|_$|\d+\.\d+\.\d+\.\d+"
 )
-from tests.laws.test_catalogue import algorithm
 
 
 def said(path: Path) -> list[str]:

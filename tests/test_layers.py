@@ -57,7 +57,8 @@ def test_no_global_generators_no_prints(path: Path) -> None:
         if isinstance(node, ast.Call):
             call = ast.unparse(node.func)
             assert call != "print"
-            assert call not in {
+            scoped = name(path) == "fedsim.rng"  # which puts the generators back
+            assert scoped or call not in {
                 "torch.manual_seed",
                 "np.random.seed",
                 "random.seed",
