@@ -118,7 +118,8 @@ def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Sa
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""
             raise InputError(f"{name} fails on {what}: {said(error)}{do}") from error
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        must = f"have outputs {[*y.shape, 'k']} for {len(some)} samples of the {task} task"
+        shape = ", ".join(map(str, (*y.shape, "k")))
+        must = f"have outputs [{shape}] for {len(some)} sample{'s'[: len(some) > 1]} of the {task} task"
         require(isinstance(out, Tensor) and out.shape[:-1] == y.shape, name, must, got)
 
 

@@ -120,8 +120,9 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
         except Exception as error:  # user code: any type
             problems.append(f"{str(dtype).removeprefix('torch.')}: {said(error)}")
     shape = (1, *input_shape)
+    do = "; whole numbers are tokens: for features pass x.astype('float32')" if tokens else ""
     raise InputError(
-        f"model {type(model).__name__} fails on a zero sample of shape {shape} as {'; as '.join(problems)}"
+        f"model {type(model).__name__} fails on a zero sample of shape {shape} as {'; as '.join(problems)}{do}"
     )
 
 
