@@ -485,7 +485,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own_torch_generator": (by_own_generator("torch"), "random generator"),
     "own_numpy_generator": (by_own_generator("numpy"), "random generator"),
     "counter": (net(counts_calls), "keeps state"),
-    "memory": (net(remembers), "remembers"),
+    "memory": (net(remembers), "called again"),
     "stale_cache": (net(caches), "fails on "),
     "kept_activations": (net(keeps_activations), "right"),
     "attention": (Attention, "right"),

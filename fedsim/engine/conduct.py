@@ -1,4 +1,4 @@
-"""Whether a model only computes, found out before a run starts: at the run's own sizes, called again and at other weights.
+"""Whether a model only computes, found out before a run starts: at the run's sizes, called again, at other weights.
 
 A forward pass is a function of the model's parameters and its inputs. What it keeps from one call to the next, what it
 draws, and what it writes would make numbers depend on who was computed before, on which worker; and a prediction that
@@ -8,6 +8,7 @@ depends on the samples beside it would depend on how many are evaluated at once.
 from __future__ import annotations
 
 from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def minibatch_sizes(setup: Setup) -> list[int]:
 
 
 def padded(setup: Setup, at: Trial) -> list[Trial]:
-    """As ``at``, in the widest minibatch of the run, the second client having fewer examples: some that occur, or []."""
+    """As ``at``, in the widest minibatch of the run, the second client having fewer examples, as some do; or []."""
     *fewer, width = minibatch_sizes(setup)
     if not fewer:
         return []
@@ -97,14 +98,15 @@ class _Called:
         self.module.train(training)
 
     def __call__(self, x: Tensor, inputs: Tensor, *, twice: bool = True) -> Tensor:
-        """Outputs at parameters x [d]; the second of two calls must leave everything as the first did."""
+        """Outputs at parameters x [d]; a second call must give the same, and leave everything as the first did."""
         x = x.clone()
         parameters = list(self.module.parameters())
         for p, view in zip(parameters, self.layout.views(x).values(), strict=True):
             p.data = view
         where = [p.data_ptr() for p in parameters]
-        before, outputs = {}, torch.empty(0)
         given = x.clone()
+        before: dict[str, Any] = {}
+        first = torch.empty(0)
         for again in range(2 if twice else 1):
             try:
                 with pure(self.module, inputs, self.name):
@@ -127,8 +129,13 @@ class _Called:
                     f"model {self.name} keeps {found}, which changes from one call to the next; forward must keep "
                     "nothing, for what it finds would depend on who was computed before"
                 )
-            before = after
-        return outputs
+            if again and torch.isfinite(first).all() and _far(outputs, first):
+                raise InputError(
+                    f"model {self.name} gives other outputs for the same samples when it is called again: forward must "
+                    "keep nothing from one call to the next and draw no random numbers, which depend on who was before"
+                )
+            before, first = (before, first) if again else (after, outputs)
+        return first
 
 
 def _refuse_mixing(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outputs: Tensor) -> None:
@@ -147,7 +154,7 @@ def _far(a: Tensor, b: Tensor) -> bool:
 
 
 def _samples(setup: Setup, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Training samples [count, ...] and their targets, from all of them, and again from the first if there are fewer."""
+    """Training samples [count, ...] and targets, from all of them, and again from the first if there are fewer."""
     feed, n = Feed(setup.train, torch.device("cpu"), dtype), len(setup.train.x)
     rows = torch.arange(count) * n // count if count <= n else torch.arange(count) % n
     return feed.take(rows, None)

@@ -109,6 +109,6 @@ def generators() -> dict[str, Any]:
         "numpy.random": (kind, np.asarray(keys).tobytes(), *rest),
         "random": random.getstate(),
     }
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states["torch.cuda"] = torch.cuda.get_rng_state().numpy().tobytes()
     return states

@@ -1,7 +1,7 @@
 """What a model's forward can reach beside its parameters and buffers: where it could keep something, or draw from.
 
-Followed are the attributes of the module and of its parts, the globals, closures, defaults and class attributes that the
-code of ``forward``, of hooks, and of what these call names, and what is inside all these; of libraries nothing.
+Followed are the attributes of the module and of its parts, the globals, closures, defaults and class attributes that
+the code of ``forward``, of hooks, and of what these call names, and what is inside all these; of libraries nothing.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def refuse_generators(model: nn.Module, name: str) -> None:
     for where, value in walk.values("", model, 0):
         if isinstance(value, _GENERATORS):
             raise InputError(
-                f"model {name} holds a random generator, {where} ({type(value).__name__}), whose numbers have no address "
-                "(seed, round, client); draw once in __init__, keep the numbers as a buffer and the generator nowhere"
+                f"model {name} holds a random generator, {where} ({type(value).__name__}), whose numbers have no "
+                "address (seed, round, client); draw once in __init__, and keep the numbers as a buffer instead"
             )
     if found := sorted(walk.names & _ENTROPY):
         raise InputError(
@@ -112,9 +112,7 @@ class _Walk:
             yield from getattr(value, "__dict__", {}).items()
             slots = getattr(type(value), "__slots__", ())
             yield from ((key, getattr(value, key)) for key in slots if isinstance(key, str) and hasattr(value, key))
-            call = getattr(type(value), "__call__", None)
-            if isinstance(call, FunctionType):
-                yield from self._code(call, type(value))
+            yield from self._of_class(type(value), "__call__")
 
     def _method(self, value: Any) -> Iterator[tuple[str, Any]]:
         owner = value.__self__
@@ -217,4 +215,4 @@ def _same(a: Any, b: Any) -> bool:
         return same and bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    return bool(a == b) or a != a
+    return bool(a == b or a != a)
