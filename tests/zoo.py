@@ -308,6 +308,24 @@ def forgets_nothing(m: Any, x: Tensor) -> Tensor:
     return x @ (m.head.weight @ m.body.weight if m.training else m.state).T  # type: ignore[no-any-return]
 
 
+def constant_at_first_call(m: Any, x: Tensor) -> Tensor:
+    if m.state is None:
+        m.state = torch.arange(F_IN).to(x.dtype) / F_IN
+    return plain(m, x + m.state)
+
+
+def remembers_its_size(m: Any, x: Tensor) -> Tensor:
+    """As recurrent models do, for a first hidden state."""
+    m.state = len(x)
+    return plain(m, x + torch.zeros(m.state, F_IN, dtype=x.dtype))
+
+
+def first_weights(m: Any, x: Tensor) -> Tensor:
+    if m.state is None:
+        m.state = m.body.weight.detach().clone()
+    return plain(m, x @ m.state.to(x.dtype))
+
+
 def writes_its_input_by_numpy(m: Any, x: Tensor) -> Tensor:
     if m.training:
         a = x.detach().numpy()
@@ -486,7 +504,10 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own_numpy_generator": (by_own_generator("numpy"), "random generator"),
     "counter": (net(counts_calls), "keeps state"),
     "memory": (net(remembers), "called again"),
-    "stale_cache": (net(caches), "fails on "),
+    "stale_cache": (net(caches), "remembers"),
+    "first_weights": (net(first_weights), "remembers"),
+    "constant_at_first_call": (net(constant_at_first_call), "right"),
+    "remembers_its_size": (net(remembers_its_size), "right"),
     "kept_activations": (net(keeps_activations), "right"),
     "attention": (Attention, "right"),
     "gru": (Recurrent, "right"),

@@ -214,5 +214,5 @@ def _same(a: Any, b: Any) -> bool:
         same = a.shape == b.shape and a.dtype == b.dtype
         return same and bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     return bool(a == b or a != a)
