@@ -18,7 +18,7 @@ from fedsim.data.batches import Feed, Samples
 from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
-from fedsim.models import zero_sample
+from fedsim.models import twin, zero_sample
 from fedsim.own_code import said
 from fedsim.partition import Population
 from fedsim.schedule import Events, Schedule
@@ -68,7 +68,7 @@ def require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> No
     """Raise InputError unless every model has an output for each class of a classification task."""
     require(data.task == "classification", "data", f"have classes for {name}", f"a {data.task} task")
     with torch.no_grad():
-        fewest = min(int(model(zero_sample(model, data.input_shape)).shape[-1]) for model in models)
+        fewest = min(int(model(zero_sample(model, data.input_shape)).shape[-1]) for model in map(twin, models))
     must = f"have an output for each of the {data.outputs} classes for {name}"
     require(fewest == data.outputs, "model", must, fewest, "the logit of class 1 alone does not do: use model=mlp")
 
@@ -121,13 +121,14 @@ def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Sa
         name = f"model {type(model).__name__}"
         try:
             with torch.no_grad():
-                out: Any = model(x)
+                out: Any = twin(model)(x)  # a copy: what forward keeps is no part of the run
         except Exception as error:  # user code: any type
             what = f"{samples.x.dtype} samples {some} of data.{which} of shape {list(x.shape[1:])}"
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""
             raise InputError(f"{name} fails on {what}: {said(error)}{do}") from error
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        must = f"have outputs {[*y.shape, 'k']} for {len(some)} samples of the {task} task"
+        shape = ", ".join(map(str, (*y.shape, "k")))
+        must = f"have outputs [{shape}] for {len(some)} sample{'s'[: len(some) > 1]} of the {task} task"
         require(isinstance(out, Tensor) and out.shape[:-1] == y.shape, name, must, got)
 
 

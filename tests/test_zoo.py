@@ -7,6 +7,7 @@ of some hundred sums of numbers of order one, 1e-10.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from fedsim import Engine, Local, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.data import Dataset, Split
-from fedsim.errors import InputError
+from fedsim.errors import ClientError, InputError
 from fedsim.models import build
 from fedsim.objective import Objective
 from fedsim.partition import Natural
 from fedsim.types import Batch, Message, Round
-from tests.zoo import F_IN, LENGTH, NUMBERS, TOKENS, VOCABULARY, K
+from tests.zoo import F_IN, LENGTH, NUMBERS, TOKENS, VOCABULARY, K, Net
 
 SIZES, LR, ROUNDS = (7, 4, 9), 0.3, 3
 RULE = FedAvg(lr=LR)
@@ -40,10 +41,10 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 def problem(name: str) -> Dataset:
-    random = np.random.default_rng(5)
+    draw = np.random.default_rng(5)
     n = len(OWNER)
-    x = random.integers(0, VOCABULARY, (n, LENGTH)) if name in TOKENS else random.normal(size=(n, F_IN))
-    return Dataset("zoo", Split(x, random.integers(0, K, n), OWNER), None, "classification", K)
+    x = draw.integers(0, VOCABULARY, (n, LENGTH)) if name in TOKENS else draw.normal(size=(n, F_IN))
+    return Dataset("zoo", Split(x, draw.integers(0, K, n), OWNER), None, "classification", K)
 
 
 def by_hand(start: nn.Module, data: Dataset) -> tuple[list[Tensor], list[float]]:
@@ -117,6 +118,53 @@ def test_right_or_refused(name: str, engine: str) -> None:
     for p, want in zip(result.model.parameters(), values, strict=True):
         torch.testing.assert_close(p.detach(), want, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose([record["eval/loss"] for record in result.metrics], losses, rtol=1e-10)
+
+
+class AtWork(Net):
+    """Does something only when it meets sample 1 in training mode, which no trial at the start does."""
+
+    def __init__(self, act: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(2))
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and float(x.detach().abs().max()) > 50:
+            self.act(self)
+        return self.head(torch.tanh(self.body(x)))  # type: ignore[no-any-return]
+
+
+def clip(model: Any) -> None:
+    with torch.no_grad():
+        model.body.weight.mul_(0.9)
+
+
+ACTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "torch": (lambda m: torch.rand(1), r"model AtWork or the algorithm draws random numbers \(torch\)"),
+    "numpy": (lambda m: np.random.rand(), r"\(numpy.random\)"),  # noqa: NPY002
+    "python": (lambda m: random.random(), r"\(random\)"),
+    "buffer": (lambda m: m.seen.add_(1), "model AtWork changes its buffer seen"),
+    "new_buffer": (lambda m: setattr(m, "seen", m.seen + 1), "changes its buffer seen"),
+    "buffer_data": (lambda m: m.seen.data.add_(1), "changes its buffer seen"),
+    "parameter": (clip, "writes into its parameter body.weight"),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_what_no_trial_meets_is_seen_at_work(act: str) -> None:
+    data = problem("plain_tensor")
+    data.train.x[1] = 100.0
+    do, message = ACTS[act]
+    with pytest.raises(ClientError, match=message):
+        simulate(
+            RULE,
+            data=data,
+            partition=Natural(),
+            model=lambda: AtWork(do),
+            rounds=1,
+            local=Local(batch_size="full"),
+            engine=Engine(backend="serial", batching="loop"),
+        )
 
 
 RIGHT = [name for name, (_, becomes) in ZOO.items() if becomes == "right"]

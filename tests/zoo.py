@@ -5,6 +5,8 @@ Those of ``NUMBERS`` take samples [6], those of ``TOKENS`` int64 samples [5] of 
 
 from __future__ import annotations
 
+import copy
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -216,7 +218,123 @@ def hooks_an_activation(self: Any, x: Tensor) -> Tensor:
 
 def centres_the_batch(self: Any, x: Tensor) -> Tensor:
     z = self.body(x)
-    return self.head(torch.tanh(z - z.mean(0)))  # type: ignore[no-any-return]
+    return self.head(torch.tanh(z - z.mean(0) if self.training else z))  # type: ignore[no-any-return]
+
+
+def in_training(usual: Forward, odd: Forward, when: Callable[[Tensor], Any] = lambda x: True) -> Forward:
+    """One forward in training mode for some minibatches, another one else."""
+    return lambda m, x: odd(m, x) if m.training and when(x) else usual(m, x)
+
+
+def plain(m: Any, x: Tensor) -> Tensor:
+    return m.head(torch.tanh(m.body(x)))  # type: ignore[no-any-return]
+
+
+def skips(draw: Callable[[Any], float]) -> Forward:
+    """Stochastic depth: now and then, the body is left out."""
+    return lambda m, x: m.head(x) if m.training and draw(m) < 1e-3 else plain(m, x)
+
+
+def holds(**values: Any) -> Callable[[Any], None]:
+    """Attributes; buffers where they are tensors."""
+
+    def prepare(model: Any) -> None:
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                model.register_buffer(name, value.clone())
+            else:
+                setattr(model, name, copy.deepcopy(value))
+
+    return prepare
+
+
+SHARED = np.random.default_rng(0)
+TALLY = {"calls": 0}
+
+
+def tallies(m: Any, x: Tensor) -> Tensor:
+    TALLY["calls"] += 1
+    return plain(m, x)
+
+
+def counts_late(m: Any, x: Tensor) -> Tensor:
+    m.calls = m.calls + 1
+    return plain(m, x) * (1 if m.calls < 40 else 0.1)  # type: ignore[no-any-return]
+
+
+def lists(m: Any, x: Tensor) -> Tensor:
+    m.log.append(len(x))
+    return plain(m, x) * (1 if len(m.log) < 40 else 0.1)  # type: ignore[no-any-return]
+
+
+def averages(m: Any, x: Tensor) -> Tensor:
+    """Statistics of its own, outside the buffers, for evaluation."""
+    if m.training:
+        m.kept["mean"] = 0.5 * m.kept["mean"] + 0.5 * x.detach().mean(0)
+    return plain(m, x if m.training else x - m.kept["mean"])
+
+
+def writes_when_large(m: Any, x: Tensor) -> Tensor:
+    if m.training and len(x) > 5:
+        m.seen += 1
+    return plain(m, x) * (1 + m.seen)  # type: ignore[no-any-return]
+
+
+def observes_weights(m: Any, x: Tensor) -> Tensor:
+    if m.training:
+        m.seen = torch.maximum(m.seen, m.head.weight.detach().abs().max())
+    return plain(m, x / m.seen)
+
+
+def clips_late(m: Any, x: Tensor) -> Tensor:
+    if m.training:
+        m.head.weight.data.clamp_(-0.6, 0.6)
+    return plain(m, x)
+
+
+def norms_late(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        if m.head.weight.norm() > 2:
+            m.head.weight.mul_(2 / m.head.weight.norm())
+    return plain(m, x)
+
+
+def forgets_nothing(m: Any, x: Tensor) -> Tensor:
+    """A product of weights that is kept until the next training step."""
+    if m.training:
+        m.state = None
+    elif m.state is None:
+        m.state = (m.head.weight @ m.body.weight).detach()
+    return x @ (m.head.weight @ m.body.weight if m.training else m.state).T  # type: ignore[no-any-return]
+
+
+def constant_at_first_call(m: Any, x: Tensor) -> Tensor:
+    if m.state is None:
+        m.state = torch.arange(F_IN).to(x.dtype) / F_IN
+    return plain(m, x + m.state)
+
+
+def remembers_its_size(m: Any, x: Tensor) -> Tensor:
+    """As recurrent models do, for a first hidden state."""
+    m.state = len(x)
+    return plain(m, x + torch.zeros(m.state, F_IN, dtype=x.dtype))
+
+
+def first_weights(m: Any, x: Tensor) -> Tensor:
+    if m.state is None:
+        m.state = m.body.weight.detach().clone()
+    return plain(m, x @ m.state.to(x.dtype))
+
+
+def writes_its_input_by_numpy(m: Any, x: Tensor) -> Tensor:
+    if m.training:
+        a = x.detach().numpy()
+        np.clip(a, -1, 1, out=a)
+    return plain(m, x)
+
+
+def meta(m: Any) -> None:
+    m.to("meta")
 
 
 def shifts_its_input(self: Any, x: Tensor) -> Tensor:
@@ -315,8 +433,49 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         net(lambda m, x: m.head(checkpoint(m.body, m.body(x), use_reentrant=True))),
         "cannot be trained",
     ),
-    "branch_on_data": (net(lambda m, x: m.head(m.body(x)) if x.sum() > 0 else m.head(x)), "right"),
-    "branch_on_size": (net(lambda m, x: m.head(m.body(x)) if len(x) > 2 else m.head(x)), "right"),
+    "branch_on_data": (net(in_training(plain, lambda m, x: m.head(x), lambda x: x.sum() > 0)), "right"),
+    "branch_on_size": (net(in_training(plain, lambda m, x: m.head(x), lambda x: len(x) > 2)), "right"),
+    "branch_on_larger_size": (net(in_training(plain, lambda m, x: m.head(x), lambda x: len(x) > 8)), "right"),
+    "branch_on_middle_size": (net(in_training(plain, lambda m, x: m.head(x), lambda x: len(x) > 5)), "right"),
+    "scaled_by_size": (net(in_training(plain, lambda m, x: plain(m, x) * (len(x) / 10))), "right"),
+    "branch_on_size_everywhere": (net(lambda m, x: plain(m, x) if len(x) > 2 else m.head(x)), "others are beside"),
+    "centred_everywhere": (net(lambda m, x: plain(m, x - x.mean(0))), "others are beside"),
+    "softmax_over_samples": (net(lambda m, x: m.head(torch.softmax(m.body(x), 0))), "others are beside"),
+    "attention_over_samples": (net(lambda m, x: m.head(torch.softmax(x @ x.T, 1) @ m.body(x))), "others are beside"),
+    "not_a_number": (net(lambda m, x: plain(m, x) + (x[:, :1] - 1e3).log()), "not finite"),
+    "script": (lambda: torch.jit.script(Net()), "torch.jit"),  # type: ignore[no-untyped-call]
+    "trace": (lambda: torch.jit.trace(Net(), torch.zeros(1, F_IN)), "torch.jit"),  # type: ignore[no-untyped-call]
+    "meta": (net(prepare=meta), "meta"),
+    "rare_torch_generator": (
+        net(skips(lambda m: float(torch.rand(1, generator=m.g))), holds(g=torch.Generator())),
+        "random generator",
+    ),
+    "rare_numpy_generator": (net(skips(lambda m: m.g.random()), holds(g=np.random.default_rng(3))), "random generator"),
+    "rare_nested_generator": (
+        net(skips(lambda m: m.g["depth"][0].random()), holds(g={"depth": [np.random.default_rng(3)]})),
+        "random generator",
+    ),
+    "rare_random_state": (net(skips(lambda m: m.g.rand()), holds(g=np.random.RandomState(3))), "random generator"),
+    "rare_python_generator": (net(skips(lambda m: m.g.random()), holds(g=random.Random(3))), "random generator"),
+    "rare_module_generator": (net(skips(lambda m: SHARED.random())), "random generator"),
+    "rare_new_generator": (net(skips(lambda m: np.random.default_rng().random())), "makes random numbers"),
+    "rare_system_random": (net(skips(lambda m: random.SystemRandom().random())), "makes random numbers"),
+    "rare_entropy": (net(skips(lambda m: os.urandom(1)[0] / 256)), "makes random numbers"),
+    "dropout_when_large": (net(lambda m, x: plain(m, F.dropout(x, 0.5, m.training and len(x) > 4))), "(torch)"),
+    "generator_of_constants": (
+        net(lambda m, x: plain(m, x + torch.rand(F_IN, generator=torch.Generator().manual_seed(1)).to(x.dtype))),
+        "right",
+    ),
+    "late_counter": (net(counts_late, holds(calls=0)), "keeps calls"),
+    "late_list": (net(lists, holds(log=[])), "keeps "),
+    "late_tally": (net(tallies), "keeps TALLY"),
+    "own_statistics": (net(averages, holds(kept={"mean": 0.0})), "keeps kept"),
+    "product_kept": (net(forgets_nothing), "remembers"),
+    "buffer_when_large": (net(writes_when_large, holds(seen=torch.zeros(()))), "changes its buffer"),
+    "buffer_of_weights": (net(observes_weights, holds(seen=torch.tensor(2.0))), "changes its buffer"),
+    "late_clip": (net(clips_late), "changes its parameters"),
+    "late_norm": (net(norms_late), "writes into its parameter"),
+    "input_by_numpy": (net(writes_its_input_by_numpy), "writes into its input"),
     "spectral_norm": (net(prepare=lambda m: parametrizations.spectral_norm(m.body)), "changes its buffer"),
     "weight_norm": (net(prepare=lambda m: parametrizations.weight_norm(m.body)), "right"),
     "orthogonal": (net(prepare=lambda m: parametrizations.orthogonal(m.body)), "right"),
@@ -341,11 +500,14 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "numpy_random": (net(lambda m, x: m.head(m.body(x)) * float(np.random.rand())), "numpy.random"),  # noqa: NPY002
     "python_random": (net(lambda m, x: m.head(m.body(x)) * random.random()), "(random)"),
     "torch_random": (net(lambda m, x: m.head(m.body(F.dropout(x, 0.5, m.training)))), "(torch)"),
-    "own_torch_generator": (by_own_generator("torch"), "called again"),
-    "own_numpy_generator": (by_own_generator("numpy"), "called again"),
-    "counter": (net(counts_calls), "called again"),
+    "own_torch_generator": (by_own_generator("torch"), "random generator"),
+    "own_numpy_generator": (by_own_generator("numpy"), "random generator"),
+    "counter": (net(counts_calls), "keeps state"),
     "memory": (net(remembers), "called again"),
-    "stale_cache": (net(caches), "fails on "),
+    "stale_cache": (net(caches), "remembers"),
+    "first_weights": (net(first_weights), "remembers"),
+    "constant_at_first_call": (net(constant_at_first_call), "right"),
+    "remembers_its_size": (net(remembers_its_size), "right"),
     "kept_activations": (net(keeps_activations), "right"),
     "attention": (Attention, "right"),
     "gru": (Recurrent, "right"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedsim.engine.agreement import Agreement, trial
+from fedsim.engine.conduct import padded, refuse_conduct
 from fedsim.engine.config import Engine
 from fedsim.engine.kernel import Choice, Kernel, block, kernel_rule, no_kernel
 from fedsim.engine.worker import Setup
@@ -54,7 +55,9 @@ def choose(
         InputError: the kernel asked for cannot compute this model, or computes something else; or no kernel does.
     """
     model = setup.models[number]
-    name, agreement = type(model).__name__, Agreement(model, setup.loss, trial(setup.train, x0, setup.seed))
+    name, at = type(model).__name__, trial(setup.train, x0, setup.seed)
+    refuse_conduct(setup, model, at)
+    agreement, wide = Agreement(model, setup.loss, at), [Agreement(model, setup.loss, p) for p in padded(setup, at)]
     rejected: list[str] = []
     for choice in _candidates(twin(model), input_shape, engine):
         by_layer = True
@@ -62,6 +65,8 @@ def choose(
         if not problem and "clipped_sum" in asked:
             by_layer = not agreement.training(choice.kernel, ["clipped_sum"])
             problem = "" if by_layer else agreement.training(choice.kernel, ["clipped_sum"], by_layer=False)
+        if not problem and choice.kernel != "loop":  # which pads nothing
+            problem = next((found for one in wide if (found := one.training(choice.kernel, ["outputs"]))), "")
         if not problem:
             break
         if engine.kernel != "auto" and engine.batching == "auto":

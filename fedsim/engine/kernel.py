@@ -57,7 +57,7 @@ def kernel_rule(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], 
     sample = zero_sample(model, input_shape)
     reason = no_kernel("stacked", model, layout, sample)
     if not reason:
-        heavy = _outputs(model, sample, _wide_convolution)
+        heavy = numbers(model, sample, _wide_convolution)
         if device != "cuda" and heavy > _MOST_NUMBERS:
             yield Choice("loop", 1, f"a wide convolution gives {heavy:,} numbers per example: one client fills the CPU")
             return
@@ -85,12 +85,12 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
     """
     two = sample.expand(2, 2, *sample.shape[1:])
     params = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
+    model = twin(model)  # what forward keeps of a trace or under vmap is of no use afterwards
     try:
         with torch.no_grad():
             if kernel == "stacked":
                 stack(model, layout)(params, two)
             else:
-                model = twin(model)  # what forward keeps under vmap is of no use afterwards
                 _refuse_under_vmap(model, sample)
                 vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
     except Unstackable as error:
@@ -139,7 +139,7 @@ def line(error: BaseException) -> str:
 
 def block(model: nn.Module, layout: Layout, sample: Tensor, device: str) -> int:
     """Clients whose parameters and activations stay near the caches (CPU) or well inside the memory (GPU)."""
-    largest = _outputs(model, sample, lambda layer: True)
+    largest = numbers(model, sample)
     if device == "cuda":
         return max(2, min(1000, 250_000_000 // layout.d, 16_000_000 // largest))
     return max(2, min(250, 4_000_000 // layout.d, _MOST_NUMBERS // largest))
@@ -149,7 +149,7 @@ def _wide_convolution(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.in_channels // layer.groups >= WIDE
 
 
-def _outputs(model: nn.Module, sample: Tensor, wanted: Callable[[nn.Module], bool]) -> int:
+def numbers(model: nn.Module, sample: Tensor, wanted: Callable[[nn.Module], bool] = lambda layer: True) -> int:
     """Numbers per example in the largest output of the wanted layers among those that have parameters; at least 1."""
     sizes = [1]
 

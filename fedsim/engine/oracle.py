@@ -25,6 +25,7 @@ from fedsim.engine.stacked import StackedModel, Unstackable, stack
 from fedsim.errors import InputError
 from fedsim.layout import Layout
 from fedsim.losses import Loss, Term
+from fedsim.models import twin
 from fedsim.opaque import opaque
 from fedsim.types import Batch
 
@@ -77,7 +78,7 @@ class ModelOracle:
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
         self.parameters = list(model.parameters())
-        self.stacked: StackedModel | None = stack(model, self.layout) if kernel == "stacked" else None
+        self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
 
     @cached_property
     def example_sums(self) -> ExampleSums | None:
@@ -85,7 +86,7 @@ class ModelOracle:
         if not self.by_layer:
             return None
         try:
-            stacked = self.stacked if self.stacked is not None else stack(self.model, self.layout)
+            stacked = self.stacked if self.stacked is not None else stack(twin(self.model), self.layout)
             return ExampleSums(stacked, self.model, self.layout, self.loss)
         except Unstackable:
             return None

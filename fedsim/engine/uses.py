@@ -18,6 +18,7 @@ from fedsim.engine.rehearsal import Two
 from fedsim.engine.worker import Setup
 from fedsim.layout import Layout
 from fedsim.losses import Term
+from fedsim.models import twin
 from fedsim.objective import Objective
 from fedsim.types import Batch, Round, State
 
@@ -63,6 +64,7 @@ class _Silent:
         self.layout = Layout.of(model)
         self.asked: set[str] = set()
         with torch.no_grad():
+            model = twin(model)  # what forward keeps is no part of the run
             self._outputs, self._features = answer(model, model, inputs)
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:

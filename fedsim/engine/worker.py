@@ -30,6 +30,7 @@ from fedsim.layout import aligned
 from fedsim.local import Local
 from fedsim.losses import Loss, guess, loss_of, score_of
 from fedsim.models import copied
+from fedsim.models.pure import Watch
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Message, State
 
@@ -141,6 +142,7 @@ class Worker:
             mine, measured = (copied(model).to(self.device, setup.dtype) for _ in range(2))  # what a run leaves in it
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False))
+        self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)])
         self.score = score_of(setup.task)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train
@@ -155,10 +157,11 @@ class Worker:
         got = to_device(broadcast, self.device)
         parts: Parts = {}
         answers = []
-        for job in jobs:
-            answer = self._train(job, got)
-            answers.append(answer)
-            parts = fold({**parts, (job.number, 1): answer.sums}, self.setup.aggregate.merge)
+        with self.watched():
+            for job in jobs:
+                answer = self._train(job, got)
+                answers.append(answer)
+                parts = fold({**parts, (job.number, 1): answer.sums}, self.setup.aggregate.merge)
         held = {first: (sums, count) for (first, count), sums in parts.items()}
         return [
             answer._replace(sums=sums, span=span)
@@ -211,13 +214,13 @@ class Worker:
     def evaluate(self, jobs: Sequence[Rows], x: Any) -> list[Scores]:
         """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
         model: Tensor = to_device(x, self.device)
-        with _evaluating():
+        with _evaluating(), self.watched():
             return [self._scores(self.evaluators[0], model, job) for job in jobs]
 
     @torch.no_grad()
     def evaluate_models(self, jobs: Sequence[Models], shared: Any) -> list[np.ndarray]:
         """[b, 2] mean loss and accuracy (NaN where the task has none) of each model over all test samples."""
-        with _evaluating():
+        with _evaluating(), self.watched():
             return [np.array([self._overall(x) for x in to_device(job.x, self.device)]) for job in jobs]
 
     def _overall(self, x: Tensor) -> tuple[float, float]:
@@ -232,7 +235,7 @@ class Worker:
         """Weighted sums of the loss and its gradient [d] over training samples; as in ``train``, with their spans."""
         model: Tensor = to_device(x, self.device)
         parts: Parts = {}
-        with _evaluating():
+        with _evaluating(), self.watched():
             for job in jobs:
                 parts = fold({**parts, (job.number, 1): self._gradient(job, model)}, Mean().merge)
         held = {first: (sums, count) for (first, count), sums in parts.items()}
@@ -250,7 +253,7 @@ class Worker:
     def evaluate_own(self, jobs: Sequence[Job], broadcast: Any) -> list[Scores]:
         """Loss and accuracy of each client's own test samples at its own model, the clients in block order."""
         got = to_device(broadcast, self.device)
-        with _evaluating():
+        with _evaluating(), self.watched():
             return [_joined([s for block in self._blocks(job) for s in self._own(job, *block, got)]) for job in jobs]
 
     def _own(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
@@ -279,6 +282,8 @@ def _joined(parts: list[Scores]) -> Scores:
 def _evaluating() -> Iterator[None]:
     try:
         yield
+    except ClientError:
+        raise
     except Exception as error:
         raise ClientError(f"evaluation failed: {type(error).__name__}: {error}. To debug, add engine=serial") from error
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fedsim.errors import InputError
 from fedsim.models.pure import pure
@@ -69,11 +70,21 @@ def build(
                 where = place(error, factory)
                 raise InputError(what + (f" ({where})" if where else "")) from error
     checked = validate(model)
+    _detach_weight_norm(checked)
     with scoped(seed, "init"):
         for training in (False, True):
             checked.train(training)
-            _probe(checked, name, input_shape, outputs, tokens=tokens)
+            _probe(twin(checked), name, input_shape, outputs, tokens=tokens)
     return checked
+
+
+def _detach_weight_norm(model: nn.Module) -> None:
+    """Before the first call, the weight that torch.nn.utils.weight_norm computes at each call cannot be copied."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                with torch.no_grad():
+                    setattr(module, hook.name, hook.compute_weight(module))
 
 
 def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
@@ -120,8 +131,9 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
         except Exception as error:  # user code: any type
             problems.append(f"{str(dtype).removeprefix('torch.')}: {said(error)}")
     shape = (1, *input_shape)
+    do = "; whole numbers are tokens: for features pass x.astype('float32')" if tokens else ""
     raise InputError(
-        f"model {type(model).__name__} fails on a zero sample of shape {shape} as {'; as '.join(problems)}"
+        f"model {type(model).__name__} fails on a zero sample of shape {shape} as {'; as '.join(problems)}{do}"
     )
 
 

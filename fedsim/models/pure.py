@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import InputError
+from fedsim.errors import ClientError, InputError
 
 
 @contextmanager
@@ -24,11 +24,11 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
     """
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     written = {key: p._version for key, p in model.named_parameters()}
-    version, before = inputs._version, _generators()
+    version, given, before = inputs._version, inputs.clone(), generators()
     yield
-    if inputs._version != version:
+    if inputs._version != version or not _equal(inputs, given):
         raise InputError(f"model {name} writes into its input in forward, but the samples are shared; use x = x - ...")
-    after = _generators()
+    after = generators()
     for generator, state in before.items():
         if state != after[generator]:
             raise InputError(
@@ -36,7 +36,7 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
                 "client); take them out, or draw them once in __init__ and keep them as a buffer"
             )
     for key, value in model.named_buffers():
-        if key not in buffers or not torch.equal(buffers[key], value):
+        if key not in buffers or not _equal(buffers[key], value):
             raise InputError(
                 f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients share"
             )
@@ -48,11 +48,67 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
             )
 
 
-def _generators() -> dict[str, Any]:
+class Watch:
+    """Over a worker's models at work, whose forward passes are more, larger and later than those tried at the start.
+
+    Args:
+        models: that are run from now on; their parameters may be exchanged, not written into.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]):
+        self.models = models
+        self.buffers = [{key: value.clone() for key, value in model.named_buffers()} for model in models]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Around some jobs.
+
+        Raises:
+            ClientError: a forward pass drew random numbers, or wrote into a buffer or a parameter.
+        """
+        drawn = generators()
+        written = [{key: p._version for key, p in model.named_parameters()} for model in self.models]
+        yield
+        after = generators()
+        for generator, state in drawn.items():
+            if state != after[generator]:
+                raise ClientError(
+                    f"model {type(self.models[0]).__name__} or the algorithm draws random numbers ({generator}), which "
+                    "have no address (seed, round, client); take them out of forward, and use obj.noise in an algorithm"
+                )
+        for model, versions, buffers in zip(self.models, written, self.buffers, strict=True):
+            name = type(model).__name__
+            for key, p in model.named_parameters():
+                if versions.get(key) != p._version:
+                    raise ClientError(
+                        f"model {name} writes into its parameter {key} in forward, but parameters belong to the "
+                        "algorithm; compute with a changed copy instead"
+                    )
+            for key, value in model.named_buffers():
+                if key not in buffers or not _equal(buffers[key], value):
+                    raise ClientError(
+                        f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients "
+                        "share"
+                    )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit, NaN being NaN."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and (torch.equal(a, b) or (torch.equal(a != a, b != b) and bool(((a == b) | (a != a)).all())))
+    )
+
+
+def generators() -> dict[str, Any]:
     """The state of every global generator, comparable by ``==``."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - it is what a user's forward may draw from
-    return {
+    states = {
         "torch": torch.random.get_rng_state().numpy().tobytes(),
         "numpy.random": (kind, np.asarray(keys).tobytes(), *rest),
         "random": random.getstate(),
     }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["torch.cuda"] = torch.cuda.get_rng_state().numpy().tobytes()
+    return states

@@ -32,6 +32,17 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
     """
     require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
     require(batchnorm in ("error", "groupnorm"), "batchnorm", "be error or groupnorm", batchnorm)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise InputError(
+            "model must be an ordinary torch.nn.Module, got one made by torch.jit.script or torch.jit.trace, whose "
+            "forward cannot be looked into; give the module that it was made of"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"model's {name} must hold numbers, got a tensor on the device 'meta', which has none; build the model "
+                "on the cpu"
+            )
     if batchnorm == "groupnorm":
         model = _convert(model)
     for path, module in model.named_modules():
