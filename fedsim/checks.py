@@ -19,7 +19,7 @@ from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
 from fedsim.models import zero_sample
-from fedsim.own_code import said
+from fedsim.own_code import FAILURES, said
 from fedsim.partition import Population
 from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
@@ -113,7 +113,7 @@ def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Sa
         try:
             with torch.no_grad():
                 out: Any = model(x)
-        except Exception as error:  # user code: any type
+        except FAILURES as error:  # user code: any type
             what = f"{samples.x.dtype} samples {some} of data.{which} of shape {list(x.shape[1:])}"
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""
             raise InputError(f"{name} fails on {what}: {said(error)}{do}") from error

@@ -210,6 +210,7 @@ def test_methods_take_the_arguments_of_their_protocol() -> None:
 
 
 MINE = """
+import sys
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
@@ -219,11 +220,19 @@ from fedsim.partition import Iid, Population
 from fedsim.schedule import All
 from fedsim.topology import Ring
 
+class Dumb(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
 def fails(what):
     if what == "file":
         return np.load("not_there.npy")  # FileNotFoundError, raised by numpy
     if what == "lines":
         raise RuntimeError("size mismatch:\\n\\tweight\\n\\tbias")
+    if what == "exit":
+        sys.exit(0)
+    if what == "dumb":
+        raise Dumb
     kinds = {"key": KeyError, "value": ValueError, "zero": ZeroDivisionError, "none": AttributeError}
     raise kinds[what]("no such thing")
 
@@ -290,7 +299,7 @@ class Net(nn.Module):
 def graph(n):
     return fails("value")
 """
-BOUND = ("file", "lines", "key", "value", "zero", "none")
+BOUND = ("file", "lines", "key", "value", "zero", "none", "exit", "dumb")
 DOORS = {  # the overrides, and the class or function of the user's that the line names
     "Construct": ("data._target_=mine.Construct", "data.what"),
     "Load": ("data._target_=mine.Load", "data.what"),
@@ -310,6 +319,8 @@ TYPES = {
     "value": "ValueError: no such thing",
     "zero": "ZeroDivisionError: no such thing",
     "none": "AttributeError: no such thing",
+    "exit": "SystemExit: 0",
+    "dumb": "Dumb: its message cannot be printed",
 }
 
 
@@ -332,6 +343,8 @@ def number(text: str) -> int:
 RAISED = {what: number("raise kinds") for what in BOUND} | {
     "file": number("np.load"),
     "lines": number("raise RuntimeError"),
+    "exit": number("sys.exit"),
+    "dumb": number("raise Dumb"),
 }
 
 
@@ -388,7 +401,7 @@ def test_a_users_function_inside_one_of_our_classes_is_the_users(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["1 / 0", "open('not_there')", "import not_there", "def f(:"])
+@pytest.mark.parametrize("text", ["1 / 0", "open('not_there')", "import not_there", "def f(:", "exit(0)"])
 def test_a_module_that_cannot_be_imported_is_one_line(
     main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
 ) -> None:

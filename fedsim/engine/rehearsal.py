@@ -25,7 +25,7 @@ from fedsim.errors import InputError
 from fedsim.layout import Layout
 from fedsim.losses import loss_of
 from fedsim.objective import Objective
-from fedsim.own_code import said
+from fedsim.own_code import FAILURES, said
 from fedsim.rng import stream
 from fedsim.tree import tree_map
 from fedsim.types import Batch, Known, Message, Owned, Round, State
@@ -67,7 +67,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
     try:
         for t in reversed(_rounds(rounds)):
             found |= algorithm.offer(state, Round(t, (0,), len(setup.train.sizes())))
-    except Exception as error:  # user code: any type
+    except FAILURES as error:  # user code: any type
         name = type(algorithm).__name__
         raise InputError(f"algorithm {name} fails on its first offer: {said(error)}") from error
     return found
@@ -114,7 +114,7 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
         for t in reversed(_rounds(rounds)):
             server = setup.algorithm.init_server(x0)
             found |= client.local(state, server, Round(t, (architecture,), len(setup.train.sizes())))[0]
-    except Exception as error:  # user code: any type
+    except FAILURES as error:  # user code: any type
         name = name_of(written(setup.algorithm))
         raise InputError(f"algorithm {name} fails on one minibatch of two samples: {said(error)}") from error
     return found
