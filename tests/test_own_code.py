@@ -24,6 +24,8 @@ import fedsim.algorithms.fedavg
 from fedsim import Engine, Evaluate, Local, Mean, simulate
 from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.fedper import FedPer
+from fedsim.assemble import Assembled
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
@@ -455,6 +457,96 @@ def test_a_schedule_names_clients(cohort: Any) -> None:
     parts = {**RIGHT, "schedule": Mine()}
     with pytest.raises(InputError, match=r"schedule: Mine.clients must return a tuple of client numbers in 0..3"):
         simulate(parts.pop("algorithm"), **parts)
+
+
+def changed(kind: type, method: str, answer: Any) -> Any:
+    """An object of a subclass whose method answers as ``answer(what the method would)``; a user's, for it is here."""
+    right = getattr(kind, method)
+    mine = type("Mine", (kind,), {method: lambda self, *args: answer(right(self, *args)), "__module__": __name__})
+    return mine(lr=0.1)
+
+
+def refuses(_: Any) -> Any:
+    raise LookupError("no such thing")
+
+
+def ends(_: Any) -> Any:
+    sys.exit(0)
+
+
+RUBBISH: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda _: None,
+    "a number": lambda _: 1.0,
+    "a list": lambda right: [right],
+    "text": lambda _: "text",
+    "fails": refuses,
+    "ends": ends,
+}
+
+
+@pytest.mark.parametrize("what", RUBBISH)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *((FedAvg, name) for name in ("init_server", "init_client", "broadcast", "local", "server")),
+        *((FedPer, name) for name in ("local", "own", "server")),
+        *((DPSGD, name) for name in ("init_client", "local", "offer", "mix", "model")),
+    ],
+)
+def test_a_method_that_returns_rubbish_is_one_line_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, kind: type, method: str, what: str
+) -> None:
+    """Without a channel too, whose messages have always been rehearsed."""
+    monkeypatch.setattr(Assembled, "start", lambda self: pytest.fail("it has started"))
+    parts = {**RIGHT, "algorithm": changed(kind, method, RUBBISH[what])}
+    parts |= {"topology": Ring()} if kind is DPSGD else {}
+    parts |= {"model": mlp} if kind is FedPer else {}
+    with pytest.raises(InputError, match="Mine|of an algorithm must return|is a method") as caught:
+        simulate(parts.pop("algorithm"), **parts)
+    assert "\n" not in str(caught.value)
+    assert method in str(caught.value) or "no such thing" in str(caught.value) or "SystemExit" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("local", lambda right: right[0]),
+        ("local", lambda right: (*right, 1)),
+        ("local", lambda right: ({"update": None}, right[1])),
+        ("local", lambda right: (right[0], torch.zeros(3))),
+        ("local", lambda right: ({"other": right[0]["update"]}, right[1])),
+        ("local", lambda right: ({"update": right[0]["update"][:-1]}, right[1])),
+        ("broadcast", lambda right: {}),
+        ("broadcast", lambda right: {"x": None}),
+        ("server", lambda right: right._replace(x=right.x[:-1])),
+        ("server", lambda right: (right.x,)),
+        ("server", lambda right: right._replace(x=right.x.double())),
+    ],
+)
+def test_what_has_another_shape_is_one_line_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, method: str, answer: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setattr(Assembled, "start", lambda self: pytest.fail("it has started"))
+    parts = {**RIGHT, "algorithm": changed(FedAvg, method, answer)}
+    with pytest.raises(InputError, match="algorithm Mine fails on") as caught:
+        simulate(parts.pop("algorithm"), **parts)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fails_without_a_gradient_only_runs() -> None:
+    """The first rehearsal, in which nothing is computed, answers with gradients of zero."""
+
+    class Divides(FedAvg):
+        def local(self, obj: Any, client: Any, got: Any, rnd: Any) -> Any:
+            message, state = super().local(obj, client, got, rnd)
+            if not torch.is_tensor(message["update"]) or not hasattr(obj, "value"):
+                raise AssertionError
+            if type(obj._oracle).__name__ == "_Silent":
+                raise ZeroDivisionError
+            return message, state
+
+    parts = {**RIGHT, "algorithm": Divides(lr=0.1)}
+    assert simulate(parts.pop("algorithm"), **parts).status == "finished"
 
 
 @pytest.mark.parametrize("w", [None, nx.cycle_graph(4), np.eye(4), Ring().mixing(5, 0, 0)])
