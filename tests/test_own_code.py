@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fedsim.algorithms.fedavg
-from fedsim import Engine, Evaluate, Local, Mean, simulate
+from fedsim import Engine, Evaluate, Local, Mean, checks, simulate
 from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedper import FedPer
@@ -448,7 +448,9 @@ def test_a_partition_gives_samples_that_exist(rows: Any, says: str) -> None:
         simulate(parts.pop("algorithm"), **parts)
 
 
-@pytest.mark.parametrize("cohort", [None, [0, 1], (1, 0), (0, 0), (0, 4), (-1,), (0.0,), "01"])
+@pytest.mark.parametrize(
+    "cohort", [None, [0, 1], (1, 0), (0, 0), (0, 4), (-1,), (0.0,), "01", (False, True), (0, True)]
+)
 def test_a_schedule_names_clients(cohort: Any) -> None:
     class Mine(All):
         def clients(self, index: int, population: int, seed: int) -> Any:
@@ -484,6 +486,49 @@ RUBBISH: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.parametrize("algorithm", [FedAvg(lr=0.1), DPSGD(lr=0.1)])
+@pytest.mark.parametrize("first", [1, 2, 7, checks.ROUNDS_AHEAD - 1])
+def test_a_schedule_names_clients_in_every_round(monkeypatch: pytest.MonkeyPatch, algorithm: Any, first: int) -> None:
+    class Mine(All):
+        def clients(self, index: int, population: int, seed: int) -> Any:
+            return (0, 99) if index >= first else (0,)
+
+    monkeypatch.setattr(Assembled, "start", lambda self: pytest.fail("it has started"))
+    parts = {**RIGHT, "schedule": Mine(), "algorithm": algorithm, "rounds": first + 1}
+    parts |= {"topology": Ring()} if isinstance(algorithm, DPSGD) else {}
+    with pytest.raises(InputError, match=rf"Mine.clients must return .* in 0..3, .*got \(0, 99\) for index {first}$"):
+        simulate(parts.pop("algorithm"), **parts)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(lr=0.1), DPSGD(lr=0.1)])
+@pytest.mark.parametrize("late", [lambda: (0, 99), lambda: None, lambda: refuses(0), lambda: ends(0)])
+def test_later_cohorts_are_looked_at_as_they_come(monkeypatch: pytest.MonkeyPatch, algorithm: Any, late: Any) -> None:
+    class Mine(All):
+        def clients(self, index: int, population: int, seed: int) -> Any:
+            return late() if index >= 2 else (0,)
+
+    monkeypatch.setattr(checks, "ROUNDS_AHEAD", 2)
+    parts = {**RIGHT, "schedule": Mine(), "algorithm": algorithm, "rounds": 4}
+    parts |= {"topology": Ring()} if isinstance(algorithm, DPSGD) else {}
+    with pytest.raises(InputError, match=r"^schedule: .*Mine") as caught:
+        simulate(parts.pop("algorithm"), **parts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_brings_somebody() -> None:
+    class Mine(All):
+        came: tuple[int, ...] = ()
+
+        def clients(self, index: int, population: int, seed: int) -> Any:
+            return self.came if index == 1 else ()
+
+    parts = {**RIGHT, "schedule": Mine(), "rounds": 3}
+    with pytest.raises(InputError, match=r"Mine.clients must bring a client in one of the first 3 rounds, got"):
+        simulate(RIGHT["algorithm"], **{k: v for k, v in parts.items() if k != "algorithm"})
+    Mine.came = (2,)
+    assert simulate(RIGHT["algorithm"], **{k: v for k, v in parts.items() if k != "algorithm"}).status == "finished"
+
+
 @pytest.mark.parametrize("what", RUBBISH)
 @pytest.mark.parametrize(
     ("kind", "method"),
@@ -501,7 +546,7 @@ def test_a_method_that_returns_rubbish_is_one_line_before_the_run(
     parts = {**RIGHT, "algorithm": changed(kind, method, RUBBISH[what])}
     parts |= {"topology": Ring()} if kind is DPSGD else {}
     parts |= {"model": mlp} if kind is FedPer else {}
-    with pytest.raises(InputError, match="Mine|of an algorithm must return|is a method") as caught:
+    with pytest.raises(InputError, match=r"Mine|of an algorithm must return|is a method") as caught:
         simulate(parts.pop("algorithm"), **parts)
     assert "\n" not in str(caught.value)
     assert method in str(caught.value) or "no such thing" in str(caught.value) or "SystemExit" in str(caught.value)
@@ -520,7 +565,7 @@ def test_a_method_that_returns_rubbish_is_one_line_before_the_run(
         ("broadcast", lambda right: {"x": None}),
         ("server", lambda right: right._replace(x=right.x[:-1])),
         ("server", lambda right: (right.x,)),
-        ("server", lambda right: right._replace(x=right.x.double())),
+        ("server", lambda right: right._replace(x=None)),
     ],
 )
 def test_what_has_another_shape_is_one_line_before_the_run(
