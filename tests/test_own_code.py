@@ -166,6 +166,7 @@ def test_every_argument_refuses_every_stranger(name: str, tmp_path: Path) -> Non
         ("model", nn.Linear(3, 2).state_dict(), "model must be a factory"),
         ("model", lambda: None, "model must be or give a torch.nn.Module, got 'NoneType'"),
         ("model", FedAvg, "model FedAvg cannot be built"),
+        ("run_dir", "", "run_dir must be a path or None, got ''; for the current folder"),
         ("rounds", 2.0, "rounds must be an int, got 2.0"),
         ("rounds", True, "rounds must be an int, got True"),
         ("seed", "0", "seed must be an int, got '0'"),
