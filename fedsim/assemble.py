@@ -12,7 +12,7 @@ from fedsim.aggregate import Aggregate
 from fedsim.channel.channel import Channel
 from fedsim.checks import (
     compression_notes,
-    require_cohort,
+    require_cohorts,
     require_everyone,
     require_matrix,
     require_mixing,
@@ -114,7 +114,7 @@ def assemble(
     schedule = schedule if privacy is None else as_accounted(schedule)
     with own_code("schedule", schedule):
         schedule.check(n, rounds)
-        require_cohort(schedule.clients(0, n, seed), n, type(schedule).__name__)
+        require_cohorts(schedule, n, rounds, seed)
     require_network(algorithm, topology, schedule, channel, downlink, privacy)
     graphs = None
     if topology is not None:

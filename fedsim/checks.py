@@ -19,10 +19,13 @@ from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
 from fedsim.models import twin, zero_sample
-from fedsim.own_code import said
+from fedsim.own_code import FAILURES, own_code, said
 from fedsim.partition import Population
 from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
+
+ROUNDS_AHEAD = 1000
+"""Rounds whose cohorts are looked at before the start."""
 
 
 def require_weights(aggregate: Aggregate) -> None:
@@ -96,12 +99,47 @@ def require_population(population: Population, data: Dataset, rule: str) -> None
                 raise InputError(f"{where} must give samples 0..{most} of data.{name}, got {got}")
 
 
-def require_cohort(clients: tuple[int, ...], n: int, rule: str) -> None:
-    """Raise InputError unless the cohort of a round is some of the clients, ascending."""
+def require_cohort(clients: tuple[int, ...], n: int, rule: str, index: int = 0) -> None:
+    """Raise InputError unless the cohort of round ``index`` (0-based) is some of the clients, ascending."""
     where, must = f"schedule: {rule}.clients", f"return a tuple of client numbers in 0..{n - 1}, ascending"
-    whole = isinstance(clients, tuple) and all(isinstance(i, (int, np.integer)) for i in clients)
+    whole = isinstance(clients, tuple) and all(
+        isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in clients
+    )
     good = whole and list(clients) == sorted(set(clients)) and all(0 <= i < n for i in clients)
-    require(good, where, must, clients)
+    if not good:
+        got = repr(clients)
+        shown = got if len(got) <= 100 else f"{got[:100]}..."
+        raise InputError(f"{where} must {must}, got {shown}" + (f" for index {index}" if index else ""))
+
+
+def require_cohorts(schedule: Schedule, n: int, rounds: int, seed: int) -> None:
+    """Raise InputError unless a user's own schedule names clients in every round, and brings somebody in one of them.
+
+    Before the start this looks at the first ``ROUNDS_AHEAD`` rounds; later ones are looked at as they come.
+    """
+    if _builtin(schedule):
+        return
+    rule, somebody = type(schedule).__name__, False
+    for index in range(min(rounds, ROUNDS_AHEAD)):
+        clients = schedule.clients(index, n, seed)
+        require_cohort(clients, n, rule, index)
+        somebody = somebody or len(clients) > 0
+    must = f"bring a client in one of the first {min(rounds, ROUNDS_AHEAD)} rounds"
+    require(somebody, f"schedule: {rule}.clients", must, "no client in any of them")
+
+
+def cohort_of(schedule: Schedule, index: int, n: int, seed: int) -> tuple[int, ...]:
+    """The cohort of a round; raises InputError where a user's own schedule fails at it, or names no clients."""
+    with own_code("schedule", schedule):
+        clients = schedule.clients(index, n, seed)
+    if not _builtin(schedule):
+        require_cohort(clients, n, type(schedule).__name__, index)
+    return clients
+
+
+def _builtin(schedule: Schedule) -> bool:
+    """Whether its cohorts are right by construction, and tested: looking at a million clients takes time."""
+    return type(schedule).__module__.partition(".")[0] == "fedsim"
 
 
 def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Samples, dtype: torch.dtype) -> None:
@@ -122,7 +160,7 @@ def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Sa
         try:
             with torch.no_grad():
                 out: Any = twin(model)(x)  # a copy: what forward keeps is no part of the run
-        except Exception as error:  # user code: any type
+        except FAILURES as error:  # user code: any type
             what = f"{samples.x.dtype} samples {some} of data.{which} of shape {list(x.shape[1:])}"
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""
             raise InputError(f"{name} fails on {what}: {said(error)}{do}") from error

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, check_fields, fitted, hints_of, methods
-from fedsim.own_code import line, own_code, place
+from fedsim.own_code import FAILURES, line, own_code, place
 
 MISSING = "???"  # how yaml marks a key that the user must give
 
@@ -268,7 +268,7 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
         home = import_module(module)
     except (ImportError, SyntaxError) as error:
         raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
-    except Exception as error:  # user code: any type
+    except FAILURES as error:  # user code: any type
         raise InputError(f"{path}: {place(error) or module}: {line(error)}") from error
     found = getattr(home, name, None)
     if found is None:

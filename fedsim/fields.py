@@ -36,6 +36,7 @@ def check_fields(part: Any) -> None:
     for field in fields(part):
         value = getattr(part, field.name)
         fit = fitted(value, hints[field.name], field.name, instance)
+        _require_bits(fit, field.name)
         if fit is not value:
             object.__setattr__(part, field.name, fit)
 
@@ -56,7 +57,7 @@ def fitted(value: Any, kind: Any, path: str, other: Callable[[Any, Any, str], An
         done = _as(value, choice, path, other)
         if done is not MISFIT:
             return done
-    raise InputError(f"{path} must be {described(kind, mapping=other is not instance)}, got {value!r}")
+    raise InputError(f"{path} must be {described(kind, mapping=other is not instance)}, got {_shown(value)}")
 
 
 def instance(value: Any, kind: Any, path: str) -> Any:
@@ -133,8 +134,25 @@ def _finite(value: int | float, path: str) -> float:
     except OverflowError:
         done = math.inf
     if not math.isfinite(done):
-        raise InputError(f"{path} must be a finite number, got {value!r}")
+        raise InputError(f"{path} must be a finite number, got {_shown(value)}")
     return done if type(value) is int else value
+
+
+def _require_bits(value: Any, path: str) -> None:
+    """No option means anything beyond 64 bits, and larger whole numbers overflow floats and arrays."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if type(number) is int and not -(2**63) <= number < 2**63:
+            raise InputError(f"{path} must be an int of at most 64 bits, got {_shown(number)}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; Python does not print whole numbers of very many digits."""
+    if type(value) is int and abs(value) >= 2**63:
+        return f"one of {value.bit_length()} bits"
+    try:
+        return repr(value)
+    except ValueError:  # such a number inside
+        return f"{type(value).__name__} of very large numbers"
 
 
 def _as_tuple(value: Any, kinds: tuple[Any, ...], path: str, other: Callable[[Any, Any, str], Any]) -> Any:

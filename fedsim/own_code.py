@@ -18,6 +18,9 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib"
 _TYPED = ("<stdin>", "<string>", "<ipython-input")
 """Files that are none and yet a user's: what was typed into an interpreter."""
 
+FAILURES = (Exception, SystemExit)
+"""What a user's code may raise where it fails: ``sys.exit`` ends a script, but must not end a run without a word."""
+
 
 @contextmanager
 def own_code(what: str, part: Any = None) -> Iterator[None]:
@@ -36,7 +39,7 @@ def own_code(what: str, part: Any = None) -> Iterator[None]:
         yield
     except (InputError, ClientError, Diverged):
         raise
-    except Exception as error:  # user code: any type
+    except FAILURES as error:  # user code: any type
         found = place(error, part)
         if found is None:
             raise
@@ -45,7 +48,11 @@ def own_code(what: str, part: Any = None) -> Iterator[None]:
 
 def line(error: BaseException) -> str:
     """An exception on one line: its type and its message."""
-    return ": ".join(text for text in (type(error).__name__, " ".join(str(error).split())) if text)
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a user's own __str__
+        message = "its message cannot be printed"
+    return ": ".join(text for text in (type(error).__name__, message) if text)
 
 
 def said(error: BaseException) -> str:

@@ -148,6 +148,7 @@ def simulate(
     for name, value in switches.items():
         require_kind(value, name, bool, "be True or False")
     require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
+    require(run_dir != "", "run_dir", "be a path or None", run_dir, "for the current folder pass '.'")
     require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
     require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
     require(

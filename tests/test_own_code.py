@@ -21,9 +21,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fedsim.algorithms.fedavg
-from fedsim import Engine, Evaluate, Local, Mean, simulate
+from fedsim import Engine, Evaluate, Local, Mean, checks, simulate
 from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.fedper import FedPer
+from fedsim.assemble import Assembled
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
@@ -164,6 +166,7 @@ def test_every_argument_refuses_every_stranger(name: str, tmp_path: Path) -> Non
         ("model", nn.Linear(3, 2).state_dict(), "model must be a factory"),
         ("model", lambda: None, "model must be or give a torch.nn.Module, got 'NoneType'"),
         ("model", FedAvg, "model FedAvg cannot be built"),
+        ("run_dir", "", "run_dir must be a path or None, got ''; for the current folder"),
         ("rounds", 2.0, "rounds must be an int, got 2.0"),
         ("rounds", True, "rounds must be an int, got True"),
         ("seed", "0", "seed must be an int, got '0'"),
@@ -210,6 +213,7 @@ def test_methods_take_the_arguments_of_their_protocol() -> None:
 
 
 MINE = """
+import sys
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
@@ -219,11 +223,19 @@ from fedsim.partition import Iid, Population
 from fedsim.schedule import All
 from fedsim.topology import Ring
 
+class Dumb(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
 def fails(what):
     if what == "file":
         return np.load("not_there.npy")  # FileNotFoundError, raised by numpy
     if what == "lines":
         raise RuntimeError("size mismatch:\\n\\tweight\\n\\tbias")
+    if what == "exit":
+        sys.exit(0)
+    if what == "dumb":
+        raise Dumb
     kinds = {"key": KeyError, "value": ValueError, "zero": ZeroDivisionError, "none": AttributeError}
     raise kinds[what]("no such thing")
 
@@ -290,7 +302,7 @@ class Net(nn.Module):
 def graph(n):
     return fails("value")
 """
-BOUND = ("file", "lines", "key", "value", "zero", "none")
+BOUND = ("file", "lines", "key", "value", "zero", "none", "exit", "dumb")
 DOORS = {  # the overrides, and the class or function of the user's that the line names
     "Construct": ("data._target_=mine.Construct", "data.what"),
     "Load": ("data._target_=mine.Load", "data.what"),
@@ -310,6 +322,8 @@ TYPES = {
     "value": "ValueError: no such thing",
     "zero": "ZeroDivisionError: no such thing",
     "none": "AttributeError: no such thing",
+    "exit": "SystemExit: 0",
+    "dumb": "Dumb: its message cannot be printed",
 }
 
 
@@ -332,6 +346,8 @@ def number(text: str) -> int:
 RAISED = {what: number("raise kinds") for what in BOUND} | {
     "file": number("np.load"),
     "lines": number("raise RuntimeError"),
+    "exit": number("sys.exit"),
+    "dumb": number("raise Dumb"),
 }
 
 
@@ -388,7 +404,7 @@ def test_a_users_function_inside_one_of_our_classes_is_the_users(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["1 / 0", "open('not_there')", "import not_there", "def f(:"])
+@pytest.mark.parametrize("text", ["1 / 0", "open('not_there')", "import not_there", "def f(:", "exit(0)"])
 def test_a_module_that_cannot_be_imported_is_one_line(
     main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
 ) -> None:
@@ -433,7 +449,9 @@ def test_a_partition_gives_samples_that_exist(rows: Any, says: str) -> None:
         simulate(parts.pop("algorithm"), **parts)
 
 
-@pytest.mark.parametrize("cohort", [None, [0, 1], (1, 0), (0, 0), (0, 4), (-1,), (0.0,), "01"])
+@pytest.mark.parametrize(
+    "cohort", [None, [0, 1], (1, 0), (0, 0), (0, 4), (-1,), (0.0,), "01", (False, True), (0, True)]
+)
 def test_a_schedule_names_clients(cohort: Any) -> None:
     class Mine(All):
         def clients(self, index: int, population: int, seed: int) -> Any:
@@ -442,6 +460,139 @@ def test_a_schedule_names_clients(cohort: Any) -> None:
     parts = {**RIGHT, "schedule": Mine()}
     with pytest.raises(InputError, match=r"schedule: Mine.clients must return a tuple of client numbers in 0..3"):
         simulate(parts.pop("algorithm"), **parts)
+
+
+def changed(kind: type, method: str, answer: Any) -> Any:
+    """An object of a subclass whose method answers as ``answer(what the method would)``; a user's, for it is here."""
+    right = getattr(kind, method)
+    mine = type("Mine", (kind,), {method: lambda self, *args: answer(right(self, *args)), "__module__": __name__})
+    return mine(lr=0.1)
+
+
+def refuses(_: Any) -> Any:
+    raise LookupError("no such thing")
+
+
+def ends(_: Any) -> Any:
+    sys.exit(0)
+
+
+RUBBISH: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda _: None,
+    "a number": lambda _: 1.0,
+    "a list": lambda right: [right],
+    "text": lambda _: "text",
+    "fails": refuses,
+    "ends": ends,
+}
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(lr=0.1), DPSGD(lr=0.1)])
+@pytest.mark.parametrize("first", [1, 2, 7, checks.ROUNDS_AHEAD - 1])
+def test_a_schedule_names_clients_in_every_round(monkeypatch: pytest.MonkeyPatch, algorithm: Any, first: int) -> None:
+    class Mine(All):
+        def clients(self, index: int, population: int, seed: int) -> Any:
+            return (0, 99) if index >= first else (0,)
+
+    monkeypatch.setattr(Assembled, "start", lambda self: pytest.fail("it has started"))
+    parts = {**RIGHT, "schedule": Mine(), "algorithm": algorithm, "rounds": first + 1}
+    parts |= {"topology": Ring()} if isinstance(algorithm, DPSGD) else {}
+    with pytest.raises(InputError, match=rf"Mine.clients must return .* in 0..3, .*got \(0, 99\) for index {first}$"):
+        simulate(parts.pop("algorithm"), **parts)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(lr=0.1), DPSGD(lr=0.1)])
+@pytest.mark.parametrize("late", [lambda: (0, 99), lambda: None, lambda: refuses(0), lambda: ends(0)])
+def test_later_cohorts_are_looked_at_as_they_come(monkeypatch: pytest.MonkeyPatch, algorithm: Any, late: Any) -> None:
+    class Mine(All):
+        def clients(self, index: int, population: int, seed: int) -> Any:
+            return late() if index >= 2 else (0,)
+
+    monkeypatch.setattr(checks, "ROUNDS_AHEAD", 2)
+    parts = {**RIGHT, "schedule": Mine(), "algorithm": algorithm, "rounds": 4}
+    parts |= {"topology": Ring()} if isinstance(algorithm, DPSGD) else {}
+    with pytest.raises(InputError, match=r"^schedule: .*Mine") as caught:
+        simulate(parts.pop("algorithm"), **parts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_brings_somebody() -> None:
+    class Mine(All):
+        came: tuple[int, ...] = ()
+
+        def clients(self, index: int, population: int, seed: int) -> Any:
+            return self.came if index == 1 else ()
+
+    parts = {**RIGHT, "schedule": Mine(), "rounds": 3}
+    with pytest.raises(InputError, match=r"Mine.clients must bring a client in one of the first 3 rounds, got"):
+        simulate(RIGHT["algorithm"], **{k: v for k, v in parts.items() if k != "algorithm"})
+    Mine.came = (2,)
+    assert simulate(RIGHT["algorithm"], **{k: v for k, v in parts.items() if k != "algorithm"}).status == "finished"
+
+
+@pytest.mark.parametrize("what", RUBBISH)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *((FedAvg, name) for name in ("init_server", "init_client", "broadcast", "local", "server")),
+        *((FedPer, name) for name in ("local", "own", "server")),
+        *((DPSGD, name) for name in ("init_client", "local", "offer", "mix", "model")),
+    ],
+)
+def test_a_method_that_returns_rubbish_is_one_line_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, kind: type, method: str, what: str
+) -> None:
+    """Without a channel too, whose messages have always been rehearsed."""
+    monkeypatch.setattr(Assembled, "start", lambda self: pytest.fail("it has started"))
+    parts = {**RIGHT, "algorithm": changed(kind, method, RUBBISH[what])}
+    parts |= {"topology": Ring()} if kind is DPSGD else {}
+    parts |= {"model": mlp} if kind is FedPer else {}
+    with pytest.raises(InputError, match=r"Mine|of an algorithm must return|is a method") as caught:
+        simulate(parts.pop("algorithm"), **parts)
+    assert "\n" not in str(caught.value)
+    assert method in str(caught.value) or "no such thing" in str(caught.value) or "SystemExit" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("local", lambda right: right[0]),
+        ("local", lambda right: (*right, 1)),
+        ("local", lambda right: ({"update": None}, right[1])),
+        ("local", lambda right: (right[0], torch.zeros(3))),
+        ("local", lambda right: ({"other": right[0]["update"]}, right[1])),
+        ("local", lambda right: ({"update": right[0]["update"][:-1]}, right[1])),
+        ("broadcast", lambda right: {}),
+        ("broadcast", lambda right: {"x": None}),
+        ("server", lambda right: right._replace(x=right.x[:-1])),
+        ("server", lambda right: (right.x,)),
+        ("server", lambda right: right._replace(x=None)),
+    ],
+)
+def test_what_has_another_shape_is_one_line_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, method: str, answer: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setattr(Assembled, "start", lambda self: pytest.fail("it has started"))
+    parts = {**RIGHT, "algorithm": changed(FedAvg, method, answer)}
+    with pytest.raises(InputError, match="algorithm Mine fails on") as caught:
+        simulate(parts.pop("algorithm"), **parts)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fails_without_a_gradient_only_runs() -> None:
+    """The first rehearsal, in which nothing is computed, answers with gradients of zero."""
+
+    class Divides(FedAvg):
+        def local(self, obj: Any, client: Any, got: Any, rnd: Any) -> Any:
+            message, state = super().local(obj, client, got, rnd)
+            if not torch.is_tensor(message["update"]) or not hasattr(obj, "value"):
+                raise AssertionError
+            if type(obj._oracle).__name__ == "_Silent":
+                raise ZeroDivisionError
+            return message, state
+
+    parts = {**RIGHT, "algorithm": Divides(lr=0.1)}
+    assert simulate(parts.pop("algorithm"), **parts).status == "finished"
 
 
 @pytest.mark.parametrize("w", [None, nx.cycle_graph(4), np.eye(4), Ring().mixing(5, 0, 0)])

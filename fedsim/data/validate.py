@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import InputError, require
+from fedsim.own_code import line
 
 CLASSES = ("classification", "next_token")
 """Tasks whose targets are int64 classes; the others have floating-point targets."""
@@ -40,7 +41,7 @@ def as_array(value: Any, where: str) -> np.ndarray:
             value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         array = np.asarray(value)
     except Exception as error:  # ragged lists, sparse tensors: numpy and torch raise many types
-        raise InputError(f"{where} must {must}, got {_kind(value)} that is no array ({_line(error)})") from error
+        raise InputError(f"{where} must {must}, got {_kind(value)} that is no array ({line(error)})") from error
     numbers = array.dtype.kind in "biuf" and array.ndim > 0
     require(numbers, where, must, f"{array.dtype} {list(array.shape)}", "convert it, for example x.astype('float32')")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
@@ -173,7 +174,3 @@ def _require_finite(array: np.ndarray, where: str) -> None:
 
 def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

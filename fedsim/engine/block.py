@@ -101,18 +101,15 @@ class Blocks:
             return arrived, (state, links), *obj.loss, sent
 
         out = Outcome(*self._each(local, clients, rows, got, rnd))
-        _check(out.messages, out.states, rows)
+        check(out.messages, out.states, rows)
         return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
         """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
         got = tree_map(aligned, got)
         models = self._each(lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd)
-        shape = (len(clients), self.oracle.layout.d)
-        if not isinstance(models, Tensor) or models.shape != shape:
-            found = list(models.shape[1:]) if isinstance(models, Tensor) else type(models).__name__
-            raise TypeError(f"own must return the client's model [{shape[1]}], got {found}")
-        return models
+        check_model(models, len(clients), self.oracle.layout.d, "own")
+        return models  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _each(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
@@ -158,12 +155,23 @@ class Blocks:
         return torch.func.vmap(one)(batched, states)
 
 
-def _check(message: Any, new: State, old: State) -> None:
+def check_model(models: Any, b: int, d: int, method: str) -> None:
+    """Raise TypeError unless these are the models [b, d] that b clients predict with."""
+    if not isinstance(models, Tensor) or models.shape != (b, d):
+        found = list(models.shape[1:]) if isinstance(models, Tensor) else type(models).__name__
+        raise TypeError(f"{method} must return the client's model [{d}], got {found}")
+
+
+def check(message: Any, new: State, old: State, method: str = "local") -> None:
     """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
     _checked(message)
-    before, after = (tree_map(lambda t: f"{str(t.dtype)[6:]}{list(t.shape[1:])}", state) for state in (old, new))
+    before, after = (tree_map(_kind, state) for state in (old, new))
     if before != after:
-        raise TypeError(f"local must return a client state like the one it got, {before}, got {after}")
+        raise TypeError(f"{method} must return a client state like the one it got, {before}, got {after}")
+
+
+def _kind(rows: Any) -> str:
+    return f"{str(rows.dtype)[6:]}{list(rows.shape[1:])}" if isinstance(rows, Tensor) else type(rows).__name__
 
 
 def _checked(message: Any) -> Message:

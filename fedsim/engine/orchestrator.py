@@ -15,6 +15,7 @@ from fedsim.aggregate import weights_of, whole
 from fedsim.channel import message
 from fedsim.channel.channel import noises
 from fedsim.channel.noise import Addressed
+from fedsim.checks import cohort_of
 from fedsim.declared import traits_of
 from fedsim.engine.block import to_numpy
 from fedsim.engine.jobs import Jobs, digest_of, mean_loss
@@ -113,7 +114,7 @@ class Orchestrator:
         """
         start = time.perf_counter()
         algorithm, index = self.setup.algorithm, self.done
-        clients = self.schedule.clients(index, len(self.sizes), self.setup.seed)
+        clients = cohort_of(self.schedule, index, len(self.sizes), self.setup.seed)
         rnd = self._round(index, clients)
         broadcast = algorithm.broadcast(self.server, rnd)
         arrived, link, heard, each = self._send(broadcast, index)

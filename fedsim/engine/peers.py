@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.checks import require_mixing
+from fedsim.checks import cohort_of, require_mixing
 from fedsim.declared import traits_of
 from fedsim.engine.gossip import Gossip, receivers
 from fedsim.engine.jobs import Jobs, digest_of, mean_loss
@@ -129,7 +129,7 @@ class Peers:
         start = time.perf_counter()
         index = self.done
         mixing = self.mixing(index)
-        clients = self.schedule.clients(index, len(self.sizes), self.setup.seed)
+        clients = cohort_of(self.schedule, index, len(self.sizes), self.setup.seed)
         rnd = Round(index, clients, len(self.sizes), int(self.sizes.min()))
         states, loss = self._train(rnd) if clients else (self.states, {})
         due = self.evaluation.due(index + 1, self.rounds)

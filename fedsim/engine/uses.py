@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
-from fedsim.declared import traits_of
 from fedsim.engine.oracle import answer
-from fedsim.engine.rehearsal import Two
+from fedsim.engine.rehearsal import Two, first_round, require_round, tried
 from fedsim.engine.worker import Setup
 from fedsim.layout import Layout
 from fedsim.losses import Term
 from fedsim.models import twin
 from fedsim.objective import Objective
+from fedsim.own_code import FAILURES
 from fedsim.types import Batch, Round, State
 
 QUESTIONS = frozenset({"value", "grad", "descend", "term", "example_grads", "clipped_sum", "outputs", "features"})
@@ -29,30 +28,31 @@ QUESTIONS = frozenset({"value", "grad", "descend", "term", "example_grads", "cli
 def uses(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -> list[frozenset[str]]:
     """What is asked of the oracle of each architecture, by clients of every architecture.
 
-    The first two rounds and the last are rehearsed. An algorithm that fails here, where all
-    gradients are zero, is taken to ask everything.
+    The first two rounds and the last are rehearsed. An algorithm that fails here, where all gradients are zero, is
+    rehearsed again with gradients of two samples, and if it does not fail again is taken to ask everything.
 
     Args:
         setup: of the run.
         states: a client's first state, of each architecture.
         x0: what the server starts from.
         rounds: of the run.
+
+    Raises:
+        InputError: it fails, or returns what it must not.
     """
     feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
     two = Two(Batch(*feed.take(torch.zeros(2, dtype=torch.int64), None)))
-    algorithm: Any = setup.algorithm
+    sizes = setup.train.sizes()
     try:
         oracles = [_Silent(model, two.batch.x) for model in setup.models]
         with torch.no_grad():
-            for (number, state), t in product(enumerate(states), sorted({0, min(1, rounds - 1), rounds - 1})):
-                rnd = Round(t, (number,), len(setup.train.sizes()))
+            for (number, state), t in product(enumerate(states), tried(rounds)):
+                rnd = Round(t, (number,), len(sizes), int(sizes.min()))
                 noise = Addressed(setup.seed, "rehearsal", t, torch.tensor(number))
                 obj = Objective(oracles[number], two, torch.tensor(1), torch.tensor(2), noise, two, oracles)
-                got = heard(algorithm.broadcast(algorithm.init_server(x0), rnd))
-                algorithm.local(obj, state, got, rnd)
-                if "own" in traits_of(algorithm).hooks:
-                    algorithm.own(obj, state, got, rnd)
-    except Exception:  # user code: any type; a real failure comes again with real gradients
+                first_round(setup, obj, state, x0, rnd)
+    except FAILURES:  # user code: any type
+        require_round(setup, states, x0, rounds)
         return [QUESTIONS] * len(setup.models)
     return [frozenset(oracle.asked) for oracle in oracles]
 

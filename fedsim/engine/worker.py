@@ -31,6 +31,7 @@ from fedsim.local import Local
 from fedsim.losses import Loss, guess, loss_of, score_of
 from fedsim.models import copied
 from fedsim.models.pure import Watch
+from fedsim.own_code import FAILURES, line
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Message, State
 
@@ -177,11 +178,11 @@ class Worker:
         for clients, mine in self._blocks(job):
             try:
                 out = self.blocks[job.architecture].run(clients, mine, got, job.round)
-            except Exception as error:
+            except FAILURES as error:
                 name = name_of(written(self.setup.algorithm))
                 raise ClientError(
                     f"{name} failed in round {job.round.index + 1} for clients {clients}: "
-                    f"{type(error).__name__}: {error}. To debug, add engine=serial engine.batching=loop",
+                    f"{line(error)}. To debug, add engine=serial engine.batching=loop",
                     job.round.index + 1,
                     clients,
                 ) from error
@@ -284,8 +285,8 @@ def _evaluating() -> Iterator[None]:
         yield
     except ClientError:
         raise
-    except Exception as error:
-        raise ClientError(f"evaluation failed: {type(error).__name__}: {error}. To debug, add engine=serial") from error
+    except FAILURES as error:
+        raise ClientError(f"evaluation failed: {line(error)}. To debug, add engine=serial") from error
 
 
 class Backend(Protocol):

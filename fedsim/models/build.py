@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fedsim.errors import InputError
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
-from fedsim.own_code import line, own_code, place, said
+from fedsim.own_code import FAILURES, line, own_code, place, said
 from fedsim.rng import scoped
 
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -65,7 +65,7 @@ def build(
                 model = factory(**given, **options)
             except InputError:
                 raise
-            except Exception as error:  # user code: any type
+            except FAILURES as error:  # user code: any type
                 what = f"model {name} cannot be built for samples of shape {input_shape}: {line(error)}"
                 where = place(error, factory)
                 raise InputError(what + (f" ({where})" if where else "")) from error
@@ -99,9 +99,9 @@ def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Mod
     """
     try:
         return copy.deepcopy(model, dict(instead or {}))
-    except Exception as error:  # user code: any type
+    except FAILURES as error:  # user code: any type
         raise InputError(
-            f"model {type(model).__name__} cannot be copied for the workers: {str(error).splitlines()[0]}; modules "
+            f"model {type(model).__name__} cannot be copied for the workers: {line(error)}; modules "
             "must hold parameters, buffers and plain values (torch.nn.utils.parametrizations.weight_norm for the older "
             "torch.nn.utils.weight_norm)"
         ) from error
@@ -128,7 +128,7 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
             with torch.no_grad():
                 model(sample)
             return sample
-        except Exception as error:  # user code: any type
+        except FAILURES as error:  # user code: any type
             problems.append(f"{str(dtype).removeprefix('torch.')}: {said(error)}")
     shape = (1, *input_shape)
     do = "; whole numbers are tokens: for features pass x.astype('float32')" if tokens else ""

@@ -31,7 +31,8 @@ class File(Weighted):
         path: a GraphML file (``*.graphml``), or text (UTF-8, or UTF-16 with its mark; ``.txt``, ``.csv``, ``.tsv``,
             ``.edges``, ``.edgelist``, ``.dat`` or no ending) with one edge a line: two labels without blanks and, if
             all lines have it, a weight > 0, separated by blanks, a comma or a semicolon. ``#`` or ``%``, at the start
-            or after a blank, begins a comment; a first line ``source target weight`` is skipped.
+            or after a blank, begins a comment; a first line ``source target weight`` is skipped. Labels are whole
+            numbers or names; a first line that may be the numbers of nodes and edges is refused.
         directed: whether the lines of a text are arcs (sender, receiver); a GraphML file says so itself.
         weights: ``given`` takes those of the file: w_ij of edge (i, j), the rest of each row on the diagonal.
     """

@@ -9,6 +9,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any, NoReturn
+from xml.etree import ElementTree
 
 import networkx as nx
 
@@ -19,7 +20,9 @@ TEXTS = ("", ".txt", ".csv", ".tsv", ".edges", ".edgelist", ".dat")
 """Endings of files with one edge a line."""
 NODES = re.compile(r"(source|target|from|to|src|dst|sender|receiver|(from_?|to_?)?node_?(id|[12ab])?|[uvij])", re.I)
 WEIGHTS = re.compile(r"(weight|w|w_?ij|value)", re.I)
-"""What the columns of a text are called."""
+"""What the columns of a text are called, and a GraphML file's key for the weights of edges."""
+LABEL = re.compile(r"[+-]?\.?\w([\w./:@+-]*\w)?\.?")
+"""What names a node; neither ``->``, nor a bracket, nor a colon that belongs to a list of neighbours."""
 
 SHOWN = 12
 """Labels that a message names; provenance.json has all."""
@@ -122,15 +125,24 @@ def _number(text: str) -> int | float | None:
 
 
 def _graphml(path: Path) -> nx.Graph:
+    """The graph of a GraphML file, the weight of each edge in its attribute ``weight`` as a number > 0."""
     try:
+        tags = [element.tag.rpartition("}")[2] for element in ElementTree.parse(path).iter()]
         graph = nx.read_graphml(path)
     except Exception as error:  # networkx passes on whatever its XML parser raises
         _unreadable(path, error)
     if graph.is_multigraph():
         raise InputError(f"path must name each edge once, got {str(path)!r}")
-    for a, b, weight in graph.edges(data="weight"):
-        if isinstance(weight, (int, float)):
-            _positive(float(weight), f"path: the edge of {a} and {b} in {path}")
+    if tags.count("graph") > 1:
+        raise InputError(f"path must hold one graph, got {tags.count('graph')} in {str(path)!r}; write each to a file")
+    default = graph.graph.get("edge_default", {})  # what edges that say nothing have; networkx leaves it to us
+    for a, b, data in graph.edges(data=True):
+        where = f"path: the edge of {a} and {b} in {path}"
+        given = {name: value for name, value in (default | data).items() if WEIGHTS.fullmatch(name)}
+        if len(given) > 1:
+            raise InputError(f"{where} must have one weight, got {' and '.join(sorted(given))}; leave out the others")
+        for value in given.values():
+            data["weight"] = _weight(str(float(value) if isinstance(value, bool) else value), where)
     return graph
 
 
@@ -147,10 +159,36 @@ def _edge_list(path: Path, directed: bool) -> nx.Graph:
             raise InputError(f"{where} must hold two labels, and a weight if all lines do, got {line!r}")
         if any(set(word) & set("#%") for word in words):
             raise InputError(f"{where} must have a blank before a comment, and no # or % in labels, got {line!r}")
+        if not all(LABEL.fullmatch(word) and not re.search(r"--|\+\+", word) for word in words[:2]):
+            must = "hold two labels without signs such as -> or brackets around them"
+            raise InputError(f"{where} must {must}, got {line!r}; write one edge as: 0 1")
+        if any(isinstance(_number(word), float) for word in words[:2]):
+            must = "hold whole numbers or names as labels"
+            raise InputError(f"{where} must {must}, got {line!r}; write one edge as: 0 1, or 0 1 0.5 with its weight")
         if graph.has_edge(*words[:2]):
             raise InputError(f"{where} must name an edge that no line before names, got {line!r}")
         graph.add_edge(*words[:2], **({"weight": _weight(words[2], where)} if len(words) == 3 else {}))
-    return relabelled(graph)
+    graph = relabelled(graph)
+    _only_edges(lines, path)
+    return graph
+
+
+def _only_edges(lines: list[tuple[int, list[str]]], path: Path) -> None:
+    """Raise InputError where lines of labels may say something else: other columns, or how much there is of what."""
+    if not lines:
+        return
+    (number, first), rest = lines[0], lines[1:]
+    named = [_number(word) is None for word in first[:2]]
+    if named[0] != named[1] and all([_number(word) is None for word in words[:2]] == named for _, words in rest):
+        got = f"{' '.join(first)!r}; leave out what is no label, or begin the numbers' labels with a letter"
+        raise InputError(f"path: line {number} of {path} must hold two labels of one kind, got {got}")
+    nodes = {_number(word) for _, words in rest for word in words[:2]}
+    n, m = len(nodes), len(rest)
+    counted = n > 0 and nodes in (set(range(n)), set(range(1, n + 1)))
+    if counted and [_number(word) for word in first[:2]] in ([n, m], [m, n]):
+        do = "begin it with # if it is none, or move it to the end if it is an edge"
+        must = "be an edge for certain, not the numbers of nodes and edges"
+        raise InputError(f"path: line {number} of {path} must {must}, got {' '.join(first)!r}; {do}")
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:

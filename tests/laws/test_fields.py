@@ -91,6 +91,9 @@ REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "anchor_batch": 20,
     "difference_batch": 10,
 }
+HUGE = (10**400, -(10**400), 10**5000)
+"""Whole numbers that no float holds; the last Python does not even print."""
+
 SIGNED = {  # numbers that may be below zero
     ("Search", "seed"),
 }
@@ -160,7 +163,7 @@ def wrong(kind: Any, owner: str, name: str) -> Iterator[Any]:
         if (owner, name) not in SIGNED:
             yield from (-1, np.int64(-1))
             yield from (-0.5, np.float32(-0.5)) if float in choices else ()
-        yield from (math.inf, -math.inf, np.inf)
+        yield from (math.inf, -math.inf, np.inf, *HUGE)
         if float not in choices:
             yield from (1.5, 2.0)
     if bool in choices:
@@ -186,10 +189,17 @@ def complaint(part: Any, name: str, bad: Any) -> str | None:
         replace(part, **{name: bad})
     except InputError as error:
         line = str(error)
-        return None if name in line and ", got " in line and "\n" not in line else f"{name}={bad!r}: {line!r}"
+        return None if name in line and ", got " in line and "\n" not in line else f"{name}={shown(bad)}: {line!r}"
     except Exception as error:
-        return f"{name}={bad!r}: {type(error).__name__}: {error}"
-    return f"{name}={bad!r}: accepted"
+        return f"{name}={shown(bad)}: {type(error).__name__}: {error}"
+    return f"{name}={shown(bad)}: accepted"
+
+
+def shown(bad: Any) -> str:
+    try:
+        return repr(bad)[:80]
+    except ValueError:  # a number of very many digits
+        return "10**5000"
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda c: f"{c.__module__.removeprefix('fedsim.')}.{c.__name__}")

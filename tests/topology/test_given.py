@@ -102,8 +102,8 @@ def test_files_that_do_not_fit(tmp_path):
     words = nx.path_graph(2)
     nx.set_edge_attributes(words, "heavy", "weight")
     nx.write_graphml(words, tmp_path / "words.graphml")
-    with pytest.raises(InputError, match=r"^topology.weights=given: the weight of every edge must be a number"):
-        File(path=str(tmp_path / "words.graphml"), weights="given").mixing(2, 0, 0)
+    with pytest.raises(InputError, match=r"^path: the edge of 0 and 1 in .* must have a number as its weight"):
+        File(path=str(tmp_path / "words.graphml"), weights="given")
     with pytest.raises(InputError, match=r"^path must be a readable graph file, got '.*none.txt'"):
         File(path=str(tmp_path / "none.txt"))
     (tmp_path / "bad.graphml").write_text("<graphml")
@@ -156,11 +156,99 @@ def test_the_same_graph_however_it_is_written(tmp_path, data):
         ("0 1\n1 0\n", r"line 2 .* must name an edge that no line before names"),
         ("alice bob\ncarl dora\n", r"must be connected, got 2 components"),  # no heading
         ("0 1\n1 2\nsource 2\n2\n", r"line 4 .* must hold two labels"),
+        *(
+            (f"0 {sign} 1\n1 {sign} 2\n", r"line 1 .* must hold two labels")
+            for sign in ("->", "--", "-", "=>", ":", "→")
+        ),
+        *((f"a {sign} 1\nb {sign} 1\n", r"line 1 .* must hold two labels") for sign in ("->", "--", "|", "<->")),
+        *(
+            (f"a{sign}b 1\nb{sign}c 1\n", r"line 1 .* must hold two labels")
+            for sign in ("->", "--", "-", ":", "|", "=")
+        ),
+        *((f"0{sign}1 0.5\n1{sign}2 0.5\n", r"line 1 .* must hold") for sign in ("->", "--", "-", ":", "|", "=")),
+        ("0-1\n1-2\n", r"line 1 .* must hold two labels"),
+        ("0: 1\n1: 2\n", r"line 1 .* must hold two labels without"),  # lists of neighbours
+        ("0: 1 2\n1: 0 2\n", r"line 1 .* must hold two labels without"),
+        ("graph {\na b\n", r"line 1 .* must hold two labels without"),
+        ("a -- b;\nb -- c;\n", r"line 1 .* must hold two labels"),  # DOT
+        ("[0, 1]\n[1, 2]\n", r"line 1 .* must hold two labels without"),
+        ("(0, 1)\n(1, 2)\n", r"line 1 .* must hold two labels without"),
+        ('{"0": ["1"], "1": ["2"]}\n', r"line 1 .* must hold two labels"),
+        ("1,2;2,3\n2,3;3,4\n", r"line 1 .* must hold two labels without"),  # edges of pairs
+        ("*Edges 2\n1 2\n", r"line 1 .* must hold two labels without"),  # Pajek
+        ("e 1 2\ne 2 3\n", r"line 1 .* must hold two labels of one kind"),  # DIMACS
+        ("0 to 1\n1 to 2\n", r"line 1 .* must hold two labels of one kind"),
+        ("0.6 0.2 0.2\n0.2 0.5 0.3\n0.2 0.3 0.5\n", r"line 1 .* must hold whole numbers or names"),  # a matrix
+        ("5 4\n0 1\n1 2\n2 3\n3 4\n", r"line 1 .* must be an edge for certain"),
+        ("5 4\n1 2\n2 3\n3 4\n5 1\n", r"line 1 .* must be an edge for certain"),
+        ("4 5\n1 2\n2 3\n3 4\n5 1\n", r"line 1 .* must be an edge for certain"),
+        ("3 3\n0 1\n1 2\n2 0\n", r"line 1 .* must be an edge for certain"),
+        ("3 2 1\n0 1 1\n1 2 1\n", r"line 1 .* must be an edge for certain"),
+        ("5\t4\n4\t3\n3\t2\n2\t1\n1\t0\n", r"line 1 .* must be an edge for certain"),  # it may be one
     ],
 )
 def test_what_can_be_read_in_more_ways_is_refused_in_one_line(tmp_path, content, message):
     with pytest.raises(InputError, match="^path: .*" + message + "|^path must .*" + message) as caught:
         text(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_may_hold_signs_and_numbers_may_go_down(tmp_path):
+    names = text(tmp_path, "host-1.lan:80 host-2.lan:80\nhost-2.lan:80 a@b\n").mixing(3, 0, 0)
+    assert names.graph.graph["labels"] == ("a@b", "host-1.lan:80", "host-2.lan:80")
+    down = text(tmp_path, "4 3\n3 2\n2 1\n1 0\n0 4\n").mixing(5, 0, 0)  # as a heading it would say three edges
+    assert down.edges.tolist() == Ring().mixing(5, 0, 0).edges.tolist()
+
+
+def graphml(tmp_path, keys, *data, more=""):
+    """A path of three nodes with these keys, and data for each edge."""
+    edges = "".join(f'<edge source="{i}" target="{i + 1}">{text}</edge>' for i, text in enumerate(data))
+    body = f'<graph edgedefault="undirected"><node id="0"/><node id="1"/><node id="2"/>{edges}</graph>{more}'
+    path = tmp_path / "g.graphml"
+    path.write_text(f'<graphml xmlns="http://graphml.graphdrawing.org/xmlns">{keys}{body}</graphml>')
+    return str(path)
+
+
+def key(name="weight", kind="double", default=None, id_="k"):
+    inner = "" if default is None else f"<default>{default}</default>"
+    return f'<key id="{id_}" for="edge" attr.name="{name}" attr.type="{kind}">{inner}</key>'
+
+
+@pytest.mark.parametrize("name", ["weight", "Weight", "WEIGHT", "w", "value"])
+@pytest.mark.parametrize("kind", ["double", "float", "int", "long", "string", "boolean"])
+@pytest.mark.parametrize("default", [True, False])
+def test_the_weight_of_a_graphml_file_however_it_is_written(tmp_path, name, kind, default):
+    half, none = {"double": "0.5 0", "float": "0.5 0.0", "string": "0.5 0", "boolean": "true false"}.get(
+        kind, "1 0"
+    ).split()
+    for weight in (half, none):
+        given = f'<data key="k">{half}</data>', "" if default else f'<data key="k">{weight}</data>'
+        path = graphml(tmp_path, key(name, kind, weight if default else None), *given)
+        if weight == none:
+            with pytest.raises(InputError, match=r"^path: the edge of 1 and 2 in .* must have a finite weight > 0"):
+                File(path=path)
+        else:
+            want = {"true": 1.0}.get(half) or float(half)
+            graph = File(path=path).mixing(3, 0, 0).graph
+            assert [weight for _, _, weight in graph.edges(data="weight")] == [want, want]
+
+
+@pytest.mark.parametrize(
+    ("keys", "data", "more", "message"),
+    [
+        (key(kind="string"), '<data key="k">much</data>', "", "must have a number as its weight, got 'much'"),
+        (
+            key() + key("value", id_="v"),
+            '<data key="k">1</data><data key="v">2</data>',
+            "",
+            "must have one weight, got value and weight",
+        ),
+        ("", "", '<graph edgedefault="undirected"/>', "must hold one graph, got 2"),
+    ],
+)
+def test_a_graphml_file_that_says_two_things_is_refused(tmp_path, keys, data, more, message):
+    with pytest.raises(InputError, match="^path.*" + message) as caught:
+        File(path=graphml(tmp_path, keys, data, data, more=more))
     assert "\n" not in str(caught.value)
 
 
