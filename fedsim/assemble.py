@@ -109,7 +109,7 @@ def assemble(
     """
     with own_code("partition", partition):
         population = partition.split(dataset, seed)
-    require_population(population, dataset, type(partition).__name__)
+    require_population(population, dataset, partition)
     n = len(population)
     schedule = schedule if privacy is None else as_accounted(schedule)
     with own_code("schedule", schedule):

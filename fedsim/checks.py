@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from fedsim.delays import Asynchronous
 from fedsim.errors import InputError, require
 from fedsim.models import twin, zero_sample
 from fedsim.own_code import FAILURES, own_code, said
-from fedsim.partition import Population
+from fedsim.partition import Partition, Population
 from fedsim.schedule import Events, Schedule
 from fedsim.topology import Mixing, Topology
 
@@ -83,9 +84,12 @@ def require_samples(data: Dataset, population: Population) -> None:
     require(data.test is None or len(data.test) > 0, "data.test", "hold samples, or be None", 0)
 
 
-def require_population(population: Population, data: Dataset, rule: str) -> None:
-    """Raise InputError unless a partition gave its clients samples that exist, in training and in testing."""
-    where = f"partition: {rule}.split"
+def require_population(population: Population, data: Dataset, partition: Partition) -> None:
+    """Raise InputError unless a partition gave its clients samples that exist, in training and in testing.
+
+    A user's own gives none twice to one client; two clients may hold the same sample, as some rules mean it.
+    """
+    where, own = f"partition: {type(partition).__name__}.split", not _builtin(partition)
     require(isinstance(population, Population), where, "return a Population", type(population).__name__)
     require(len(population) > 0, where, "return one or more clients", 0)
     counts = {len(population)} if data.test is not None else set()
@@ -97,6 +101,10 @@ def require_population(population: Population, data: Dataset, rule: str) -> None
             if len(rows) and (rows.min() < 0 or rows.max() > most):
                 got = f"{rows.min()}..{rows.max()} for client {client}"
                 raise InputError(f"{where} must give samples 0..{most} of data.{name}, got {got}")
+            if own and len(np.unique(rows)) < len(rows):
+                twice = int(min(row for row, times in Counter(rows.tolist()).items() if times > 1))
+                must = f"give a client each sample of data.{name} once"
+                raise InputError(f"{where} must {must}, got sample {twice} more than once for client {client}")
 
 
 def require_cohort(clients: tuple[int, ...], n: int, rule: str, index: int = 0) -> None:
@@ -137,9 +145,9 @@ def cohort_of(schedule: Schedule, index: int, n: int, seed: int) -> tuple[int, .
     return clients
 
 
-def _builtin(schedule: Schedule) -> bool:
-    """Whether its cohorts are right by construction, and tested: looking at a million clients takes time."""
-    return type(schedule).__module__.partition(".")[0] == "fedsim"
+def _builtin(rule: object) -> bool:
+    """Whether a schedule or partition is one of fedsim's, which is tested: looking at a million clients takes time."""
+    return type(rule).__module__.partition(".")[0] == "fedsim"
 
 
 def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Samples, dtype: torch.dtype) -> None:

@@ -437,6 +437,8 @@ def test_a_source_loads_a_data_set(given: Any) -> None:
         (lambda p: p(([0.5], [1]), ()), r"Population.train\[0\] must be \[samples\] whole numbers"),
         (lambda p: p((np.ones(24, bool), [1]), ()), r"Population.train\[0\] must be"),
         (lambda p: p(([[0]], [1]), ()), r"Population.train\[0\] must be"),
+        (lambda p: p(([0, 1], [2, 3, 3]), ()), "once, got sample 3 more than once for client 1"),
+        (lambda p: p(([5, 0, 5], [2, 3]), ()), "once, got sample 5 more than once for client 0"),
     ],
 )
 def test_a_partition_gives_samples_that_exist(rows: Any, says: str) -> None:

@@ -43,7 +43,10 @@ def as_array(value: Any, where: str) -> np.ndarray:
     except Exception as error:  # ragged lists, sparse tensors: numpy and torch raise many types
         raise InputError(f"{where} must {must}, got {_kind(value)} that is no array ({line(error)})") from error
     numbers = array.dtype.kind in "biuf" and array.ndim > 0
-    require(numbers, where, must, f"{array.dtype} {list(array.shape)}", "convert it, for example x.astype('float32')")
+    do = "convert it, for example x.astype('float32')"
+    if array.dtype.kind in "SUO" and where.endswith((".y", ".group")):
+        do = "number the names, those of train and test together: numpy.unique(names, return_inverse=True)[1]"
+    require(numbers, where, must, f"{array.dtype} {list(array.shape)}", do)
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         return array.astype(np.float64)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -68,7 +71,7 @@ def inputs(x: np.ndarray, task: str, where: str, *, scaled: bool) -> np.ndarray:
     if scaled:
         do = "normalise x yourself and leave mean and std out"
         if x.dtype.kind in "iu" and x.size and x.min() >= 0 and x.max() <= 255:
-            do = "pass x.astype('uint8')"
+            do = "pass x" + ("[:, None]" if x.ndim == 3 else "") + ("" if x.dtype == np.uint8 else ".astype('uint8')")
         image = x.dtype == np.uint8 and x.ndim == 4
         must = "be uint8 images [n, c, h, w] where there is a mean, for it is of images scaled to 0..1"
         require(image, where, must, f"{x.dtype} {shape}", do)

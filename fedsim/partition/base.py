@@ -17,6 +17,8 @@ from fedsim.errors import InputError, require
 class Population:
     """The samples of each of n clients; compare two of them by ``digest``.
 
+    A sample may belong to several clients, each of which trains on it and weighs it, or to none.
+
     Attributes:
         train: n read-only int64 arrays of ascending indices into ``data.train``; lists are converted.
         test: n read-only int64 arrays of ascending indices into ``data.test``, each client's own test split, possibly
@@ -66,7 +68,10 @@ class Partition(Protocol):
     """A rule that divides a data set over clients: a frozen dataclass of options with one method."""
 
     def split(self, data: Dataset, seed: int) -> Population:
-        """Divide ``data``; a pure function of its arguments. Raises InputError when the rule cannot be satisfied."""
+        """Divide ``data``; a pure function of its arguments. Raises InputError when the rule cannot be satisfied.
+
+        A rule of a user's own gives no sample twice to one client.
+        """
         ...
 
 
