@@ -176,6 +176,8 @@ def sequential(*layers: nn.Module) -> Callable[[], nn.Module]:
         (lambda: 3, (3,), "must be or give a torch.nn.Module, got 'int'"),
         (Own, (4,), "fails on a zero sample of shape (1, 4)"),
         (lambda: nn.Linear(3, 5), (3,), "to outputs [1, 2], got (1, 5)"),
+        (lambda: torch.jit.script(nn.Linear(3, 2)), (3,), "got one made by torch.jit.script or torch.jit.trace"),
+        (lambda: nn.Sequential(nn.Linear(3, 2, device="meta")), (3,), "model's 0.weight must hold numbers"),
     ],
 )
 def test_refusals(factory: Callable[[], nn.Module], shape: tuple[int, ...], message: str) -> None:
@@ -183,6 +185,14 @@ def test_refusals(factory: Callable[[], nn.Module], shape: tuple[int, ...], mess
         models.build(factory, shape, 2, {}, seed=0)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(3, 2), (3,)), (nn.Conv2d(1, 2, 3), (1, 3, 3))])
+def test_whole_numbers_for_a_model_of_features_are_told_what_to_become(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(InputError, match=r"whole numbers are tokens: for features pass x.astype\('float32'\)"):
+        models.build(sequential(layer, nn.Flatten()), shape, 2, {}, seed=0, tokens=True)
 
 
 @pytest.mark.parametrize(

@@ -443,6 +443,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "softmax_over_samples": (net(lambda m, x: m.head(torch.softmax(m.body(x), 0))), "others are beside"),
     "attention_over_samples": (net(lambda m, x: m.head(torch.softmax(x @ x.T, 1) @ m.body(x))), "others are beside"),
     "not_a_number": (net(lambda m, x: plain(m, x) + (x[:, :1] - 1e3).log()), "not finite"),
+    "not_a_number_in_a_weight": (net(prepare=lambda m: m.head.weight.data[0].fill_(torch.nan)), "not finite"),
     "script": (lambda: torch.jit.script(Net()), "torch.jit"),  # type: ignore[no-untyped-call]
     "trace": (lambda: torch.jit.trace(Net(), torch.zeros(1, F_IN)), "torch.jit"),  # type: ignore[no-untyped-call]
     "meta": (net(prepare=meta), "meta"),

@@ -26,7 +26,7 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
     written = {key: p._version for key, p in model.named_parameters()}
     version, given, before = inputs._version, inputs.clone(), generators()
     yield
-    if inputs._version != version or not _equal(inputs, given):
+    if inputs._version != version or not identical(inputs, given):
         raise InputError(f"model {name} writes into its input in forward, but the samples are shared; use x = x - ...")
     after = generators()
     for generator, state in before.items():
@@ -36,7 +36,7 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
                 "client); take them out, or draw them once in __init__ and keep them as a buffer"
             )
     for key, value in model.named_buffers():
-        if key not in buffers or not _equal(buffers[key], value):
+        if key not in buffers or not identical(buffers[key], value):
             raise InputError(
                 f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients share"
             )
@@ -85,14 +85,14 @@ class Watch:
                         "algorithm; compute with a changed copy instead"
                     )
             for key, value in model.named_buffers():
-                if key not in buffers or not _equal(buffers[key], value):
+                if key not in buffers or not identical(buffers[key], value):
                     raise ClientError(
                         f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients "
                         "share"
                     )
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def identical(a: Tensor, b: Tensor) -> bool:
     """Bit for bit, NaN being NaN."""
     return (
         a.shape == b.shape
