@@ -25,7 +25,7 @@ def tensors(state: Any, method: str) -> list[Tensor]:
         if not isinstance(leaf, Tensor):
             raise InputError(
                 f"{method} of an algorithm must return a NamedTuple, tuple or dict of tensors, () for nothing, "
-                f"got {type(leaf).__name__} {leaf!r}"
+                f"got {type(leaf).__name__} {' '.join(repr(leaf).split())[:80]}"
             )
     return found
 

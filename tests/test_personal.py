@@ -36,7 +36,7 @@ from fedsim.channel import message, wire
 from fedsim.config import build_run
 from fedsim.data import Dataset, Split
 from fedsim.declared import traits_of
-from fedsim.errors import ClientError, InputError
+from fedsim.errors import InputError
 from fedsim.layout import Layout
 from fedsim.models import build, fedgh_cnn, mlp
 from fedsim.objective import Objective
@@ -449,7 +449,7 @@ class Pulled(FedAvg):
 
 def test_a_term_never_replaces_another_in_silence() -> None:
     run(Pulled(lr=0.1), model=mlp)
-    with pytest.raises(ClientError, match="has a term already"):
+    with pytest.raises(InputError, match="has a term already"):
         run(Mesa(Pulled(lr=0.1), start=0), model=mlp)
 
 

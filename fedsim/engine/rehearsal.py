@@ -31,7 +31,7 @@ from fedsim.losses import loss_of
 from fedsim.objective import Objective
 from fedsim.own_code import FAILURES, said
 from fedsim.rng import stream
-from fedsim.tree import tree_map
+from fedsim.tree import tensors, tree_map
 from fedsim.types import Batch, Known, Message, Owned, Round, State
 
 
@@ -138,6 +138,7 @@ def first_round(setup: Setup, obj: Any, state: State, x0: Any, rnd: Round) -> No
     received = rule.finish(tree_map(lambda v: v.numpy(), sums), 1.0, setup.dtype)
     noise = Addressed(setup.seed, "rehearsal.server", rnd.index, torch.zeros((), dtype=torch.int64))
     after = algorithm.server(server, received, replace(rnd, noise=noise))
+    tensors(after, "server")
     before, now = (tree_map(_shape, part) for part in (server, after))
     if type(after) is not type(server) or before != now:
         raise TypeError(f"server must return a state like the one it got, {before}, got {now}")
