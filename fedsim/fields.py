@@ -140,9 +140,11 @@ def _finite(value: int | float, path: str) -> float:
 
 def _require_bits(value: Any, path: str) -> None:
     """No option means anything beyond 64 bits, and larger whole numbers overflow floats and arrays."""
-    for number in value if isinstance(value, tuple) else (value,):
-        if type(number) is int and not -(2**63) <= number < 2**63:
-            raise InputError(f"{path} must be an int of at most 64 bits, got {_shown(number)}")
+    if isinstance(value, tuple):
+        for one in value:
+            _require_bits(one, path)
+    elif type(value) is int and not -(2**63) <= value < 2**63:
+        raise InputError(f"{path} must be an int of at most 64 bits, got {_shown(value)}")
 
 
 def _shown(value: Any) -> str:
