@@ -576,7 +576,7 @@ def test_what_has_another_shape_is_one_line_before_the_run(
 ) -> None:
     monkeypatch.setattr(Assembled, "start", lambda self: pytest.fail("it has started"))
     parts = {**RIGHT, "algorithm": changed(FedAvg, method, answer)}
-    with pytest.raises(InputError, match="algorithm Mine fails on|^server of an algorithm must return") as caught:
+    with pytest.raises(InputError, match=r"algorithm Mine fails on|^server of an algorithm must return") as caught:
         simulate(parts.pop("algorithm"), **parts)
     assert "\n" not in str(caught.value)
 
