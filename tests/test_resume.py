@@ -67,7 +67,7 @@ class Stopped(Uniform):
     rounds: ClassVar[set[int]] = set()
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        if index in self.rounds and sys._getframe(1).f_code.co_name == "step":
+        if index in self.rounds and sys._getframe(1).f_code.co_name == "cohort_of":
             self.rounds.discard(index)
             raise KeyboardInterrupt
         return super().clients(index, population, seed)

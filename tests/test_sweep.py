@@ -438,7 +438,7 @@ class Fragile(FedAvg):
     what: str = "none"
 
     def server(self, server, received, rnd):
-        if rnd.index == 1 and Path(self.what).exists():
+        if rnd.index == 1 and len(rnd.clients) > 1 and Path(self.what).exists():  # at work, not rehearsed
             how = Path(self.what).read_text()
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
