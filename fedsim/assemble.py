@@ -38,7 +38,7 @@ from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.links import check_links, check_rule
 from fedsim.privacy.releases import unit_of
 from fedsim.schedule import Events, Schedule, as_accounted
-from fedsim.topology import Topology
+from fedsim.topology import Mixing, Topology
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Assembled:
         engine: how it is executed.
         rounds: how many there will be; those of a schedule of events are its own.
         ledger: what the run lets out, or None.
+        mixing: W of peers in the first round, or None.
     """
 
     prepared: Prepared
@@ -60,6 +61,7 @@ class Assembled:
     engine: Engine
     rounds: int
     ledger: Ledger | None
+    mixing: Mixing | None = None
 
     def start(self) -> Backend:
         """Workers, ready for jobs."""
@@ -116,7 +118,7 @@ def assemble(
         schedule.check(n, rounds)
         require_cohorts(schedule, n, rounds, seed)
     require_network(algorithm, topology, schedule, channel, downlink, privacy)
-    graphs = None
+    graphs = mixing = None
     if topology is not None:
         with own_code("topology", topology):
             mixing = topology.mixing(n, 0, seed)
@@ -136,9 +138,9 @@ def assemble(
         check_links(algorithm, channel, downlink, unit_of(ledger.releases(1)))
     common = (local, aggregate, engine, seed, channel, downlink, rounds, topology, graphs)
     prepared = prepare(algorithm, dataset, population, models, *common)
-    if topology is not None:
-        prepared = replace(prepared, setup=tuned(prepared.setup, graphs or topology.mixing(n, 0, seed)))
-    return Assembled(prepared, population, schedule, engine, rounds, ledger)
+    if mixing is not None:
+        prepared = replace(prepared, setup=tuned(prepared.setup, graphs or mixing))
+    return Assembled(prepared, population, schedule, engine, rounds, ledger, mixing)
 
 
 def configured(parts: Mapping[str, Any]) -> Assembled:

@@ -51,6 +51,8 @@ def traits_of(algorithm: Any) -> Traits:
     """What an algorithm says of itself; raises InputError where that is wrong or not true."""
     said = _said_by(algorithm, Traits)
     check_hooks(type(algorithm), said)
+    if said.noise != "none" and not isinstance(algorithm, Forwarding):
+        _check_inherited(type(algorithm), ("local", "server", "releases", "client_releases"))
     return said
 
 
@@ -94,7 +96,7 @@ def _said_by(part: Any, kind: type[W]) -> W:
         raise InputError(f"{_where(part)} is a class; give an object of it, {part.__name__}(...)")
     check_words(type(part), kind)
     _check_own(part, kind)
-    if not any("traits" in vars(home) for home in type(part).__mro__) and "traits" not in vars_of(part):
+    if not any("traits" in vars(home) for home in type(part).__mro__) and "traits" not in _on(part):
         return kind()  # a class that says nothing has the defaults
     try:
         said = part.traits
@@ -107,7 +109,7 @@ def _said_by(part: Any, kind: type[W]) -> W:
     return said
 
 
-def vars_of(part: Any) -> dict[str, Any]:
+def _on(part: Any) -> dict[str, Any]:
     """What lies on the object itself; parts with slots have nothing there."""
     return getattr(part, "__dict__", {})
 
@@ -115,7 +117,7 @@ def vars_of(part: Any) -> dict[str, Any]:
 def _check_own(part: Any, kind: type[Words]) -> None:
     """Raise InputError when a word or a method is set on the object, where nobody reads it."""
     annotated, words = _annotated(type(part)), _words(kind)
-    for name, value in vars_of(part).items():
+    for name, value in _on(part).items():
         if name not in annotated and (
             name in words or name in HOOKS or (callable(value) and _near(name, _NAMES[kind]))
         ):
@@ -140,8 +142,7 @@ def check_words(cls: type, kind: type[Words]) -> None:
     if (cls, kind) in _CHECKED:
         return
     annotated, words, names = _annotated(cls), _words(kind), _NAMES[kind]
-    reads = [(name, read) for _, name, value in _public(cls) for read in _reads(value) if read != name]
-    used = {read for _, read in reads}
+    used = {read for _, name, value in _public(cls) for read in _reads(value) if read != name}
     for home, name, value in _public(cls):
         where = f"{_where(cls)}.{name}"
         if isinstance(value, Words) and name != "traits":
@@ -237,19 +238,21 @@ def check_hooks(cls: type, said: Traits) -> None:
 def _check_layer(middleware: Any, said: LayerTraits) -> None:
     """Raise InputError unless what a layer has is what it says."""
     for name in ("init", "__call__"):
-        if isinstance(middleware, type) or not callable(getattr(middleware, name, None)):
+        if not callable(getattr(middleware, name, None)):
             must = "must be an object of a class with the methods init and __call__ (fedsim.channel.base.Middleware)"
             raise InputError(f"a layer of the channel {must}, got {middleware!r}")
+    for pair in (("init_server", "receive"), ("delta", "omega")):
+        has = [name for name in pair if hasattr(middleware, name)]
+        if len(has) == 1:
+            must = f"must have both of {pair[0]} and {pair[1]}, or neither"
+            raise InputError(f"{_where(type(middleware))} {must}, got {has[0]} alone")
     memory = middleware.init(torch.zeros(1))
     facts = {
-        "receives": (
-            all(hasattr(middleware, name) for name in ("init_server", "receive")),
-            "methods init_server, receive",
-        ),
-        "loses": (hasattr(middleware, "delta") or hasattr(middleware, "omega"), "methods delta and omega"),
+        "receives": (hasattr(middleware, "receive"), "methods init_server and receive"),
+        "loses": (hasattr(middleware, "delta"), "methods delta and omega"),
         "feedback": (not (isinstance(memory, tuple) and not memory), "memory of its link"),
     }
-    if said.loses and facts["loses"][0]:
+    if said.loses and hasattr(middleware, "delta"):
         facts["unbiased"] = (middleware.omega(8) is not None, "variance omega(d)")
         facts["contractive"] = (middleware.delta(8) is not None, "contraction delta(d)")
     for word, (is_so, what) in facts.items():

@@ -36,7 +36,6 @@ def check_fields(part: Any) -> None:
     for field in fields(part):
         value = getattr(part, field.name)
         fit = fitted(value, hints[field.name], field.name, instance)
-        _require_bits(fit, field.name)
         if fit is not value:
             object.__setattr__(part, field.name, fit)
 
@@ -124,6 +123,8 @@ def _as(value: Any, kind: Any, path: str, other: Callable[[Any, Any, str], Any])
         return _finite(value, path)
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
+    if type(value) is int and kind is int and not -(2**63) <= value < 2**63:  # larger ones overflow floats and arrays
+        raise InputError(f"{path} must be an int of at most 64 bits, got {_shown(value)}")
     return value if type(value) is kind else MISFIT
 
 
@@ -136,15 +137,6 @@ def _finite(value: int | float, path: str) -> float:
     if not math.isfinite(done):
         raise InputError(f"{path} must be a finite number, got {_shown(value)}")
     return done if type(value) is int else value
-
-
-def _require_bits(value: Any, path: str) -> None:
-    """No option means anything beyond 64 bits, and larger whole numbers overflow floats and arrays."""
-    if isinstance(value, tuple):
-        for one in value:
-            _require_bits(one, path)
-    elif type(value) is int and not -(2**63) <= value < 2**63:
-        raise InputError(f"{path} must be an int of at most 64 bits, got {_shown(value)}")
 
 
 def _shown(value: Any) -> str:

@@ -153,6 +153,7 @@ class Objective:
 
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's own loss at x [d]: [m, d]; rows of padding are zero."""
+        self._require_no_term("example_grads")
         g, loss = self._oracle.example_grads(x, batch)
         self._note(loss, batch)
         return g
@@ -163,9 +164,15 @@ class Objective:
         With ``less`` [d], of the differences between each example's gradients at x and there. The gradients [m, d] do
         not exist at once: not at all in models of linear layers, a few examples or one layer at a time in others.
         """
+        self._require_no_term("clipped_sum")
         total, loss = self._oracle.clipped_sum(x, batch, bound, less)
         self._note(loss, batch)
         return total
+
+    def _require_no_term(self, method: str) -> None:
+        """Gradients by example are of the plain loss; a term must not be lost in silence."""
+        if self._term is not None:
+            raise TypeError(f"this objective has a term beside the loss, which {method} does not know: use grad")
 
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model for each example at x [d]: [m, k]."""

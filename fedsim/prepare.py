@@ -24,9 +24,10 @@ from fedsim.engine.choose import choose
 from fedsim.engine.config import Engine
 from fedsim.engine.events import Graphs
 from fedsim.engine.kernel import Kernel
+from fedsim.engine.known import require_known
 from fedsim.engine.local_part import LocalPart
 from fedsim.engine.orchestrator import Memory
-from fedsim.engine.rehearsal import broadcasts, messages, offers, require_known
+from fedsim.engine.rehearsal import broadcasts, messages, offers
 from fedsim.engine.uses import uses
 from fedsim.engine.worker import Setup
 from fedsim.errors import InputError, require

@@ -132,7 +132,6 @@ class Bernoulli:
     def __post_init__(self) -> None:
         check_fields(self)
         require(0 < self.rate <= 1, "rate", "be in (0, 1]", self.rate)
-        require(self.empty in ("auto", "redraw", "keep"), "empty", "be one of auto, redraw, keep", self.empty)
 
     def check(self, population: int, rounds: int) -> None:
         """What is drawn again until somebody comes must not be hopeless: 1,000 empty draws in a row are below e^-50."""

@@ -187,10 +187,9 @@ def simulate(
             seed=seed,
         )
         prepared, population, ledger = assembled.prepared, assembled.population, assembled.ledger
+        mixing = assembled.mixing
         require_measurable(algorithm, prepared, evaluate, trajectory=trajectory)
         chosen = prepared.described() | {"threads": engine.threads}
-        seen = topology if run_dir is not None or progress else None
-        mixing = None if seen is None else seen.mixing(len(population), 0, seed)
         folder = checkpoints = saved = None
         mark: dict[str, Any] = {}
         if run_dir is not None:

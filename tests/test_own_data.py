@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "next token too large": ({"kind": "tokens", "y": NEXT + 5}, "train.y must lie in 0..4"),
     "a task misspelled": ({"task": "classificaton"}, "task must be one of classification"),
     "a callable task": ({"task": nn.functional.mse_loss}, "task must be one of"),
-    "no outputs": ({"outputs": 0}, "outputs must be an int >= 1"),
+    "no outputs": ({"outputs": 0}, "outputs must be >= 1"),
     "outputs as float": ({"outputs": 2.0}, "outputs must be an int"),
     "outputs as truth": ({"outputs": True}, "outputs must be an int"),
     "x0 of NaN": ({"x0": np.array([np.nan])}, "x0 must be finite"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from fedsim.data import validate
 from fedsim.data.augment import Augment
 from fedsim.errors import require
+from fedsim.fields import fitted, instance
 
 Task = Literal["classification", "regression", "next_token", "least_squares"]
 
@@ -81,17 +82,13 @@ class Dataset:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.name, str), "Dataset.name", "be a string", type(self.name).__name__)
+        self._set("name", fitted(self.name, str, "Dataset.name", instance))
         where = f"data {self.name}"
-        tasks = get_args(Task)
-        known = isinstance(self.task, str) and self.task in tasks
-        require(known, f"{where}: task", f"be one of {', '.join(tasks)}", self.task)
-        whole = isinstance(self.outputs, (int, np.integer)) and not isinstance(self.outputs, bool) and self.outputs >= 1
-        require(whole, f"{where}: outputs", "be an int >= 1", self.outputs)
+        for name, kind in (("task", Task), ("outputs", int), ("digest", str)):
+            self._set(name, fitted(getattr(self, name), kind, f"{where}: {name}", instance))
+        require(self.outputs >= 1, f"{where}: outputs", "be >= 1", self.outputs)
         one = self.task in validate.CLASSES or self.outputs == 1
         require(one, f"{where}: outputs", f"be 1 for {self.task}, which has one target", self.outputs)
-        require(isinstance(self.digest, str), f"{where}: digest", "be a string", self.digest)
-        self._set("outputs", int(self.outputs))
         for name in ("mean", "std"):
             self._set(name, validate.channels(getattr(self, name), f"{where}: {name}"))
         validate.check_scale(self.mean, self.std, where)

@@ -1,4 +1,6 @@
-"""What messages will look like, found out before anything is spawned: one client, one minibatch of two zero samples.
+"""What messages will look like, and whether a round works, found out before anything is spawned.
+
+One client works on one minibatch of two samples.
 
 Links need memory in the shape of the first message. A method may change the fields of its messages with the round
 (a warm-up, exchanges that take turns): the first three rounds and the last are rehearsed, and a link has room for the
@@ -8,7 +10,7 @@ fields of all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,6 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.around import name_of
-from fedsim.channel.channel import noises
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
@@ -30,7 +31,6 @@ from fedsim.layout import Layout
 from fedsim.losses import loss_of
 from fedsim.objective import Objective
 from fedsim.own_code import FAILURES, said
-from fedsim.rng import stream
 from fedsim.tree import tensors, tree_map
 from fedsim.types import Batch, Known, Message, Owned, Round, State
 
@@ -57,7 +57,7 @@ def broadcasts(algorithm: Any, x0: Any, population: int, rounds: int) -> Message
     """The fields of the server's broadcasts."""
     server = algorithm.init_server(x0)
     found: Message = {}
-    for t in _rounds(rounds):
+    for t in rounds_of_all_fields(rounds):
         for name, value in algorithm.broadcast(server, Round(t, (0,), population)).items():
             if isinstance(found.get(name), (Known, type(None))):  # what is known in one round may travel in another
                 found[name] = value
@@ -69,7 +69,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
     algorithm = setup.algorithm.base  # type: ignore[attr-defined]
     found: Message = {}
     try:
-        for t in reversed(_rounds(rounds)):
+        for t in reversed(rounds_of_all_fields(rounds)):
             found |= algorithm.offer(state, Round(t, (0,), len(setup.train.sizes())))
     except FAILURES as error:  # user code: any type
         name = type(algorithm).__name__
@@ -77,12 +77,13 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
     return found
 
 
-def _rounds(rounds: int) -> list[int]:
+def rounds_of_all_fields(rounds: int) -> list[int]:
+    """The rounds in which every field of a message occurs."""
     return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
 
 
-class _Client:
-    """A client of one architecture and its two samples.
+class Rehearsed:
+    """A client of one architecture and its two samples, in a rehearsal.
 
     Args:
         setup: what workers are given.
@@ -200,7 +201,7 @@ def require_round(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -
         return
     try:
         for number, state in enumerate(states):
-            client = _Client(setup, number)
+            client = Rehearsed(setup, number)
             for t in tried(rounds):
                 rnd = Round(t, (number,), len(setup.train.sizes()), int(setup.train.sizes().min()))
                 with torch.no_grad():
@@ -223,10 +224,10 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
     Raises:
         InputError: the algorithm fails.
     """
-    client = _Client(setup, architecture)
+    client = Rehearsed(setup, architecture)
     found: Message = {}
     try:
-        for t in reversed(_rounds(rounds)):
+        for t in reversed(rounds_of_all_fields(rounds)):
             server = setup.algorithm.init_server(x0)
             found |= client.local(state, server, Round(t, (architecture,), len(setup.train.sizes())))[0]
     except FAILURES as error:  # user code: any type
@@ -237,74 +238,4 @@ def messages(setup: Setup, architecture: int, state: State, x0: Any, rounds: int
 
 def message(setup: Setup, architecture: int, state: State, server: Any, rnd: Round) -> Message:
     """What a client of one architecture sends in a round, after one minibatch of two samples."""
-    return _Client(setup, architecture).local(state, server, rnd)[0]
-
-
-def require_known(setup: Setup, state: State, x0: Any, rounds: int, link: State, far: State) -> None:
-    """Raise InputError when clients are to know what the downlink keeps from them.
-
-    What a broadcast calls ``Known`` after the first round is computed from earlier broadcasts, so all of these have to
-    arrive as they are sent, up to rounding: 1-bit Adam's momentum does through the layer that the server itself has put
-    it through. The first six rounds and the last three are rehearsed, for feedback may send first messages in full.
-
-    Args:
-        setup: what workers are given.
-        state: a client's first.
-        x0: what the server starts from.
-        rounds: how many there will be.
-        link: memory of the downlink.
-        far: memory of its far end.
-    """
-    algorithm, downlink, n = setup.algorithm, setup.downlink, len(setup.train.sizes())
-    server = algorithm.init_server(x0)
-    told = [algorithm.broadcast(server, Round(t, (0,), n)) for t in _rounds(rounds)[1:]]
-    known = " and ".join(dict.fromkeys(k for sent in told for k, value in sent.items() if isinstance(value, Known)))
-    if not known:
-        return
-    sizes, who = tuple(Layout.of(setup.models[0]).sizes), torch.zeros((), dtype=torch.int64)
-    for t, broadcast in _told(setup, state, server, sorted({*range(6), *range(rounds - 3, rounds)} & {*range(rounds)})):
-        arrived, link, _ = downlink.send(broadcast, link, noises(setup.seed, "rehearsal", t, who), sizes)
-        arrived, far = downlink.receive(arrived, far, 1.0, sizes)
-        if lost := next((name for name in broadcast if not _equal(arrived[name], broadcast[name])), None):
-            name, layers = name_of(written(algorithm)), [one.name for one in downlink.layers]
-            raise InputError(
-                f"downlink must deliver {lost} unchanged for {name}, whose clients compute {known} themselves from "
-                f"what they received, got [{','.join(layers)}], which loses a part of it; leave these layers out, or "
-                "limit them to fields that arrive unchanged"
-            )
-
-
-@torch.no_grad()
-def _told(setup: Setup, state: State, server: Any, rounds: list[int]) -> Iterator[tuple[int, Message]]:
-    """(round, its broadcast), where arbitrary numbers in the shapes of clients' messages moved the server before it."""
-    algorithm, rule, sizes = setup.algorithm, setup.aggregate, setup.train.sizes()
-    client, everybody, smallest = _Client(setup, 0), tuple(range(len(sizes))), int(sizes.min())
-    for t in rounds:
-        if t:
-            noise = Addressed(setup.seed, "rehearsal.server", t, torch.zeros((), dtype=torch.int64))
-            rnd = Round(t - 1, everybody, len(sizes), smallest, noise=noise)
-            sent, state = client.local(state, server, rnd)
-            one = tree_map(lambda v: v[None], _arbitrary(sent, stream(setup.seed, "rehearsal", t)))
-            sums = rule.add({}, (0,), one, torch.ones(1, dtype=torch.float64))
-            server = algorithm.server(server, rule.finish(tree_map(lambda v: v.numpy(), sums), 1.0, setup.dtype), rnd)
-        yield t, algorithm.broadcast(server, Round(t, everybody, len(sizes), smallest))
-
-
-def _arbitrary(message: Message, generator: torch.Generator) -> Message:
-    """Numbers that no layer happens to leave alone, in the shapes of a message; all of its rows are there."""
-
-    def other(value: Any) -> Any:
-        if isinstance(value, Owned):
-            return Owned(other(value.values), torch.ones_like(value.mask))
-        if not value.is_floating_point() or not value.dim():  # counts and bits have ranges of their own
-            return value
-        return value + torch.randn(value.shape, generator=generator).to(value.dtype)
-
-    return {name: other(value) for name, value in message.items()}
-
-
-def _equal(arrived: Any, sent: Any) -> bool:
-    """Up to rounding: a scale computed twice, an estimate taken off and put on again; 16 bits round far more."""
-    if not isinstance(sent, torch.Tensor) or not sent.is_floating_point() or not sent.numel():
-        return True
-    return bool((arrived - sent).abs().max() <= 64 * torch.finfo(sent.dtype).eps * sent.abs().max())
+    return Rehearsed(setup, architecture).local(state, server, rnd)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,46 @@ from torch import Tensor, nn
 from fedsim.errors import ClientError, InputError
 
 
+class _Before:
+    """Models before some forward passes, which may draw nothing and write nothing.
+
+    Args:
+        models: whose parameters may be exchanged meanwhile, not written into.
+        buffers: copies of each model's buffers, as they must stay.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]]):
+        self.models, self.buffers, self.drawn = models, buffers, generators()
+        self.versions = [{key: p._version for key, p in model.named_parameters()} for model in models]
+
+    def generator(self) -> str:
+        """The first global generator that was drawn from, or ""."""
+        after = generators()
+        return next((name for name, state in self.drawn.items() if state != after[name]), "")
+
+    def written(self) -> str:
+        """What was written into, in words, or ""."""
+        for model, versions, buffers in zip(self.models, self.versions, self.buffers, strict=True):
+            name = type(model).__name__
+            for key, value in model.named_buffers():
+                if key not in buffers or not identical(buffers[key], value):
+                    return (
+                        f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients "
+                        "share"
+                    )
+            for key, p in model.named_parameters():
+                if versions.get(key) != p._version:
+                    return (
+                        f"model {name} writes into its parameter {key} in forward (as nn.Embedding does with "
+                        "max_norm), but parameters belong to the algorithm; compute with a changed copy instead"
+                    )
+        return ""
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.named_buffers()}
+
+
 @contextmanager
 def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
     """Around a forward pass of ``model`` on ``inputs``.
@@ -22,30 +62,18 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
         InputError: it drew random numbers (torch's, numpy's or Python's), or wrote into its input, a buffer or a
             parameter.
     """
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    written = {key: p._version for key, p in model.named_parameters()}
-    version, given, before = inputs._version, inputs.clone(), generators()
+    before = _Before([model], [_buffers(model)])
+    version, given = inputs._version, inputs.clone()
     yield
     if inputs._version != version or not identical(inputs, given):
         raise InputError(f"model {name} writes into its input in forward, but the samples are shared; use x = x - ...")
-    after = generators()
-    for generator, state in before.items():
-        if state != after[generator]:
-            raise InputError(
-                f"model {name} draws random numbers in forward ({generator}), which have no address (seed, round, "
-                "client); take them out, or draw them once in __init__ and keep them as a buffer"
-            )
-    for key, value in model.named_buffers():
-        if key not in buffers or not identical(buffers[key], value):
-            raise InputError(
-                f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients share"
-            )
-    for key, p in model.named_parameters():
-        if written.get(key) != p._version:
-            raise InputError(
-                f"model {name} writes into its parameter {key} in forward (as nn.Embedding does with max_norm), but "
-                "parameters belong to the algorithm; compute with a changed copy instead"
-            )
+    if generator := before.generator():
+        raise InputError(
+            f"model {name} draws random numbers in forward ({generator}), which have no address (seed, round, "
+            "client); take them out, or draw them once in __init__ and keep them as a buffer"
+        )
+    if written := before.written():
+        raise InputError(written)
 
 
 class Watch:
@@ -56,8 +84,7 @@ class Watch:
     """
 
     def __init__(self, models: Sequence[nn.Module]):
-        self.models = models
-        self.buffers = [{key: value.clone() for key, value in model.named_buffers()} for model in models]
+        self.models, self.buffers = models, [_buffers(model) for model in models]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -66,30 +93,15 @@ class Watch:
         Raises:
             ClientError: a forward pass drew random numbers, or wrote into a buffer or a parameter.
         """
-        drawn = generators()
-        written = [{key: p._version for key, p in model.named_parameters()} for model in self.models]
+        before = _Before(self.models, self.buffers)
         yield
-        after = generators()
-        for generator, state in drawn.items():
-            if state != after[generator]:
-                raise ClientError(
-                    f"model {type(self.models[0]).__name__} or the algorithm draws random numbers ({generator}), which "
-                    "have no address (seed, round, client); take them out of forward, and use obj.noise in an algorithm"
-                )
-        for model, versions, buffers in zip(self.models, written, self.buffers, strict=True):
-            name = type(model).__name__
-            for key, p in model.named_parameters():
-                if versions.get(key) != p._version:
-                    raise ClientError(
-                        f"model {name} writes into its parameter {key} in forward, but parameters belong to the "
-                        "algorithm; compute with a changed copy instead"
-                    )
-            for key, value in model.named_buffers():
-                if key not in buffers or not identical(buffers[key], value):
-                    raise ClientError(
-                        f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients "
-                        "share"
-                    )
+        if generator := before.generator():
+            raise ClientError(
+                f"model {type(self.models[0]).__name__} or the algorithm draws random numbers ({generator}), which "
+                "have no address (seed, round, client); take them out of forward, and use obj.noise in an algorithm"
+            )
+        if written := before.written():
+            raise ClientError(written)
 
 
 def identical(a: Tensor, b: Tensor) -> bool:

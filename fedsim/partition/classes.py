@@ -60,7 +60,6 @@ class Classes:
         require(self.per_client >= 1, "per_client", "be >= 1", self.per_client)
         ok = len(self.share) == 2 and 0 < self.share[0] <= self.share[1] < float("inf")
         require(ok, "share", "be two numbers with 0 < low <= high", list(self.share))
-        require(self.owners in ("even", "drawn"), "owners", "be even or drawn", self.owners)
         require(self.held_out >= 0, "held_out", "be >= 0", self.held_out)
 
     def split(self, data: Dataset, seed: int) -> Population:

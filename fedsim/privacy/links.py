@@ -2,11 +2,11 @@
 
 Four cases are told apart, by the word ``noise`` of an algorithm's or mechanism's traits:
 
-- ``clients``: every message has all its noise before it enters the channel . Any layer may
-  follow, with memory or without: it sees nothing else.
-- ``shares``: each client adds a share, and only the sum of all messages has enough. A layer acts on
-  each message alone, and what it makes of one client's spike has that client's share in it and no more: none may
-  follow that loses anything.
+- ``clients``: every message has all its noise before it enters the channel. Any layer may follow, with memory or
+  without: it sees nothing else.
+- ``shares``: each client adds a share, and only the sum of all messages has enough. A layer acts on each message alone,
+  and what it makes of one client's spike has that client's share in it and no more: none may follow that loses
+  anything.
 - ``server``: the noise is measured by how far one unit moves the mean of what arrives. Where the unit is a client,
   whose message is there or not, a layer must lengthen no message (``nonexpansive``). Where it is a sample, which
   changes the message a little, a layer must bring no two messages further apart (``lipschitz``): Top-K lets through

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsim import Engine, Local, Mean, simulate
 from fedsim.aggregate import Stack
+from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.ec_sgd_diana import ECSGDDiana
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.channel.channel import Channel, noises
@@ -357,3 +358,32 @@ def test_words_that_need_a_hook_ask_for_it() -> None:
     ):
         with pytest.raises(InputError, match=r"^Traits: "):
             make()
+
+
+@pytest.mark.parametrize("kept", ["receive", "init_server", "delta", "omega"])
+def test_halves_of_a_pair_are_refused(kept: str) -> None:
+    """The engine calls both or neither."""
+
+    class Half:
+        def init(self, v: Tensor) -> tuple[()]:
+            return ()
+
+        def __call__(self, v: Tensor, link: Any, noise: Any, send: Any) -> Any:
+            return v, link, 0
+
+    setattr(Half, kept, lambda self, *a: None)
+    with pytest.raises(InputError, match=f"must have both of .*, or neither, got {kept} alone"):
+        layer_traits(Half())
+
+
+def test_a_private_method_that_is_changed_says_its_own_words() -> None:
+    class Louder(Diff2):
+        def local(self, obj: Any, client: Any, got: Any, rnd: Any) -> Any:
+            return super().local(obj, client, got, rnd)
+
+    class Renamed(Diff2):
+        pass
+
+    with pytest.raises(InputError, match="must say its own traits, because it has its own local"):
+        traits_of(Louder(lr=0.1))
+    assert traits_of(Renamed(lr=0.1)) == traits_of(Diff2(lr=0.1))
