@@ -43,7 +43,7 @@ from fedsim.objective import Objective
 from fedsim.partition import Natural
 from fedsim.schedule import Cohorts
 from fedsim.tree import leaves, tree_map
-from fedsim.types import Message, Owned, Round
+from fedsim.types import Batch, Message, Owned, Round
 from tests.test_cli import composed
 from tests.test_engine import Given
 
@@ -445,6 +445,27 @@ class Pulled(FedAvg):
 
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         return super().local(obj.plus(lambda z, r, y: z.square().sum(-1), lambda batch: ()), client, got, rnd)
+
+
+@dataclass(frozen=True)
+class ByExample(FedAvg):
+    """Asks for gradients by example of a loss with a term, which these do not have."""
+
+    clipped: bool = True
+
+    def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
+        pulled, x = obj.plus(lambda z, r, y: z.square().sum(-1), lambda batch: ()), got["x"]
+
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            return y - pulled.clipped_sum(y, batch, 1.0) if self.clipped else y - pulled.example_grads(y, batch).sum(0)
+
+        return {"update": obj.run(step, x) - x}, client
+
+
+@pytest.mark.parametrize("clipped", [True, False])
+def test_a_term_is_never_lost_in_silence(clipped: bool) -> None:
+    with pytest.raises(InputError, match=r"has a term beside the loss, which .* does not know"):
+        run(ByExample(lr=0.1, clipped=clipped), model=mlp)
 
 
 def test_a_term_never_replaces_another_in_silence() -> None:
