@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedsim.ground.version import __version__
+
 if TYPE_CHECKING:
     from fedsim.aggregate import Mean
-    from fedsim.engine.config import Engine
     from fedsim.evaluate import Evaluate
     from fedsim.local import Local
+    from fedsim.pool.engine import Engine
     from fedsim.simulation import Result, simulate
 
-__version__ = "0.1.0"
-__all__ = ["Engine", "Evaluate", "Local", "Mean", "Result", "simulate"]
+__all__ = ["Engine", "Evaluate", "Local", "Mean", "Result", "__version__", "simulate"]
 
 _HOMES = {
-    "Engine": "engine.config",
+    "Engine": "pool.engine",
     "Evaluate": "evaluate",
     "Local": "local",
     "Mean": "aggregate",

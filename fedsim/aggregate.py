@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fedsim.fields import check_fields
-from fedsim.layout import aligned
+from fedsim.ground.layout import aligned
+from fedsim.ground.tree import tree_map
 from fedsim.traits import RuleTraits
-from fedsim.tree import tree_map
 from fedsim.types import Message, Owned
 
 Sums = dict[str, Any]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedsim.channel.base import Noise
-from fedsim.layout import Layout
-from fedsim.losses import Term
-from fedsim.opaque import depth
-from fedsim.tree import tree_map
+from fedsim.data.losses import Term
+from fedsim.ground.layout import Layout
+from fedsim.ground.opaque import depth
+from fedsim.ground.tree import tree_map
 from fedsim.types import Batch
 
 T = TypeVar("T")
@@ -202,7 +202,7 @@ class Objective:
         """The same objective whose gradients are those of each example's loss plus a term.
 
         Args:
-            term: see ``fedsim.losses.Term``; further arguments come from ``extras``.
+            term: see ``fedsim.data.losses.Term``; further arguments come from ``extras``.
             extras: the tensors of a minibatch that the term needs, which the gradient takes as constants.
 
         Raises:

@@ -16,32 +16,33 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
-from fedsim.algorithms.base import PeerAlgorithm, ServerAlgorithm
-from fedsim.assemble import assemble, load, require_measurable
+from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
+from fedsim.assembly.assemble import assemble, load, require_measurable
+from fedsim.assembly.parts import require_kind, require_models, require_parts, whole
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
-from fedsim.checkpoint import Checkpointing
-from fedsim.console import Progress, warning
 from fedsim.data.arrays import with_digest
-from fedsim.data.base import Dataset, Source
-from fedsim.engine.config import Engine
-from fedsim.engine.jobs import Rows
-from fedsim.engine.orchestrator import Record
+from fedsim.data.dataset import Dataset, Source
 from fedsim.errors import require
 from fedsim.evaluate import Evaluate
-from fedsim.history import History, opened
+from fedsim.ground.console import Progress, warning
+from fedsim.ground.own_code import own_code
+from fedsim.ground.public_names import name_of_class
+from fedsim.ground.tree import tree_map
 from fedsim.local import Local
 from fedsim.models import Factory
-from fedsim.own_code import own_code
 from fedsim.partition import Partition
-from fedsim.parts import require_kind, require_models, require_parts, whole
+from fedsim.pool.engine import Engine
+from fedsim.pool.jobs import Rows
 from fedsim.privacy.config import Privacy
-from fedsim.provenance import provenance
-from fedsim.run_folder import RunFolder, Status
+from fedsim.record.checkpoint import Checkpointing
+from fedsim.record.history import History, opened
+from fedsim.record.provenance import provenance
+from fedsim.record.run_folder import RunFolder, Status
+from fedsim.runs.rounds import Record
 from fedsim.schedule import All, Events, Schedule
 from fedsim.topology import Mixing, Topology
 from fedsim.topology.reading import order_of
-from fedsim.tree import tree_map
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def simulate(
 
 
 def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:
-    from fedsim.figures import split_by_client
+    from fedsim.record.figures import split_by_client
 
     folder.figure("data/split", split_by_client(counts, "training samples by client"))
 
@@ -277,7 +278,7 @@ def _draw_graph(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray
 
 
 def _draw_confusion(folder: RunFolder, matrix: np.ndarray, done: int) -> None:
-    from fedsim.figures import confusion
+    from fedsim.record.figures import confusion
 
     folder.figure("eval/confusion", confusion(matrix), done)
 
@@ -294,7 +295,7 @@ def _described(part: Any) -> Any:
     if isinstance(part, Dataset):
         return {"name": part.name, "digest": part.digest}
     maker = part if callable(part) and hasattr(part, "__qualname__") else type(part)
-    node = {"_target_": f"{maker.__module__}.{maker.__qualname__}"}
+    node: dict[str, Any] = {"_target_": name_of_class(maker)}
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         return node
     return node | {f.name: _described(getattr(part, f.name)) for f in dataclasses.fields(part)}

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 
 from fedsim import Engine, Evaluate, Local, Mean
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.assembly.prepare import prepare
 from fedsim.data import Dataset, Split
-from fedsim.engine.orchestrator import Orchestrator
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
-from fedsim.prepare import prepare
+from fedsim.runs.rounds import Orchestrator
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
 

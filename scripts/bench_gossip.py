@@ -25,7 +25,7 @@ from rich.table import Table
 
 from fedsim.algorithms.dfedavg import DFedAvg
 from fedsim.channel.channel import Channel
-from fedsim.engine.gossip import Gossip
+from fedsim.runs.gossip import Gossip
 from fedsim.topology import Complete, Exponential, Grid, Ring, Torus
 from fedsim.types import Round
 

@@ -19,20 +19,20 @@ from torch.func import vmap
 from fedsim import Engine, Local, Mean
 from fedsim.algorithms.powersgd import PowerSGD
 from fedsim.algorithms.scaffold import Scaffold
-from fedsim.assemble import assemble
+from fedsim.assembly.assemble import assemble
 from fedsim.channel.channel import Channel
 from fedsim.channel.one_by_one import one_by_one
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
 from fedsim.data import Dataset
-from fedsim.engine.worker import Worker
 from fedsim.evaluate import Evaluate
-from fedsim.layout import ALIGNMENT, aligned
+from fedsim.ground.layout import ALIGNMENT, aligned
+from fedsim.ground.tree import leaves, tree_map
 from fedsim.objective import Objective
 from fedsim.partition import Iid
+from fedsim.pool.worker import Worker
 from fedsim.schedule import All
 from fedsim.traits import Traits
-from fedsim.tree import leaves, tree_map
 from fedsim.types import Message, Round
 from tests.channel.test_compressors import LAYERS, Noise, counted, draws
 from tests.conftest import small_cnn

@@ -16,19 +16,19 @@ from fedsim.aggregate import Mean, Stack
 from fedsim.algorithms.fedasync import FedAsync
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedbuff import FedBuff
-from fedsim.algorithms.staleness import discounts
+from fedsim.algorithms.kit.staleness import discounts
+from fedsim.assembly.prepare import prepare
 from fedsim.channel import wire
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
-from fedsim.delays import Asynchronous
-from fedsim.engine.asynchronous import AsynchronousServer
 from fedsim.errors import Diverged, InputError
+from fedsim.ground.rng import numpy_stream
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.prepare import prepare
-from fedsim.rng import numpy_stream
+from fedsim.runs.arrivals import AsynchronousServer
+from fedsim.schedule.delays import Asynchronous
 from tests.conftest import Quadratics
 
 SERIAL = Engine(backend="serial", dtype="float64")

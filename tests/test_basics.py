@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsim import rng
 from fedsim.aggregate import Mean, fold, weights_of
-from fedsim.engine.config import Engine
 from fedsim.errors import InputError
-from fedsim.layout import Layout
+from fedsim.ground import rng
+from fedsim.ground.layout import Layout
+from fedsim.ground.tree import leaves, tree_map
 from fedsim.local import Local
-from fedsim.tree import leaves, tree_map
+from fedsim.pool.engine import Engine
 
 
 def test_a_stream_is_a_function_of_its_address() -> None:

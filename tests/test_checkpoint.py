@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from fedsim.checkpoint import Checkpointing, Checkpoints
 from fedsim.errors import InputError
-from fedsim.fingerprint import compare, fingerprint
-from fedsim.provenance import provenance
-from fedsim.store import Store
-from fedsim.tree import leaves
+from fedsim.ground.tree import leaves
+from fedsim.record.checkpoint import Checkpointing, Checkpoints
+from fedsim.record.fingerprint import compare, fingerprint
+from fedsim.record.provenance import provenance
+from fedsim.runs.store import Store
 from fedsim.types import SavedRows
 
 ALWAYS = Checkpointing(seconds=0)
@@ -167,7 +167,7 @@ def test_a_full_disk_costs_the_checkpoint_and_one_line(tmp_path: Path) -> None:
     script = """
         import resource, sys, torch
         from pathlib import Path
-        from fedsim.checkpoint import Checkpointing, Checkpoints
+        from fedsim.record.checkpoint import Checkpointing, Checkpoints
 
         checkpoints = Checkpoints(Path(sys.argv[1]), Checkpointing(seconds=0))
         assert checkpoints.save(1, {"x": torch.ones(50_000)}, {})

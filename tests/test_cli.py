@@ -17,10 +17,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fedsim import __version__, run
-from fedsim.config import build_run
+from fedsim import __version__
+from fedsim.assembly.configuration import build_run
+from fedsim.cli import main as run
+from fedsim.cli.folder import config_folder
+from fedsim.cli.main import check, with_own_classes
 from fedsim.errors import InputError
-from fedsim.run import check, config_folder, with_own_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("engine=serial", "partition.clients=4", "schedule=all", "rounds=2")

@@ -13,17 +13,18 @@ import pytest
 import torch
 import yaml
 
-from fedsim import run
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.commands import catalogue, replay
-from fedsim.commands.verify import difference
-from fedsim.config import build_run
-from fedsim.console import Terminal
+from fedsim.assembly.configuration import build_run
+from fedsim.cli import catalogue, replay
+from fedsim.cli import main as run
+from fedsim.cli.folder import config_folder
+from fedsim.cli.verify import difference
+from fedsim.ground.console import Terminal
 from fedsim.objective import Objective
 from fedsim.simulation import simulate
 from fedsim.types import Message, Round
 
-CONFIGS = Path(run.config_folder())
+CONFIGS = Path(config_folder())
 SMALL = ["engine=serial", "partition.clients=5", "schedule.cohort=3", "rounds=4", "data=digits"]
 
 
@@ -180,7 +181,7 @@ def test_a_client_that_fails_names_the_command_that_replays_it(
     assert command[2] == "client=" + ",".join(map(str, cohort(folder, 3)))
     monkeypatch.setattr(sys, "stdin", io.StringIO("p rnd.index\nquit\n"))
     with monkeypatch.context() as patch:
-        patch.setattr("fedsim.commands.replay.pdb.post_mortem", lambda trace: None)
+        patch.setattr("fedsim.cli.replay.pdb.post_mortem", lambda trace: None)
         code, _, _ = fedsim(monkeypatch, capsys, "replay", *command, "--pdb")
     assert code == 0, "quit in the debugger is no failure"
     with pytest.raises(RuntimeError, match="sour"):
@@ -198,8 +199,8 @@ def test_verify_compares_states_round_by_round(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Without Ray: a backend that adds one float's last bit in round 2 is found out, an honest one is not."""
-    from fedsim.engine.serial import Serial
-    from fedsim.prepared import Prepared
+    from fedsim.assembly.prepared import Prepared
+    from fedsim.pool.serial import Serial
 
     bend = False
 
@@ -241,7 +242,7 @@ def test_replay_on_another_cpu_capability_says_that_rounding_may_differ(
 
 def test_digests_are_of_the_state() -> None:
     """Two seeds differ from the start, the same seed twice does not."""
-    from fedsim.commands.verify import trace
+    from fedsim.cli.verify import trace
 
     one, again, other = (trace(build_run(run.compose([*SMALL, f"seed={seed}"]))) for seed in (0, 0, 1))
     assert one == again

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from torch import nn
 
-from fedsim.config import ModelFactory, build, build_factory, build_model, build_run
+from fedsim.assembly.configuration import ModelFactory, build, build_factory, build_model, build_run
+from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
-from fedsim.run import config_folder
 
 
 class Anything(Protocol):
@@ -153,7 +153,10 @@ def test_all_problems_at_once() -> None:
         ({"_target_": "Outer"}, "a._target_ must be the dotted path"),
         ({"_target_": "no_such_package.Outer"}, "No module named 'no_such_package'"),
         ({"_target_": "fedsim.errors.InputErorr"}, "did you mean InputError?"),
-        ({"_target_": "fedsim.config.MISSING"}, "fedsim.config has no such class or function"),
+        (
+            {"_target_": "fedsim.assembly.configuration.MISSING"},
+            "fedsim.assembly.configuration has no such class or function",
+        ),
     ],
 )
 def test_targets_that_cannot_be_found(bad: Any, words: str) -> None:
@@ -191,7 +194,7 @@ def run_config(**changes: Any) -> dict[str, Any]:
         "partition": {"_target_": "fedsim.partition.Iid", "clients": 2},
         "schedule": {"_target_": "fedsim.schedule.All"},
         "aggregate": {"_target_": "fedsim.aggregate.Mean"},
-        "engine": {"_target_": "fedsim.engine.config.Engine", "backend": "serial"},
+        "engine": {"_target_": "fedsim.pool.engine.Engine", "backend": "serial"},
         "channel": {"encode": False},
         "downlink": {},
         "privacy": None,
@@ -221,7 +224,7 @@ def test_an_object_of_the_wrong_kind_is_named_with_what_it_lacks() -> None:
         assert line.startswith(f"{group}._target_ must be a class with the methods {methods}")
         assert "Inner' without" in line
     line = problem(lambda: build_run(run_config(engine=node(Inner))))
-    assert line.startswith("engine._target_ must be that class (fedsim.engine.config.Engine), got")
+    assert line.startswith("engine._target_ must be that class (fedsim.pool.engine.Engine), got")
 
 
 def test_a_whole_run_reports_every_problem() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedsim.console import Progress, error, headline, megabytes, number, report
+from fedsim.ground.console import Progress, error, headline, megabytes, number, report
 
 SUMMARY = {
     "status": "finished",
@@ -31,7 +31,7 @@ SUMMARY = {
 FOLDER = "/data/experiments/a long name/" + "x" * 80 + "/2026-11-21_00-00-00"
 
 RUN = """
-    from fedsim.console import Progress, report
+    from fedsim.ground.console import Progress, report
     with Progress(20) as bar:
         bar.status("setting up: starting 2 Ray actors")
         for r in range(21):

@@ -8,7 +8,7 @@ import torch
 
 from fedsim.data import Augment
 from fedsim.errors import InputError
-from fedsim.rng import stream
+from fedsim.ground.rng import stream
 
 
 def crop_then_flip(image: np.ndarray, flip: int, dy: int, dx: int, pad: int) -> np.ndarray:

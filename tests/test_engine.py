@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg, ServerState
+from fedsim.assembly.prepare import prepare
 from fedsim.data import Dataset, Split
 from fedsim.data.augment import Augment
-from fedsim.engine.orchestrator import Orchestrator
 from fedsim.errors import ClientError, InputError
 from fedsim.models import cnn, mlp
 from fedsim.objective import Objective
 from fedsim.partition import Natural, Population
-from fedsim.prepare import prepare
+from fedsim.runs.rounds import Orchestrator
 from fedsim.types import Message, Round
 
 SIZES = (40, 16, 9, 33, 2, 1, 17, 28)

@@ -11,11 +11,11 @@ import torch
 from fedsim import Engine, Local
 from fedsim.algorithms.a2cid2 import A2CiD2
 from fedsim.algorithms.ad_psgd import ADPSGD
-from fedsim.algorithms.base import Constants
 from fedsim.algorithms.dadao import DADAO
+from fedsim.algorithms.kit.protocols import Constants
 from fedsim.channel import wire
-from fedsim.engine.events import Timeline, draw, graphs_of, levels, too_slow, waves
 from fedsim.errors import Diverged, InputError
+from fedsim.runs.events import Timeline, draw, graphs_of, levels, too_slow, waves
 from fedsim.schedule import Events
 from fedsim.topology import BaseKPlus1, ErdosRenyi, ExponentialDirected, Ring, chi1, chi2, edge_rates
 from tests.conftest import Quadratics

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.engine.example_pieces import Outer, OuterDifference
-from fedsim.engine.oracle import ModelOracle
-from fedsim.layout import Layout
-from fedsim.losses import Loss, cross_entropy, squared_error
+from fedsim.data.losses import Loss, cross_entropy, squared_error
+from fedsim.ground.layout import Layout
+from fedsim.kernels.example_pieces import Outer, OuterDifference
+from fedsim.kernels.oracle import ModelOracle
 from fedsim.types import Batch
 
 B, M = 3, 5
@@ -168,8 +168,8 @@ def test_a_shared_model_and_a_number_as_bound() -> None:
 
 
 def test_many_examples_are_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.engine.example_pieces.NUMBERS", 300)
-    monkeypatch.setattr("fedsim.engine.oracle.NUMBERS", 300)
+    monkeypatch.setattr("fedsim.kernels.example_pieces.NUMBERS", 300)
+    monkeypatch.setattr("fedsim.kernels.oracle.NUMBERS", 300)
     for name in ("images", "tied"):
         case = CASES[name]
         x, less, inputs, y = problem(case)
@@ -215,9 +215,9 @@ def test_a_difference_that_cancels_within_a_layer_keeps_its_norm() -> None:
 
 MEMORY = """
 import resource, torch
-from fedsim.engine.oracle import ModelOracle
+from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import build, cnn
-from fedsim.losses import loss_of
+from fedsim.data.losses import loss_of
 from fedsim.types import Batch
 
 torch.set_num_threads(1)

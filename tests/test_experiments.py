@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.config import build_run
+from fedsim.assembly.configuration import build_run
 from fedsim.errors import InputError
 from fedsim.partition import Classes, ClassesPerClient, Dirichlet, DirichletPerClient, Iid, QuantityDirichlet
 from fedsim.schedule import All, Bernoulli, Uniform

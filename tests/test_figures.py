@@ -10,7 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from fedsim.figures import confusion, curves, split_by_client
+from fedsim.record.figures import confusion, curves, split_by_client
 
 
 def pixels(figure):
@@ -128,7 +128,8 @@ def test_confusion_of_many_classes_has_no_numbers_and_an_absent_class_no_divisio
 
 def test_pictures_touch_no_global_state():
     code = (
-        "import sys, numpy as np, fedsim.figures as f; f.confusion(np.eye(3)); f.split_by_client(np.ones((3, 2)), '');"
+        "import sys, numpy as np, fedsim.record.figures as f;"
+        "f.confusion(np.eye(3)); f.split_by_client(np.ones((3, 2)), '');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

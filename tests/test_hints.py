@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from fedsim import run
-from fedsim.checks import compression_notes
-from fedsim.config import build_run
-from fedsim.declared import traits_of
+from fedsim.assembly.checks import compression_notes
+from fedsim.assembly.configuration import build_run
+from fedsim.cli import main as run
 from fedsim.simulation import simulate
+from fedsim.traits.declared import traits_of
 from tests.laws.test_catalogue import algorithm
 
 ROOT = Path(__file__).parent.parent

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from fedsim import Engine, Local, Mean, models, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.standalone import Standalone
+from fedsim.assembly.agreement import Agreement, trial
+from fedsim.assembly.choose import choose
+from fedsim.assembly.prepare import prepare
+from fedsim.assembly.prepared import Prepared
+from fedsim.assembly.uses import QUESTIONS
+from fedsim.cli.main import main
 from fedsim.data import Dataset, Split
-from fedsim.data.base import Task
 from fedsim.data.batches import Feed, Samples
-from fedsim.engine.agreement import Agreement, trial
-from fedsim.engine.choose import choose
-from fedsim.engine.oracle import ModelOracle
-from fedsim.engine.stacked_ops import Act
-from fedsim.engine.uses import QUESTIONS
+from fedsim.data.dataset import Task
+from fedsim.data.losses import loss_of
 from fedsim.errors import InputError
-from fedsim.layout import Layout, aligned
-from fedsim.losses import loss_of
+from fedsim.ground.layout import Layout, aligned
+from fedsim.kernels.oracle import ModelOracle
+from fedsim.kernels.stacked_ops import Act
 from fedsim.partition import Iid
-from fedsim.prepare import prepare
-from fedsim.prepared import Prepared
-from fedsim.run import main
 from tests.zoo import NUMBERS
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
@@ -138,7 +138,7 @@ def test_a_wrong_stacked_kernel_is_left_for_the_next_and_says_why(monkeypatch: p
     def wrong(params: Any, x: Act) -> Act:
         return x._replace(data=right(x.data.detach() * 0.5 + x.data * 0.5))
 
-    monkeypatch.setattr("fedsim.engine.stacked.ops.elementwise", lambda op: wrong)
+    monkeypatch.setattr("fedsim.kernels.stacked.ops.elementwise", lambda op: wrong)
     made = prepared([partial(models.mlp, activation="tanh")], (6,), 3, "classification")
     assert made.setup.kernels == ("vmap",)
     assert made.setup.predictions == ("loop",)
@@ -154,7 +154,7 @@ def test_sums_of_clipped_gradients_layer_by_layer_are_left_alone_where_they_are_
 ) -> None:
     made = prepared([models.mlp], (6,), 3, "classification")
     x0 = Layout.of(made.setup.models[0]).flatten(made.setup.models[0])
-    monkeypatch.setattr("fedsim.engine.example_sums.ExampleSums.__call__", lambda self, x, *rest: x * 0)
+    monkeypatch.setattr("fedsim.kernels.example_sums.ExampleSums.__call__", lambda self, x, *rest: x * 0)
     chosen = choose(made.setup, 0, x0, (6,), Engine(backend="serial"), QUESTIONS)
     assert (chosen.kernel, chosen.by_layer) == ("stacked", False)
 

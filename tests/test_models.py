@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim import models
 from fedsim.errors import InputError
-from fedsim.layout import Layout
+from fedsim.ground.layout import Layout
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
 

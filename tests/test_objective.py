@@ -10,13 +10,13 @@ from torch import nn
 from torch.func import functional_call
 
 from fedsim.data.batches import Feed, Minibatches, Samples, lanes, work_of
-from fedsim.engine.oracle import ModelOracle
-from fedsim.layout import Layout
+from fedsim.data.losses import loss_of
+from fedsim.ground.layout import Layout
+from fedsim.ground.rng import stream
+from fedsim.kernels.oracle import ModelOracle
 from fedsim.local import Local
-from fedsim.losses import loss_of
 from fedsim.models import build, mlp
 from fedsim.objective import Objective
-from fedsim.rng import stream
 from fedsim.types import Batch
 
 B, M, F_IN, K = 3, 5, 6, 4

@@ -21,24 +21,25 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import fedsim.algorithms.fedavg
-from fedsim import Engine, Evaluate, Local, Mean, checks, simulate
+from fedsim import Engine, Evaluate, Local, Mean, simulate
 from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedper import FedPer
-from fedsim.assemble import Assembled
+from fedsim.assembly import checks
+from fedsim.assembly.assemble import Assembled
+from fedsim.assembly.configuration import build
+from fedsim.assembly.parts import ROLES, require_parts
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
-from fedsim.checkpoint import Checkpointing
-from fedsim.config import build
 from fedsim.data import Dataset, Digits, Split
 from fedsim.errors import InputError
-from fedsim.layout import Layout
+from fedsim.ground.layout import Layout
+from fedsim.ground.own_code import own_code
 from fedsim.models import linear, mlp
-from fedsim.own_code import own_code
 from fedsim.partition import Iid, Population
-from fedsim.parts import ROLES, require_parts
 from fedsim.privacy.config import CentralGaussian
+from fedsim.record.checkpoint import Checkpointing
 from fedsim.schedule import All, Uniform
 from fedsim.topology import Ring
 from tests.test_cli import SMALL, composed, options
@@ -153,7 +154,7 @@ def test_every_argument_refuses_every_stranger(name: str, tmp_path: Path) -> Non
         ("algorithm", "fedavg", "got 'fedavg'; names are for the command line"),
         ("algorithm", Digits(), r"it fits data=Digits\(...\)"),
         ("algorithm", STRANGERS["an optimizer"], r"FedAvg\(lr=0.1\), got torch.optim.sgd.SGD without init_server"),
-        ("algorithm", STRANGERS["a node of Hydra"], "fedsim.config.build_run"),
+        ("algorithm", STRANGERS["a node of Hydra"], "fedsim.assembly.configuration.build_run"),
         ("data", TensorDataset(torch.from_numpy(X)), r"arrays as fedsim.data.Dataset\('mine', Split\(x, y\)"),
         ("data", (X, X[:, 0]), r"arrays as fedsim.data.Dataset\('mine', Split\(x, y\)"),
         ("data", FedAvg(lr=0.1), r"it fits algorithm=FedAvg\(...\)"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.papers import Paper, citations, cited_by, papers, targets
+from fedsim.record.papers import Paper, citations, cited_by, papers, targets
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fedsim.config import build
-from fedsim.data.base import Dataset, Split
+from fedsim.assembly.configuration import build
+from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError
 from fedsim.partition import (
     Blocks,
@@ -29,7 +29,7 @@ from fedsim.partition import (
     QuantityDirichlet,
     Shards,
 )
-from fedsim.partition.base import apportion, even
+from fedsim.partition.population import apportion, even
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "partition").glob("*.yaml"))
 

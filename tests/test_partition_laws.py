@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.partition import Classes, Dirichlet, DirichletPerClient, Iid, Quantity, Shards
 
 

@@ -14,8 +14,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fedsim.config import build_run
-from fedsim.data.base import Dataset, Split
+from fedsim.assembly.configuration import build_run
+from fedsim.data.dataset import Dataset, Split
 from fedsim.partition import Classes, Dirichlet, Quantity
 from tests.test_cli import composed
 

@@ -20,10 +20,10 @@ from fedsim.channel.onion import Layer
 from fedsim.channel.randk import RandK
 from fedsim.channel.topk import TopK
 from fedsim.data import Dataset
-from fedsim.engine.gossip import Gossip, product
-from fedsim.engine.measured import consensus
 from fedsim.errors import InputError
 from fedsim.partition import Iid
+from fedsim.runs.gossip import Gossip, product
+from fedsim.runs.measured import consensus
 from fedsim.schedule import All, Uniform
 from fedsim.topology import (
     BaseKPlus1,
@@ -146,7 +146,7 @@ def test_metrics_are_what_they_say(squares: Dataset) -> None:
 
 
 def _loss(x: np.ndarray, data: Dataset) -> float:
-    from fedsim.layout import Layout
+    from fedsim.ground.layout import Layout
     from fedsim.models import build
 
     model = build(small_cnn, data.input_shape, data.outputs, {}, 0).double()

@@ -32,17 +32,17 @@ from fedsim.algorithms.lg_fedavg import LGFedAvg
 from fedsim.algorithms.mesa import Mesa
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.standalone import Standalone
+from fedsim.assembly.configuration import build_run
 from fedsim.channel import message, wire
-from fedsim.config import build_run
 from fedsim.data import Dataset, Split
-from fedsim.declared import traits_of
 from fedsim.errors import InputError
-from fedsim.layout import Layout
+from fedsim.ground.layout import Layout
+from fedsim.ground.tree import leaves, tree_map
 from fedsim.models import build, fedgh_cnn, mlp
 from fedsim.objective import Objective
 from fedsim.partition import Natural
 from fedsim.schedule import Cohorts
-from fedsim.tree import leaves, tree_map
+from fedsim.traits.declared import traits_of
 from fedsim.types import Batch, Message, Owned, Round
 from tests.test_cli import composed
 from tests.test_engine import Given

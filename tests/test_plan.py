@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.engine.plan import PADDING, pieces, plan
-from fedsim.engine.ray_pool import shares
+from fedsim.pool.plan import PADDING, pieces, plan
+from fedsim.pool.ray_pool import shares
 
 
 @given(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.provenance import git_state, provenance
+from fedsim.record.provenance import git_state, provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

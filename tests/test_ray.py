@@ -34,13 +34,13 @@ from fedsim.types import Message, Round
 from tests.laws.test_catalogue import ALGORITHMS, run
 
 ray = pytest.importorskip("ray")
-ray_pool = pytest.importorskip("fedsim.engine.ray_pool")
+ray_pool = pytest.importorskip("fedsim.pool.ray_pool")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
     """One local Ray for the file, so that each test pays for its actors only."""
-    import fedsim.engine.ray_pool  # noqa: F401 - sets the environment before ray starts
+    import fedsim.pool.ray_pool  # noqa: F401 - sets the environment before ray starts
 
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
@@ -192,7 +192,7 @@ def test_actors_that_find_no_cpu_are_refused(squares: Dataset, monkeypatch: pyte
     """They would wait in silence for as long as others hold the CPUs."""
     other = ray.util.placement_group([{"CPU": 2}])
     assert other.wait(30)
-    monkeypatch.setattr("fedsim.engine.ray_pool.PATIENCE_S", 0.2)
+    monkeypatch.setattr("fedsim.pool.ray_pool.PATIENCE_S", 0.2)
     with pytest.raises(InputError, match=r"engine.actors must be at most the free ones of .* 3 CPUs, got 2"):
         simple(FedAvg(lr=0.1), squares)
     ray.util.remove_placement_group(other)

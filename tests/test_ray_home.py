@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.engine import ray_home
 from fedsim.errors import InputError
+from fedsim.pool import ray_home
 from tests.test_cli import environment
 
 RUN = ("rounds=1", "schedule=all", "partition.clients=4", "engine.actors=1")

@@ -23,14 +23,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from fedsim import Result, simulate
-from fedsim.checkpoint import Checkpointing
-from fedsim.config import build_run
-from fedsim.engine.orchestrator import Orchestrator
+from fedsim.assembly.configuration import build_run
 from fedsim.errors import InputError
-from fedsim.run_folder import RunFolder
+from fedsim.ground.tree import leaves
+from fedsim.record.checkpoint import Checkpointing
+from fedsim.record.run_folder import RunFolder
+from fedsim.runs.rounds import Orchestrator
+from fedsim.runs.store import Store
 from fedsim.schedule import Uniform
-from fedsim.store import Store
-from fedsim.tree import leaves
 from tests.test_cli import ROOT, composed, main  # noqa: F401 - a fixture
 
 SMALL = (

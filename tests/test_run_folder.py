@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from fedsim.errors import InputError
-from fedsim.files import atomic_file
-from fedsim.run_folder import RunFolder, summarise
+from fedsim.ground.files import atomic_file
+from fedsim.record.run_folder import RunFolder, summarise
 
 CONFIG = {"seed": 3, "algorithm": {"_target_": "fedsim.algorithms.FedAvg", "lr": 1e-5}, "betas": (0.5, math.inf)}
 RECORDS = [
@@ -128,7 +128,7 @@ def test_a_full_disk_raises_and_leaves_whole_lines(tmp_path: Path) -> None:
     """A limit on file sizes stands in for the full disk: both make ``write`` come back short."""
     script = """
         import resource, sys
-        from fedsim.run_folder import RunFolder
+        from fedsim.record.run_folder import RunFolder
 
         with RunFolder.create(sys.argv[1], {}, {}) as folder:
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -147,7 +147,7 @@ def test_a_full_disk_raises_and_leaves_whole_lines(tmp_path: Path) -> None:
 
 
 def test_importing_loads_neither_tensorboard_nor_matplotlib() -> None:
-    modules = "fedsim.run_folder, fedsim.tensorboard, fedsim.provenance, fedsim.console"
+    modules = "fedsim.record.run_folder, fedsim.record.tensorboard, fedsim.record.provenance, fedsim.ground.console"
     code = f"import sys, {modules}; sys.exit(str({{'tensorboard', 'matplotlib', 'ray'}} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.strip() == "set()"

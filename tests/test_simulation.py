@@ -15,16 +15,16 @@ from torch import nn
 
 from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.assembly.prepare import prepare
 from fedsim.data import Dataset
 from fedsim.data.batches import Samples
-from fedsim.engine.worker import Scores
 from fedsim.errors import ClientError, InputError
-from fedsim.evaluate import evaluate, summarise
-from fedsim.layout import Layout
+from fedsim.ground.layout import Layout
 from fedsim.models import mlp
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet, Natural
-from fedsim.prepare import prepare
+from fedsim.pool.worker import Scores
+from fedsim.runs.evaluation import evaluate, summarise
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
 from tests.conftest import Quadratics, images

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim import models
-from fedsim.engine.kernel import kernel_rule
-from fedsim.engine.stacked import StackedModel, Unstackable, stack
 from fedsim.errors import InputError
-from fedsim.layout import Layout, aligned
-from fedsim.rng import scoped, stream
+from fedsim.ground.layout import Layout, aligned
+from fedsim.ground.rng import scoped, stream
+from fedsim.kernels.kernel import kernel_rule
+from fedsim.kernels.stacked import StackedModel, Unstackable, stack
 
 TOLERANCE = 1e-11
 

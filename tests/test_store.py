@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.store import CHUNK_BYTES, Store
+from fedsim.runs.store import CHUNK_BYTES, Store
 
 
 class Memory(NamedTuple):

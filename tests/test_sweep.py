@@ -23,7 +23,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from fedsim import run
+from fedsim.cli import main as run
+from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
 from fedsim.sweep.board import last_record, score_of
 from fedsim.sweep.expand import Job, covering, expand, folder_name, overrides_of, params_of
@@ -257,7 +258,7 @@ def test_the_last_whole_line_is_the_progress(tmp_path: Path) -> None:
     ids=["own_class", "layers"],
 )
 def test_values_set_on_a_copy_are_what_hydra_composes(overrides: list[str]) -> None:
-    with initialize_config_dir(str(run.config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", [], RunMode.MULTIRUN)
         composer = Composer(loader, master)

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
+from fedsim.assembly.configuration import build_channel
 from fedsim.channel.channel import noises
-from fedsim.config import build_channel
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/channel.md").read_text()

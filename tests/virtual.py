@@ -10,15 +10,15 @@ import networkx as nx
 import numpy as np
 
 from fedsim import Engine, Evaluate, Local, Mean
-from fedsim.engine.curvature import tuned
-from fedsim.engine.events import graphs_of
-from fedsim.engine.virtual import VirtualTime
+from fedsim.assembly.curvature import tuned
+from fedsim.assembly.prepare import prepare
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.prepare import prepare
+from fedsim.runs.events import graphs_of
+from fedsim.runs.virtual_time import VirtualTime
 from fedsim.schedule import Events
 from fedsim.topology import Topology
-from fedsim.topology.base import Fixed
+from fedsim.topology.graphs import Fixed
 from tests.conftest import Quadratics
 
 EDGES = [(0, 1), (0, 2), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (4, 6), (6, 7), (7, 8), (7, 9), (0, 9), (0, 5)]

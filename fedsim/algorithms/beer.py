@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.kit.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import full_gradient, mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective

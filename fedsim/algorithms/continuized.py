@@ -18,8 +18,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Constants
-from fedsim.algorithms.dual import Dual
+from fedsim.algorithms.kit.dual import Dual
+from fedsim.algorithms.kit.protocols import Constants
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

@@ -18,9 +18,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Constants
+from fedsim.algorithms.kit.protocols import Constants
+from fedsim.algorithms.kit.strongly_convex import StronglyConvex
 from fedsim.algorithms.sgd import mean_gradient
-from fedsim.algorithms.strongly_convex import StronglyConvex
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

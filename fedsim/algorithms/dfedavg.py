@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedsim.algorithms.gossip import ModelGossip, PeerState
+from fedsim.algorithms.kit.gossip_averaging import ModelGossip, PeerState
 from fedsim.objective import Objective
 from fedsim.types import Round
 

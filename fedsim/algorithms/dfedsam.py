@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.algorithms.gossip import ModelGossip, PeerState
-from fedsim.algorithms.local_sgd import sam_grad
+from fedsim.algorithms.kit.gossip_averaging import ModelGossip, PeerState
+from fedsim.algorithms.kit.local_sgd import sam_grad
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Batch, Round

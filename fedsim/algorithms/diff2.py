@@ -24,12 +24,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.recursive import Recursive, ServerState
+from fedsim.algorithms.kit.recursive import Recursive, ServerState
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
-from fedsim.privacy.releases import Release
 from fedsim.traits import Traits
+from fedsim.traits.releases import Release
 from fedsim.types import Batch, Message, Round
 
 

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.diff2 import Differences
-from fedsim.algorithms.recursive import ServerState
+from fedsim.algorithms.kit.recursive import ServerState
 from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.privacy.releases import Drawn, Release
 from fedsim.traits import Traits
+from fedsim.traits.releases import Drawn, Release
 from fedsim.types import Batch, Known, Message, Owned, Round
 
 

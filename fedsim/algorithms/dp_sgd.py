@@ -25,8 +25,8 @@ from torch import Tensor
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
-from fedsim.privacy.releases import Drawn, Release
 from fedsim.traits import Traits
+from fedsim.traits.releases import Drawn, Release
 from fedsim.types import Batch, Message, Round
 
 

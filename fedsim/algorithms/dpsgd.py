@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.kit.local_sgd import LocalSGD
 from fedsim.algorithms.sgd import mean_gradient
 from fedsim.objective import Objective
 from fedsim.traits import Traits

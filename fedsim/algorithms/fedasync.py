@@ -12,8 +12,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import MomentumSGD
-from fedsim.algorithms.staleness import Discount, check_discount, discounts
+from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.staleness import Discount, check_discount, discounts
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsim.algorithms.fedavg import FedAvg, ServerState
-from fedsim.algorithms.staleness import Discount, check_discount, discounts
+from fedsim.algorithms.kit.staleness import Discount, check_discount, discounts
 from fedsim.errors import require
 from fedsim.traits import Traits
 from fedsim.types import Message, Round

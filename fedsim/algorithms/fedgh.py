@@ -18,8 +18,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import MomentumSGD
-from fedsim.algorithms.prototypes import class_means
+from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.prototypes import class_means
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.kit.local_sgd import LocalSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

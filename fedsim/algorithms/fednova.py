@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.local_sgd import MomentumSGD
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.local_sgd import MomentumSGD
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import MomentumSGD
-from fedsim.algorithms.prototypes import at_class, class_means, of_class
+from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.prototypes import at_class, class_means, of_class
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD, sam_grad
+from fedsim.algorithms.kit.local_sgd import LocalSGD, sam_grad
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD, ascent
+from fedsim.algorithms.kit.local_sgd import LocalSGD, ascent
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

@@ -15,9 +15,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.data.losses import cross_entropy
 from fedsim.errors import require
-from fedsim.losses import cross_entropy
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.around import Around, name_of, within
-from fedsim.algorithms.base import ServerAlgorithm
-from fedsim.declared import traits_of
+from fedsim.algorithms.kit.around import Around, name_of, within
+from fedsim.algorithms.kit.protocols import ServerAlgorithm
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
+from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round
 
 

@@ -17,8 +17,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import RoundConstants
-from fedsim.algorithms.dual import Dual
+from fedsim.algorithms.kit.dual import Dual
+from fedsim.algorithms.kit.protocols import RoundConstants
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits

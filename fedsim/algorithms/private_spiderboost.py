@@ -20,13 +20,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.recursive import Recursive, ServerState
-from fedsim.algorithms.shared_noise import minibatch_mean, multiplier_of, sampled_mean
+from fedsim.algorithms.kit.recursive import Recursive, ServerState
+from fedsim.algorithms.kit.shared_noise import minibatch_mean, multiplier_of, sampled_mean
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
-from fedsim.privacy.releases import Drawn, Release
 from fedsim.traits import Traits
+from fedsim.traits.releases import Drawn, Release
 from fedsim.types import Message, Round
 
 

@@ -19,7 +19,7 @@ from fedsim.channel.noise import Addressed
 from fedsim.channel.onion import EMPTY, Layer, Noises, Onion, transmit
 from fedsim.channel.order import check_order
 from fedsim.fields import check_fields
-from fedsim.tree import tree_map
+from fedsim.ground.tree import tree_map
 from fedsim.types import Known, Message, Owned, State
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsim.opaque import opaque
-from fedsim.rng import key, stream
+from fedsim.ground.opaque import opaque
+from fedsim.ground.rng import key, stream
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.layout import aligned
-from fedsim.opaque import opaque
+from fedsim.ground.layout import aligned
+from fedsim.ground.opaque import opaque
 
 
 def one_by_one(alone: Callable[..., Tensor], *arguments: Any) -> Tensor:

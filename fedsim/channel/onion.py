@@ -14,9 +14,9 @@ from fedsim.channel.base import Bytes, Middleware, Noise
 from fedsim.channel.quality import Compressor, contraction
 from fedsim.channel.rounding import saturated
 from fedsim.channel.wire import Side
-from fedsim.declared import layer_traits
-from fedsim.opaque import opaque
+from fedsim.ground.opaque import opaque
 from fedsim.traits import LayerTraits
+from fedsim.traits.declared import layer_traits
 from fedsim.types import State
 
 Noises = Callable[[str], Noise]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from fedsim.declared import layer_traits
 from fedsim.errors import InputError
+from fedsim.traits.declared import layer_traits
 
 if TYPE_CHECKING:
     from fedsim.channel.onion import Layer

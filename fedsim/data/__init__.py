@@ -1,8 +1,8 @@
 """Data sets: where they come from (sources), and what they are once read (``Dataset``, ``Split``)."""
 
 from fedsim.data.augment import Augment
-from fedsim.data.base import Dataset, Source, Split
 from fedsim.data.cifar import CIFAR10, CIFAR100
+from fedsim.data.dataset import Dataset, Source, Split
 from fedsim.data.digits import Digits
 from fedsim.data.gas_sensor_drift import GasSensorDrift
 from fedsim.data.housing import CaliforniaHousing

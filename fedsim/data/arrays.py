@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError, require
 
 MEMORY_LIMIT_GB = 4.0

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import rng
 from fedsim.data.augment import Augment
-from fedsim.layout import aligned
+from fedsim.ground import rng
+from fedsim.ground.layout import aligned
+from fedsim.ground.opaque import opaque
 from fedsim.local import Local
-from fedsim.opaque import opaque
 from fedsim.types import Batch
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, with_digest
-from fedsim.data.base import Dataset
+from fedsim.data.dataset import Dataset
 from fedsim.data.files import read_path
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
 
 _CSV = "datasets/data/digits.csv.gz"  # 64 pixels in 0..16 and the class on each line
 _MD5 = {"": "a0339c30a8a5312a1b6f9e5c719dcce5"}

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, standardise, with_digest
-from fedsim.data.base import Dataset
+from fedsim.data.dataset import Dataset
 from fedsim.data.files import DataFile, data_root, locate, read_all
 from fedsim.data.svmlight import dense, parse
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
 
 FEATURES, CLASSES = 128, 6
 _MD5 = {

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, standardise, with_digest
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
 
 HOUSING_FILE = DataFile("california-housing/housing.csv", {"": "d1c47305887e2252bf1ccbd74ff159a6"})
 INPUTS = (

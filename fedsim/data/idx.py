@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.data.arrays import with_digest
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read_all
 from fedsim.errors import InputError
 from fedsim.fields import check_fields

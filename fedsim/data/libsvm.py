@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, with_digest
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read_all, read_path
 from fedsim.data.svmlight import Sparse, dense, parse
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
 
 
 @dataclass(frozen=True)

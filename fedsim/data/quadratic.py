@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 
 from fedsim.data.arrays import check_memory, with_digest
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
 
 _NAMES = ("A", "b", "x0")
 _DO = "save it with numpy.savez(FILE, A=A, b=b) or numpy.savez(FILE, A=A, b=b, x0=x0)"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.data.arrays import check_share, with_digest
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields

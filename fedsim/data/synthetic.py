@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.data.arrays import check_memory, check_share, with_digest
-from fedsim.data.base import Dataset, Split
+from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import require
 from fedsim.fields import check_fields
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
 
 FEATURES, CLASSES = 60, 10
 MIN_SIZE = 50

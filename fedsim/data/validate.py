@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import InputError, require
-from fedsim.own_code import line
+from fedsim.ground.own_code import line
 
 CLASSES = ("classification", "next_token")
 """Tasks whose targets are int64 classes; the others have floating-point targets."""

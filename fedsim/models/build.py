@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fedsim.errors import InputError
+from fedsim.ground.own_code import FAILURES, line, own_code, place, said
+from fedsim.ground.rng import scoped
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
-from fedsim.own_code import FAILURES, line, own_code, place, said
-from fedsim.rng import scoped
 
 Factory: TypeAlias = Callable[..., nn.Module]
 """``(input_shape, outputs, **options) -> nn.Module``: a function, or a class of modules."""

@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from fedsim.data.base import Dataset
+from fedsim.data.dataset import Dataset
 from fedsim.errors import require
 from fedsim.fields import check_fields
-from fedsim.partition.base import (
+from fedsim.ground.rng import numpy_stream
+from fedsim.partition.population import (
     Population,
     apportion,
     bundle,
@@ -21,7 +22,6 @@ from fedsim.partition.base import (
     refilled,
     require_clients,
 )
-from fedsim.rng import numpy_stream
 
 
 @dataclass(frozen=True)

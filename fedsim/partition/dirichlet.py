@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.data.base import Dataset
+from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.partition.base import (
+from fedsim.ground.rng import numpy_stream
+from fedsim.partition.population import (
     Population,
     bundle,
     by_class,
@@ -19,7 +20,6 @@ from fedsim.partition.base import (
     require_alpha,
     require_clients,
 )
-from fedsim.rng import numpy_stream
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.data.base import Dataset
+from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.partition.base import Population, apportion, bundle, even, populate, require_alpha, require_clients
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
+from fedsim.partition.population import Population, apportion, bundle, even, populate, require_alpha, require_clients
 
 
 @dataclass(frozen=True)

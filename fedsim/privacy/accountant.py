@@ -23,7 +23,7 @@ import numpy as np
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.privacy.releases import Release, unit_of
+from fedsim.traits.releases import Release, unit_of
 
 _FINE, _COARSE = 1e-4, 2.5e-4  # width of a bin of privacy loss, in units of epsilon
 _LEAST = 2.0**-10  # the epsilon below which bins shrink no further

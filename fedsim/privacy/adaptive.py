@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import require
+from fedsim.ground.tree import leaves
 from fedsim.objective import Objective
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.clipping import fraction_std, next_clip, noisy_fraction, value_multiplier
-from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import noisy, over_expected
-from fedsim.tree import leaves
+from fedsim.traits.releases import Release
 from fedsim.types import Message, Round
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import require
+from fedsim.ground.tree import leaves
 from fedsim.objective import Objective
 from fedsim.privacy.matrix_mechanism import BandedFactor
-from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped, over_expected
 from fedsim.traits import Traits
-from fedsim.tree import leaves
+from fedsim.traits.releases import Release
 from fedsim.types import Message, Round
 
 

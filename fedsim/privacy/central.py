@@ -17,9 +17,9 @@ from typing import Any
 
 from fedsim.errors import require
 from fedsim.objective import Objective
-from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped, noisy, over_expected
 from fedsim.traits import Traits
+from fedsim.traits.releases import Release
 from fedsim.types import Message, Round
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
-from fedsim.algorithms.around import name_of, with_noise
-from fedsim.declared import traits_of
+from fedsim.algorithms.kit.around import name_of, with_noise
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 from fedsim.local import Local
@@ -20,9 +19,10 @@ from fedsim.privacy.discrete import DiscreteNoise
 from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on, steps_of
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import BandedFactor, factorise
-from fedsim.privacy.releases import Release
 from fedsim.privacy.wrapped import Wrapped
 from fedsim.schedule import Schedule, as_accounted
+from fedsim.traits.declared import traits_of
+from fedsim.traits.releases import Release
 
 
 class Privacy(Protocol):

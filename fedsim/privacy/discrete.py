@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.aggregate import Sums
-from fedsim.algorithms.around import name_of
+from fedsim.algorithms.kit.around import name_of
 from fedsim.channel.packing import Reader, pack_unsigned, unpack_unsigned
-from fedsim.declared import traits_of
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground.opaque import opaque
+from fedsim.ground.rng import numpy_stream
+from fedsim.ground.tree import leaves, tree_map
 from fedsim.objective import Objective
-from fedsim.opaque import opaque
-from fedsim.privacy.releases import Drawn, Release
 from fedsim.privacy.secure_sum import SecureSum, draw_signs
 from fedsim.privacy.wrapped import Wrapped
-from fedsim.rng import numpy_stream
 from fedsim.traits import RuleTraits, Traits
-from fedsim.tree import leaves, tree_map
+from fedsim.traits.declared import traits_of
+from fedsim.traits.releases import Drawn, Release
 from fedsim.types import Message, Round
 
 

@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.algorithms.around import name_of, noisy_part
-from fedsim.declared import traits_of
+from fedsim.algorithms.kit.around import name_of, noisy_part
 from fedsim.errors import InputError, require
 from fedsim.local import Local
 from fedsim.privacy.accountant import Accountant
-from fedsim.privacy.releases import Drawn, Release, merged
 from fedsim.privacy.wrapped import Wrapped
 from fedsim.schedule import Bernoulli, Schedule, Uniform
+from fedsim.traits.declared import traits_of
+from fedsim.traits.releases import Drawn, Release, merged
 from fedsim.types import Round
 
 

@@ -31,12 +31,12 @@ from __future__ import annotations
 from typing import Any
 
 from fedsim.aggregate import Aggregate
-from fedsim.algorithms.around import name_of
+from fedsim.algorithms.kit.around import name_of
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
-from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.errors import InputError
-from fedsim.privacy.releases import Unit
+from fedsim.traits.declared import layer_traits, rule_traits, traits_of
+from fedsim.traits.releases import Unit
 
 
 def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit | None) -> None:

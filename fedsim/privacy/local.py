@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim.objective import Objective
-from fedsim.privacy.releases import Drawn, Release
 from fedsim.privacy.wrapped import Wrapped, noisy
 from fedsim.traits import Traits
+from fedsim.traits.releases import Drawn, Release
 from fedsim.types import Message, Round
 
 

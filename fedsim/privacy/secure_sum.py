@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.privacy.releases import Release
+from fedsim.traits.releases import Release
 
 _TRIES = 10_000  # of a rounding accepted with probability >= 1 - beta
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.around import Around, name_of
-from fedsim.declared import traits_of
+from fedsim.algorithms.kit.around import Around, name_of
 from fedsim.errors import InputError, require
 from fedsim.traits import Hook, Traits
+from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round
 
 

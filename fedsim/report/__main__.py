@@ -12,8 +12,8 @@ from rich.box import ROUNDED
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from fedsim.console import Terminal, error
 from fedsim.errors import InputError
+from fedsim.ground.console import Terminal, error
 from fedsim.report.build import build, write
 from fedsim.report.export import NO_PARQUET
 from fedsim.report.page import Report

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.record.run_folder import lower_is_better
 from fedsim.report.runs import Run
-from fedsim.run_folder import lower_is_better
 
 
 @dataclass(frozen=True)

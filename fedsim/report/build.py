@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.errors import InputError
-from fedsim.files import atomic_file
-from fedsim.papers import Paper, papers
+from fedsim.ground.files import atomic_file
+from fedsim.record.papers import Paper, papers
 from fedsim.report.about import origin, reading, summary, warnings
 from fedsim.report.commands import command
 from fedsim.report.compare import Comparison, compare

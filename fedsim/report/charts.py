@@ -1,7 +1,7 @@
 """Curves with bands as SVG inside a page: text and lines take the page's colours, in light and dark and on paper.
 
 Written directly rather than by matplotlib: a chart is a tenth of the size, drawn in a hundredth of the time (a report
-holds dozens), and its styles are the page's classes. ``fedsim.figures`` draws the same for files and TensorBoard.
+holds dozens), and its styles are the page's classes. ``record.figures`` draws the same for files and TensorBoard.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.console import headline
+from fedsim.ground.console import headline
+from fedsim.record.run_folder import lower_is_better
 from fedsim.report.axes import AXES, Axis, reached
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, Setting
 from fedsim.report.runs import UNFINISHED, Run
 from fedsim.report.statistics import Estimate, estimate, paired
-from fedsim.run_folder import lower_is_better
 
 TOWARDS = 0.95  # the default target, as a share of the way from the initial model to the best method
 

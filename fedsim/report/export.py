@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import InputError
-from fedsim.files import atomic_file
+from fedsim.ground.files import atomic_file
 from fedsim.report.axes import reached
 from fedsim.report.commands import command
 from fedsim.report.compare import Comparison

@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
-from fedsim.figures import curves
-from fedsim.files import atomic_file
+from fedsim.ground.files import atomic_file
+from fedsim.record.figures import curves
+from fedsim.record.run_folder import lower_is_better
+from fedsim.record.tensorboard import EventFile
 from fedsim.report.axes import Axis
 from fedsim.report.compare import Comparison
 from fedsim.report.page import SHOWN, Report
 from fedsim.report.tables import name
-from fedsim.run_folder import lower_is_better
-from fedsim.tensorboard import EventFile
 
 MOST = 3  # settings drawn, at a second each; the page has all
 DECADE = 10  # losses that span more are drawn on a logarithmic scale

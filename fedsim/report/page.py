@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
+from fedsim.record.run_folder import lower_is_better
 from fedsim.report.charts import Line, chart, key
 from fedsim.report.compare import Comparison, Row
 from fedsim.report.tables import Table, costs, name, results
-from fedsim.run_folder import lower_is_better
 
 SHOWN = 12  # most lines of a chart; the table has all methods
 STYLES = 21  # in page.css: seven colours, each solid, dashed and dotted

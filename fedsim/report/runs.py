@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from fedsim.errors import InputError
-from fedsim.tensorboard import flatten
+from fedsim.record.tensorboard import flatten
 
 UNFINISHED = "unfinished"  # no summary.json: still running, or killed
 

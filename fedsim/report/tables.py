@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedsim.record.run_folder import lower_is_better
 from fedsim.report.compare import Comparison, Cost, Row
 from fedsim.report.statistics import Estimate, short
-from fedsim.run_folder import lower_is_better
 
 ROUNDING = 1e-9  # half widths below this share of the mean are rounding of equal values
 LATEX = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import build_run
+from fedsim.assembly.configuration import build_run
 from fedsim.simulation import Result, simulate
 from fedsim.sweep.state import SweepFolder, identity, now, summary_of
 

@@ -20,9 +20,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.console import STATUS_STYLES, Terminal, clock, error, headline, number
-from fedsim.provenance import git_state
-from fedsim.run_folder import LOWER_IS_BETTER
+from fedsim.ground.console import STATUS_STYLES, Terminal, clock, error, headline, number
+from fedsim.record.provenance import git_state
+from fedsim.record.run_folder import LOWER_IS_BETTER
 from fedsim.sweep.state import State
 
 ENDED = ("finished", "diverged", "failed", "interrupted")

@@ -19,7 +19,7 @@ from fedsim.sweep.workers import Process, Ray, keep_ray, serve
 
 TICK_S = 0.5
 CHOSEN = re.compile(r"\+*engine(=|\.(backend|actors|address)=)")
-LAZY = ("fedsim.sweep.attempt", "fedsim.figures", "torch.utils.tensorboard.summary")
+LAZY = ("fedsim.sweep.attempt", "fedsim.record.figures", "torch.utils.tensorboard.summary")
 """What every run imports at some time; imported before the workers are forked, it is imported once."""
 GRACE_S = 60.0
 """How long jobs may take to save what they have after Ctrl-C."""

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.errors import InputError
-from fedsim.files import atomic_file
-from fedsim.fingerprint import FREE
+from fedsim.ground.files import atomic_file
+from fedsim.record.fingerprint import FREE
 from fedsim.sweep.expand import Job, folder_name
 
 Standing = Literal["pending", "running", "finished", "diverged", "failed", "interrupted"]

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from fedsim.errors import require
 from fedsim.fields import check_fields
-from fedsim.topology.base import circle, placed, require_peers
+from fedsim.topology.graphs import circle, placed, require_peers
 from fedsim.topology.mixing import Mixing, checked, matrix
 
 

@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 
 from fedsim.errors import require
-from fedsim.topology.base import Drawn, placed, require_peers
+from fedsim.topology.graphs import Drawn, placed, require_peers
 
 
 @dataclass(frozen=True)

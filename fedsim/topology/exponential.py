@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 from scipy import sparse
 
-from fedsim.topology.base import circle, placed, require_peers
+from fedsim.topology.graphs import circle, placed, require_peers
 from fedsim.topology.mixing import Mixing, checked, matrix
 
 

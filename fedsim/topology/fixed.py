@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from fedsim.errors import require
-from fedsim.topology.base import Fixed, circle, placed, require_peers
+from fedsim.topology.graphs import Fixed, circle, placed, require_peers
 
 
 @dataclass(frozen=True)

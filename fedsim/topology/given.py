@@ -13,7 +13,7 @@ from typing import Any
 import networkx as nx
 
 from fedsim.errors import InputError, require
-from fedsim.topology.base import Weighted, draw
+from fedsim.topology.graphs import Weighted, draw
 from fedsim.topology.mixing import Mixing
 from fedsim.topology.reading import numbered, read
 from fedsim.topology.weights import weigh

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import networkx as nx
 
 from fedsim.errors import InputError
-from fedsim.topology.base import connected
+from fedsim.topology.graphs import connected
 
 TEXTS = ("", ".txt", ".csv", ".tsv", ".edges", ".edgelist", ".dat")
 """Endings of files with one edge a line."""

@@ -27,16 +27,16 @@ from fedsim import Engine, Evaluate, Local, Mean, simulate
 from fedsim.algorithms.beer import Beer
 from fedsim.algorithms.choco_sgd import ChocoSGD
 from fedsim.algorithms.dpsgd import DPSGD
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.kit.local_sgd import LocalSGD
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.qsgd import QSGD
 from fedsim.data import Dataset, LibSVM, Split
 from fedsim.errors import InputError
+from fedsim.ground.rng import numpy_stream
 from fedsim.models import BodyHead
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
-from fedsim.rng import numpy_stream
 from fedsim.topology import Ring
 from fedsim.types import Batch
 

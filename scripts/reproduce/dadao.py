@@ -21,13 +21,13 @@ from fedsim.algorithms.dadao import DADAO
 from fedsim.algorithms.msda import MSDA
 from fedsim.data import Dataset, Split
 from fedsim.evaluate import Evaluate
-from fedsim.figures import curves
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
+from fedsim.record.figures import curves
 from fedsim.schedule import All, Events
 from fedsim.topology import Barbell, Complete, Grid, Ring, Star, edge_rates
 from fedsim.topology import Path as Line
-from fedsim.topology.base import Fixed
+from fedsim.topology.graphs import Fixed
 
 GRAPHS: dict[str, Fixed] = {
     "star": Star(),

@@ -27,10 +27,10 @@ from fedsim.algorithms.dfedavg import DFedAvg
 from fedsim.algorithms.dfedsam import DFedSAM
 from fedsim.data import MNIST, Dataset, Split
 from fedsim.errors import InputError
-from fedsim.figures import PALETTE
+from fedsim.ground.rng import numpy_stream
 from fedsim.models import mlp
 from fedsim.partition import DirichletPerClient
-from fedsim.rng import numpy_stream
+from fedsim.record.figures import PALETTE
 from fedsim.topology import Complete, Exponential, Grid, Ring, Topology, spectral_gap
 
 PEERS = 16

@@ -27,10 +27,10 @@ from fedsim import Engine, Evaluate, Local, Mean, simulate
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.data import CaliforniaHousing, Dataset
 from fedsim.errors import InputError
-from fedsim.figures import curves
 from fedsim.models import mlp
 from fedsim.partition import Iid
 from fedsim.privacy.config import Own, promised
+from fedsim.record.figures import curves
 from fedsim.schedule import All
 
 CLIENTS, DELTA, EVERY = 10, 1e-5, 20

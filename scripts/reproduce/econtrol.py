@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.figures import curves
+from fedsim.record.figures import curves
 
 METHODS = {
     "no compression": ["channel=[]", "~channel.topk"],

@@ -31,9 +31,9 @@ from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.data import MNIST, Dataset, Split
 from fedsim.errors import InputError
+from fedsim.ground.rng import numpy_stream
 from fedsim.models import cnn
 from fedsim.partition import DirichletPerClient
-from fedsim.rng import numpy_stream
 from fedsim.schedule import Uniform
 
 SGD: dict[str, Any] = {"lr": 0.1, "lr_decay": 0.998, "weight_decay": 1e-3, "clip": 10.0}

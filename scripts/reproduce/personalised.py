@@ -37,9 +37,9 @@ from fedsim.algorithms.lg_fedavg import LGFedAvg
 from fedsim.algorithms.standalone import Standalone
 from fedsim.data import MNIST, Dataset, Split
 from fedsim.errors import InputError
+from fedsim.ground.rng import numpy_stream
 from fedsim.models import cnn
 from fedsim.partition import Classes
-from fedsim.rng import numpy_stream
 from fedsim.schedule import All, Schedule, Uniform
 
 SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3, "clip": 50.0}

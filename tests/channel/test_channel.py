@@ -34,12 +34,12 @@ from fedsim.channel.randk import RandK
 from fedsim.channel.topk import TopK
 from fedsim.channel.uniform import Uniform
 from fedsim.data import Dataset
+from fedsim.ground.tree import leaves
 from fedsim.models import linear_zero
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet, Natural
 from fedsim.schedule import All, Cohorts
 from fedsim.schedule import Uniform as Draws
-from fedsim.tree import leaves
 from fedsim.types import Message, Owned, Round
 from tests.conftest import Quadratics, small_cnn
 
@@ -320,7 +320,7 @@ def test_many_clients_at_once_are_each_alone(name: str, encode: bool) -> None:
 
 
 def _row(tree: Any, i: int) -> Any:
-    from fedsim.tree import tree_map
+    from fedsim.ground.tree import tree_map
 
     return tree_map(lambda t: t[i], tree)
 

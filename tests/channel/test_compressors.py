@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import vmap
 
+from fedsim.assembly.configuration import build
 from fedsim.channel import wire
 from fedsim.channel.half import Half
 from fedsim.channel.lowrank import LowRank
@@ -28,9 +29,8 @@ from fedsim.channel.terngrad import TernGrad
 from fedsim.channel.topk import TopK, largest
 from fedsim.channel.uniform import Uniform
 from fedsim.channel.wire import Levels, Positions, Side, Signs
-from fedsim.config import build
-from fedsim.declared import layer_traits
 from fedsim.errors import InputError
+from fedsim.traits.declared import layer_traits
 
 LAYERS: dict[str, Any] = {
     "topk": TopK(k=3),

@@ -17,7 +17,9 @@ import yaml
 
 from fedsim import Engine, Local, Mean, Result, simulate
 from fedsim.aggregate import Stack
-from fedsim.algorithms.base import Constants, RoundConstants
+from fedsim.algorithms.kit.protocols import Constants, RoundConstants
+from fedsim.assembly.checks import is_peers
+from fedsim.assembly.configuration import build, build_run
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.message import heard
@@ -26,22 +28,20 @@ from fedsim.channel.onion import Layer
 from fedsim.channel.randk import RandK
 from fedsim.channel.sign import Sign
 from fedsim.channel.topk import TopK
-from fedsim.checks import is_peers
-from fedsim.config import build, build_run
 from fedsim.data import Dataset, Split
-from fedsim.declared import traits_of
-from fedsim.delays import Asynchronous
-from fedsim.engine.oracle import ModelOracle
+from fedsim.data.losses import loss_of
 from fedsim.errors import InputError
-from fedsim.layout import Layout
-from fedsim.losses import loss_of
+from fedsim.ground.layout import Layout
+from fedsim.ground.tree import leaves, tree_map
+from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import Factory, linear_zero
 from fedsim.models import build as build_model
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet, Iid
 from fedsim.schedule import All, Events, Uniform
+from fedsim.schedule.delays import Asynchronous
 from fedsim.topology import ExponentialDirected, Ring
-from fedsim.tree import leaves, tree_map
+from fedsim.traits.declared import traits_of
 from fedsim.types import Batch, Round
 from tests.conftest import small_cnn
 from tests.test_cli import composed

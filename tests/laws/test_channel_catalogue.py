@@ -24,11 +24,11 @@ import yaml
 
 from fedsim import Engine, Local, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.assembly.configuration import build_channel
 from fedsim.channel.channel import Channel
-from fedsim.config import build_channel
+from fedsim.ground.tree import leaves
 from fedsim.partition import Dirichlet
 from fedsim.schedule import Uniform
-from fedsim.tree import leaves
 from tests.conftest import images, small_cnn
 
 ROOT = Path(__file__).parent.parent.parent
@@ -158,7 +158,7 @@ def test_yaml_holds_the_defaults(name: str) -> None:
 @pytest.fixture(scope="module")
 def _cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
-    import fedsim.engine.ray_pool  # noqa: F401 - sets the environment before ray starts
+    import fedsim.pool.ray_pool  # noqa: F401 - sets the environment before ray starts
 
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield

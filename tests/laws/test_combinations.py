@@ -15,17 +15,17 @@ import torch
 from torch import nn
 
 from fedsim import Engine, Evaluate, Local
-from fedsim.assemble import assemble
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.configuration import build_channel
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Layer
-from fedsim.config import build_channel
 from fedsim.data import Dataset, Split
-from fedsim.declared import traits_of
 from fedsim.errors import InputError
+from fedsim.ground.tree import leaves
 from fedsim.models import linear_zero, mlp
 from fedsim.partition import Iid
 from fedsim.schedule import Uniform
-from fedsim.tree import leaves
+from fedsim.traits.declared import traits_of
 from tests.laws import test_catalogue as algorithms
 from tests.laws.test_catalogue import ALGORITHMS, DUAL, PEERS
 from tests.laws.test_channel_catalogue import INSIDE, LAYERS, node

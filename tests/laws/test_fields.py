@@ -31,24 +31,24 @@ from fedsim.privacy.matrix_mechanism import factorise
 
 ROOT = Path(__file__).parent.parent.parent
 INTERNAL = {  # what the program makes itself, from parts that were checked
-    "fedsim.assemble": {"Assembled"},
+    "fedsim.assembly.assemble": {"Assembled"},
     "fedsim.channel.noise": {"Addressed"},
     "fedsim.channel.onion": {"Onion"},
     "fedsim.channel.packing": {"Reader"},
     "fedsim.channel.sides": {"Positions", "Signs", "Levels", "Trits", "Seed"},
-    "fedsim.checkpoint": {"Saved"},
-    "fedsim.commands.catalogue": {"Option"},
+    "fedsim.record.checkpoint": {"Saved"},
+    "fedsim.cli.catalogue": {"Option"},
     "fedsim.data.batches": {"Samples"},
-    "fedsim.history": {"History"},
-    "fedsim.layout": {"Layout"},
-    "fedsim.papers": {"Paper"},
-    "fedsim.parts": {"Role"},
-    "fedsim.partition.base": {"Population"},  # arrays, which its own __post_init__ checks
-    "fedsim.prepared": {"Prepared"},
-    "fedsim.privacy.closed_forms": {"AnchoredNoise"},  # a result
+    "fedsim.record.history": {"History"},
+    "fedsim.ground.layout": {"Layout"},
+    "fedsim.record.papers": {"Paper"},
+    "fedsim.assembly.parts": {"Role"},
+    "fedsim.partition.population": {"Population"},  # arrays, which its own __post_init__ checks
+    "fedsim.assembly.prepared": {"Prepared"},
+    "tests.privacy.closed_forms": {"AnchoredNoise"},  # a result
     "fedsim.privacy.ledger": {"Setting", "Draw", "Counts", "Ledger"},
     "fedsim.privacy.matrix_mechanism": {"BandedFactor"},
-    "fedsim.privacy.releases": {"Drawn"},
+    "fedsim.traits.releases": {"Drawn"},
     "fedsim.simulation": {"Result"},
     "fedsim.sweep.expand": {"Interval", "Param", "Job"},
     "fedsim.sweep.packing": {"Task"},
@@ -107,7 +107,7 @@ def constructible() -> list[type]:
     """Every public dataclass that is not internal."""
     found = []
     for module in pkgutil.walk_packages(fedsim.__path__, "fedsim."):
-        outside = module.name.startswith(INTERNAL_PACKAGES) and module.name != "fedsim.engine.config"
+        outside = module.name.startswith(INTERNAL_PACKAGES) and module.name != "fedsim.pool.engine"
         if outside or module.name.endswith("__main__"):
             continue
         own = vars(importlib.import_module(module.name)).values()

@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.algorithms.local_sgd import LocalSGD
+from fedsim.algorithms.kit.local_sgd import LocalSGD
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
-from fedsim.declared import traits_of
-from fedsim.engine.oracle import ModelOracle
-from fedsim.layout import Layout
-from fedsim.losses import loss_of
+from fedsim.data.losses import loss_of
+from fedsim.ground.layout import Layout
+from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import build, mlp
 from fedsim.objective import Objective
+from fedsim.traits.declared import traits_of
 from fedsim.types import Batch, Round
 from tests.laws.test_catalogue import ALGORITHMS, PEERS, algorithm, part
 from tests.oracles import loops

@@ -9,10 +9,10 @@ import pytest
 from torch import nn
 
 from fedsim import Engine, Evaluate, Local
-from fedsim.assemble import assemble
-from fedsim.checkpoint import Checkpointing, Checkpoints
+from fedsim.assembly.assemble import assemble
 from fedsim.data import Dataset
 from fedsim.models import mlp
+from fedsim.record.checkpoint import Checkpointing, Checkpoints
 from tests.laws import test_catalogue as algorithms
 from tests.laws import test_channel_catalogue as channels
 from tests.laws.test_catalogue import ALGORITHMS, Channel

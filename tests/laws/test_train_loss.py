@@ -25,16 +25,16 @@ from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.data import Dataset, Split
 from fedsim.data.batches import Feed, Samples, work_of
-from fedsim.declared import traits_of
-from fedsim.delays import Asynchronous
-from fedsim.engine.events import Timeline, levels
-from fedsim.engine.oracle import ModelOracle
-from fedsim.losses import Term, loss_of
+from fedsim.data.losses import Term, loss_of
+from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import build as build_model
 from fedsim.models import linear_zero, mlp
 from fedsim.objective import Objective
 from fedsim.partition import Natural
+from fedsim.runs.events import Timeline, levels
 from fedsim.schedule import All, Events, Uniform
+from fedsim.schedule.delays import Asynchronous
+from fedsim.traits.declared import traits_of
 from fedsim.types import Batch
 from tests.laws.test_catalogue import ALGORITHMS, DUAL, PEERS, OneBatch, aggregate, algorithm, graph, working
 

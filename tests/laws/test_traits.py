@@ -19,16 +19,16 @@ from fedsim.aggregate import Stack
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.ec_sgd_diana import ECSGDDiana
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.assembly.configuration import build_channel, build_run
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Layer, Onion
 from fedsim.channel.topk import TopK
-from fedsim.config import build_channel, build_run
-from fedsim.declared import layer_traits, rule_traits, traits_of
 from fedsim.errors import InputError
 from fedsim.models import linear
 from fedsim.partition import Iid
 from fedsim.privacy.discrete import ModularSum
 from fedsim.traits import HOOKS, METHODS, LayerTraits, RuleTraits, Traits
+from fedsim.traits.declared import layer_traits, rule_traits, traits_of
 from tests.laws.test_catalogue import ALGORITHMS, algorithm
 from tests.laws.test_channel_catalogue import LAYERS, channel, node
 from tests.laws.test_wrappers import data

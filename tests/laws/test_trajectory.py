@@ -17,12 +17,12 @@ from fedsim.algorithms.dadao import DADAO
 from fedsim.algorithms.dfedavg import DFedAvg
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedbuff import FedBuff
-from fedsim.checkpoint import Checkpointing
-from fedsim.delays import Asynchronous
 from fedsim.evaluate import Evaluate
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
+from fedsim.record.checkpoint import Checkpointing
 from fedsim.schedule import All, Events
+from fedsim.schedule.delays import Asynchronous
 from fedsim.topology import Complete, Ring
 from tests.conftest import Quadratics
 

@@ -20,15 +20,15 @@ from fedsim import Engine, Local, Mean, Result, simulate
 from fedsim.aggregate import Stack
 from fedsim.algorithms.mesa import Mesa
 from fedsim.algorithms.relaxed import Relaxed
-from fedsim.assemble import assemble
+from fedsim.assembly.assemble import assemble
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.randk import RandK
 from fedsim.channel.topk import TopK
 from fedsim.data import Dataset, Split
-from fedsim.declared import traits_of
 from fedsim.errors import InputError
+from fedsim.ground.tree import leaves
 from fedsim.models import mlp
 from fedsim.partition import Iid
 from fedsim.privacy.adaptive import AdaptiveNoise
@@ -39,7 +39,7 @@ from fedsim.privacy.discrete import DiscreteNoise
 from fedsim.privacy.local import LocalNoise
 from fedsim.schedule import All, Uniform
 from fedsim.traits import LayerTraits, Traits
-from fedsim.tree import leaves
+from fedsim.traits.declared import traits_of
 from tests.laws.test_catalogue import SERVERS, working
 
 N, ROUNDS, VAST = 4, 2, 1e30

@@ -15,9 +15,9 @@ from fedsim import Engine, Local, Mean, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.sgd import SGD
 from fedsim.data import Dataset
+from fedsim.ground.rng import stream
 from fedsim.models import linear_zero
 from fedsim.partition import Dirichlet, Natural
-from fedsim.rng import stream
 from fedsim.schedule import All, Cohorts
 from tests.conftest import Quadratics, small_cnn
 

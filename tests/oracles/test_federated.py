@@ -26,12 +26,12 @@ from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.relaxed import Relaxed
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.data import Dataset, Split
-from fedsim.declared import traits_of
 from fedsim.errors import InputError
+from fedsim.ground.rng import numpy_stream
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.rng import numpy_stream
 from fedsim.schedule import All, Cohorts
+from fedsim.traits.declared import traits_of
 from tests.conftest import Quadratics
 from tests.oracles import loops
 

@@ -26,10 +26,10 @@ from fedsim.algorithms.mesa import Mesa
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.algorithms.standalone import Standalone
 from fedsim.data import Dataset, Split
-from fedsim.declared import traits_of
+from fedsim.ground.tree import leaves
 from fedsim.models import BodyHead
 from fedsim.schedule import All, Cohorts
-from fedsim.tree import leaves
+from fedsim.traits.declared import traits_of
 from tests.oracles import personal_loops as loops
 from tests.oracles.personal_loops import Net, Problem, Trace
 from tests.test_engine import Given

@@ -12,8 +12,8 @@ from scipy.stats import norm
 
 from fedsim.errors import InputError
 from fedsim.privacy.accountant import Accountant
-from fedsim.privacy.closed_forms import SpiderBoost, diff2
-from fedsim.privacy.releases import Release, merged
+from fedsim.traits.releases import Release, merged
+from tests.privacy.closed_forms import SpiderBoost, diff2
 
 pytest.importorskip("dp_accounting")
 PLD, RDP = Accountant("pld"), Accountant("rdp")

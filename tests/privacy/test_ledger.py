@@ -15,10 +15,9 @@ from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
-from fedsim.config import build
+from fedsim.assembly.configuration import build
 from fedsim.errors import InputError
 from fedsim.privacy.accountant import Accountant
-from fedsim.privacy.closed_forms import diff2
 from fedsim.privacy.config import (
     AdaptiveGaussian,
     BandedMatrix,
@@ -29,9 +28,10 @@ from fedsim.privacy.config import (
     promised,
 )
 from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.releases import Release
 from fedsim.schedule import All, Bernoulli, Cyclic, Uniform
 from fedsim.traits import Traits
+from fedsim.traits.releases import Release
+from tests.privacy.closed_forms import diff2
 
 pytest.importorskip("dp_accounting")
 RDP, PLD = Accountant("rdp", 1e-5), Accountant("pld", 1e-5)

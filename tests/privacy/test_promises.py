@@ -16,8 +16,8 @@ from fedsim.errors import InputError
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.config import AdaptiveGaussian, BandedMatrix, DiscreteGaussian, Own
 from fedsim.privacy.discrete import ModularSum
-from fedsim.privacy.releases import Release
 from fedsim.schedule import Cyclic, Uniform
+from fedsim.traits.releases import Release
 from tests.privacy.test_runs import SIZES, layers, run
 from tests.privacy.test_samples import POISSON
 

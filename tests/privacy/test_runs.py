@@ -25,8 +25,8 @@ from fedsim.partition import Natural
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.config import CentralGaussian, LocalGaussian, Own
-from fedsim.privacy.releases import Release
 from fedsim.schedule import All, Bernoulli, Uniform
+from fedsim.traits.releases import Release
 
 pytest.importorskip("dp_accounting")
 

@@ -18,8 +18,8 @@ from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.diff2_bvr import Diff2BVR
 from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
+from fedsim.algorithms.kit.shared_noise import CHUNK
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
-from fedsim.algorithms.shared_noise import CHUNK
 from fedsim.data.batches import SWEEP, Feed, Samples, work_of
 from fedsim.errors import InputError
 from fedsim.schedule import Uniform

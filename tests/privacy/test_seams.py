@@ -18,10 +18,8 @@ from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.relaxed import Relaxed
+from fedsim.assembly.rehearsal import messages
 from fedsim.channel.noise import Addressed
-from fedsim.checkpoint import Checkpointing
-from fedsim.declared import traits_of
-from fedsim.engine.rehearsal import messages
 from fedsim.errors import InputError
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.adaptive import AdaptiveNoise
@@ -31,8 +29,10 @@ from fedsim.privacy.config import AdaptiveGaussian, BandedMatrix, CentralGaussia
 from fedsim.privacy.discrete import DiscreteNoise, ModularSum
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import factorise
-from fedsim.privacy.releases import Release
+from fedsim.record.checkpoint import Checkpointing
 from fedsim.schedule import All, Bernoulli, Uniform
+from fedsim.traits.declared import traits_of
+from fedsim.traits.releases import Release
 from tests.laws.test_catalogue import SERVERS, algorithm
 from tests.privacy.test_runs import SIZES, D, flat, run
 

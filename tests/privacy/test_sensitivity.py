@@ -28,9 +28,10 @@ from fedsim.algorithms.diff2_bvr import Diff2BVR
 from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.kit.recursive import ServerState
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
-from fedsim.algorithms.recursive import ServerState
-from fedsim.assemble import assemble
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.configuration import build_channel
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
@@ -38,26 +39,25 @@ from fedsim.channel.onion import Layer
 from fedsim.channel.randk import RandK
 from fedsim.channel.sign import Sign
 from fedsim.channel.topk import TopK
-from fedsim.config import build_channel
 from fedsim.data import Dataset, Split
 from fedsim.data.batches import Feed
-from fedsim.declared import traits_of
-from fedsim.engine.block import Blocks
-from fedsim.engine.oracle import ModelOracle
+from fedsim.data.losses import loss_of
 from fedsim.errors import InputError
-from fedsim.losses import loss_of
+from fedsim.ground.tree import tree_map
+from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
+from fedsim.pool.block import Blocks
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.links import check_links
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import factorise
-from fedsim.privacy.releases import Drawn, Release
 from fedsim.schedule import All
 from fedsim.traits import Traits
-from fedsim.tree import tree_map
+from fedsim.traits.declared import traits_of
+from fedsim.traits.releases import Drawn, Release
 from fedsim.types import Owned, Round
 from tests.laws.test_channel_catalogue import LAYERS, node
 

@@ -26,8 +26,8 @@ from fedsim.privacy.clipping import value_multiplier
 from fedsim.privacy.discrete import DiscreteNoise, ModularSum, packed, unpacked
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import factorise
-from fedsim.privacy.releases import Release
 from fedsim.schedule import Bernoulli, Cyclic
+from fedsim.traits.releases import Release
 from fedsim.types import Round
 from tests.privacy.test_mechanisms import dense
 from tests.privacy.test_runs import MANY, SIZES, D, clipped, flat, problem, run, sample_gradients

@@ -19,9 +19,7 @@ def config(algorithm: Mapping[str, Any] = FEDAVG, seed: int = 0, **more: Any) ->
     base: dict[str, Any] = {"seed": seed, "rounds": 10, "algorithm": dict(algorithm), "channel": {"encode": False}}
     base |= {"partition": {"_target_": "fedsim.partition.Dirichlet", "clients": 20, "alpha": 0.5}}
     base |= {"data": {"_target_": "fedsim.data.Digits"}}
-    base |= {
-        "engine": {"_target_": "fedsim.engine.config.Engine", "backend": "serial", "actors": 2, "dtype": "float32"}
-    }
+    base |= {"engine": {"_target_": "fedsim.pool.engine.Engine", "backend": "serial", "actors": 2, "dtype": "float32"}}
     return base | more
 
 

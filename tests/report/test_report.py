@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from fedsim.figures import PALETTE
+from fedsim.record.figures import PALETTE
 from fedsim.report.__main__ import main
 from fedsim.report.charts import LABELS, POINTS, WIDTH, Line, Scale, chart
 from fedsim.report.page import STYLES

@@ -99,7 +99,7 @@ def test_a_target_costs_what_its_first_reaching_took(tmp_path: Path) -> None:
 
 
 def test_what_a_real_run_writes_is_read(tmp_path: Path) -> None:
-    from fedsim.run_folder import RunFolder, summarise
+    from fedsim.record.run_folder import RunFolder, summarise
 
     rows = records([0.1, math.inf, 0.3])
     with RunFolder.create(tmp_path / "run", config(), {"threads": 1}) as folder:

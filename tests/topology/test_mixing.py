@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import fedsim.topology as topologies
-from fedsim.config import build
+from fedsim.assembly.configuration import build
 from fedsim.errors import InputError
-from fedsim.rng import numpy_stream
+from fedsim.ground.rng import numpy_stream
 from fedsim.topology import (
     BarabasiAlbert,
     Barbell,

@@ -1,0 +1,1 @@
+"""From the parts that a user gave, through checks and rehearsals, to a run that can start."""

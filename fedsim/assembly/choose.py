@@ -1,0 +1,108 @@
+"""The kernels of a run: what the configuration asks for or the rule prefers, of what has the plain module's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fedsim.assembly.agreement import Agreement, trial
+from fedsim.assembly.conduct import padded, refuse_conduct
+from fedsim.errors import InputError
+from fedsim.ground.layout import Layout
+from fedsim.kernels.kernel import Choice, Kernel, block, kernel_rule, no_kernel
+from fedsim.models import twin, zero_sample
+from fedsim.pool.engine import Engine
+from fedsim.pool.worker import Setup
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How one architecture is computed.
+
+    Attributes:
+        kernel: of its local steps.
+        block: most clients at once.
+        why: the reason, in a line.
+        by_layer: whether sums of clipped gradients may be computed layer by layer.
+        prediction: the kernel of its predictions, in evaluation mode: ``stacked`` or ``loop``.
+        note: what the user should know, or "".
+    """
+
+    kernel: Kernel
+    block: int
+    why: str
+    by_layer: bool
+    prediction: Kernel
+    note: str
+
+
+def choose(
+    setup: Setup, number: int, x0: Tensor, input_shape: tuple[int, ...], engine: Engine, asked: frozenset[str]
+) -> Chosen:
+    """The kernel of one architecture, checked against the module itself.
+
+    Args:
+        setup: of the run; its kernels do not matter.
+        number: of the architecture.
+        x0: [d] the model that it starts from.
+        input_shape: of one sample.
+        engine: what the configuration asks for.
+        asked: what the run will ask of the oracle, see ``fedsim.assembly.uses``.
+
+    Raises:
+        InputError: the kernel asked for cannot compute this model, or computes something else; or no kernel does.
+    """
+    model = setup.models[number]
+    name, at = type(model).__name__, trial(setup.train, x0, setup.seed)
+    refuse_conduct(setup, model, at)
+    agreement, wide = Agreement(model, setup.loss, at), [Agreement(model, setup.loss, p) for p in padded(setup, at)]
+    rejected: list[str] = []
+    for choice in _candidates(twin(model), input_shape, engine):
+        by_layer = True
+        problem = agreement.training(choice.kernel, asked - {"clipped_sum"})
+        if not problem and "clipped_sum" in asked:
+            by_layer = not agreement.training(choice.kernel, ["clipped_sum"])
+            problem = "" if by_layer else agreement.training(choice.kernel, ["clipped_sum"], by_layer=False)
+        if not problem and choice.kernel != "loop":  # which pads nothing
+            problem = next((found for one in wide if (found := one.training(choice.kernel, ["outputs"]))), "")
+        if not problem:
+            break
+        if engine.kernel != "auto" and engine.batching == "auto":
+            do = "use engine.kernel=auto"
+            raise InputError(f"engine.kernel={engine.kernel} is not right for model {name}: {problem}; {do}")
+        rejected.append(f"{choice.kernel} is not right for {name}: {problem}")
+    else:
+        raise InputError(
+            f"model {name} cannot be trained with its own gradients, not even one client at a time: {problem}"
+        )
+    prediction: Kernel = "stacked" if choice.kernel == "stacked" else "loop"
+    if prediction == "stacked" and (other := agreement.prediction("stacked")):
+        prediction = "loop"
+        rejected.append(f"stacked is not right for {name} in evaluation mode, which is left to the module: {other}")
+    if prediction == "loop" and (other := agreement.prediction("loop")):
+        raise InputError(f"model {name} does not give the same numbers every time: {other}")
+    why = "; ".join(part for part in (*rejected, choice.why) if part)
+    note = f"{'; '.join(rejected)}; kernel in use: {choice.kernel}" if rejected else ""
+    most = choice.block if engine.block == "auto" else engine.block
+    return Chosen(choice.kernel, most, why, by_layer, prediction, note)
+
+
+def _candidates(model: nn.Module, input_shape: tuple[int, ...], engine: Engine) -> Iterable[Choice]:
+    """What may be used, the best first.
+
+    Raises:
+        InputError: ``engine.kernel`` names a kernel that the model has not.
+    """
+    layout = Layout.of(model)
+    if engine.batching == "loop":
+        return [Choice("loop", 1, "engine.batching=loop")]
+    if engine.kernel == "auto":
+        return kernel_rule(model, layout, input_shape, engine.device)
+    sample = zero_sample(model, input_shape)
+    if problem := no_kernel(engine.kernel, model, layout, sample):
+        raise InputError(
+            f"engine.kernel must be auto for model {type(model).__name__}, got {engine.kernel!r}: {problem}"
+        )
+    return [Choice(engine.kernel, block(model, layout, sample, engine.device), "engine.kernel")]

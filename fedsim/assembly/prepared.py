@@ -1,0 +1,112 @@
+"""A run that could start: what its parts came to, its backend, its orchestrator and its final model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from fedsim.channel.channel import Channel
+from fedsim.evaluate import Evaluate
+from fedsim.ground.layout import Layout
+from fedsim.ground.tree import leaves
+from fedsim.models import copied
+from fedsim.pool.engine import Engine
+from fedsim.pool.local_part import LocalPart
+from fedsim.pool.serial import Serial
+from fedsim.pool.worker import Backend, Setup
+from fedsim.runs.arrivals import AsynchronousServer
+from fedsim.runs.events import Graphs
+from fedsim.runs.peers import Peers
+from fedsim.runs.rounds import Memory, Orchestrator
+from fedsim.runs.virtual_time import VirtualTime
+from fedsim.schedule import Events, Schedule
+from fedsim.schedule.delays import Asynchronous
+from fedsim.topology import Topology
+from fedsim.traits.declared import traits_of
+from fedsim.types import State
+
+Run: TypeAlias = Orchestrator | Peers | VirtualTime | AsynchronousServer
+"""A run in progress, of whatever kind: all have the same face."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start.
+
+    Attributes:
+        setup: what every worker is given.
+        rows: what the store starts from for clients of each architecture: their state, their link's memory.
+        memory: what the channels' far ends start from.
+        x0: what the server starts from: the model, or the part of it that the algorithm shares.
+        parameters: d of every architecture.
+        blocks: most clients of each architecture computed at once, ``auto`` resolved.
+        why: the reason for each architecture's kernel, in a line.
+        notes: what the user should know of the kernels.
+        channel: around the clients' messages; peers' is the driver's, and ``setup`` has none.
+        topology: of peers; None for clients of a server.
+        graphs: of peers in virtual time.
+    """
+
+    setup: Setup
+    rows: tuple[State, ...]
+    memory: Memory
+    x0: Tensor | dict[str, Tensor]
+    parameters: tuple[int, ...]
+    blocks: tuple[int, ...]
+    why: tuple[str, ...]
+    notes: tuple[str, ...]
+    channel: Channel
+    topology: Topology | None = None
+    graphs: Graphs | None = None
+
+    def start(self, engine: Engine, cohort: int = 1) -> Backend:
+        """The backend, ready for jobs; the usual size of a cohort tells Ray how much memory to share."""
+        if engine.backend == "serial":
+            return Serial(self.setup)
+        from fedsim.pool.ray_pool import RayPool
+
+        rows = [sum(t.nbytes for t in leaves(row)) for row in self.rows]
+        return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
+
+    def orchestrator(
+        self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
+    ) -> Run:
+        """The run, before its first round."""
+        setup = self.setup
+        cut: dict[str, Any] = {"blocks": self.blocks, "jobs": engine.jobs, "rounds": rounds}
+        if self.graphs is not None and isinstance(schedule, Events):
+            return VirtualTime(self.graphs, setup, backend, schedule, evaluation, self.rows[0][0], **cut)
+        if self.topology is not None:
+            links, row = (self.memory.uplink, self.memory.heard), self.rows[0][0]
+            part = setup.algorithm
+            assert isinstance(part, LocalPart)
+            parts = (part.base, self.topology, setup, self.channel, backend, schedule, evaluation, row, links)
+            return Peers(*parts, **cut)
+        if isinstance(schedule, Asynchronous):
+            return AsynchronousServer(setup, backend, schedule, evaluation, self.x0, self.rows[0], **cut)
+        return Orchestrator(setup, backend, schedule, evaluation, self.x0, self.rows, self.memory, **cut)
+
+    @property
+    def number(self) -> int | None:
+        """Which architecture the model of all has, or None when there is no such model; peers' is their mean."""
+        if self.topology is not None:
+            return 0
+        shares = traits_of(self.setup.algorithm).shares
+        if shares == "common":
+            return int(self.setup.algorithm.common)  # type: ignore[attr-defined]
+        return 0 if shares in ("model", "parameters") else None
+
+    def module(self, x: Tensor | None) -> nn.Module | None:
+        """The model of all with these parameters [d], in evaluation mode."""
+        if self.number is None or x is None:
+            return None
+        model = Layout.of(self.setup.models[self.number]).load(copied(self.setup.models[self.number]), x)
+        model.eval()
+        return model
+
+    def described(self) -> dict[str, Any]:
+        """The execution choices, for the run's provenance; one value where there is one architecture."""
+        chosen = {"kernel": self.setup.kernels, "block": self.blocks, "why": self.why}
+        return {name: values[0] if len(values) == 1 else list(values) for name, values in chosen.items()}

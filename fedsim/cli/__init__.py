@@ -1,0 +1,1 @@
+"""The command line: it composes configurations with Hydra, explains what is wrong in them, and runs."""

@@ -1,0 +1,82 @@
+"""What ``fedsim`` does besides running: ``fedsim list``, ``presets``, ``verify`` and ``replay``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fedsim.errors import InputError
+
+COMMANDS = {
+    "list": "every option of a group with its description",
+    "presets": "whole runs pinned by a file",
+    "verify": "the same run at different parallelism, digests compared round by round",
+    "replay": "one client of one round of a recorded run, in this process",
+}
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command that ``argv`` begins with; returns the exit code.
+
+    Raises:
+        InputError: its arguments cannot be used.
+    """
+    name, *rest = argv
+    parser = _Parser(prog=f"fedsim {name}", description=COMMANDS[name].capitalize() + ".")
+    if name in ("list", "presets"):
+        from fedsim.cli.catalogue import show
+
+        parser.add_argument("--config-dir", type=Path, help="a folder with groups of your own, shown too")
+        if name == "list":
+            parser.add_argument("group", nargs="?", help="algorithm, data, partition, ...; nothing: the groups")
+        parser.add_argument("option", nargs="?", help="one option: its whole documentation and its keys")
+        args = parser.parse_args(rest)
+        return show(args.group if name == "list" else "experiment", args.option, args.config_dir)
+    if name == "verify":
+        from fedsim.cli.verify import ACTORS, ROUNDS, verify
+
+        parser.usage = "fedsim verify [GROUP=OPTION ...] [KEY=VALUE ...]"
+        counts = " and ".join(map(str, ACTORS))
+        parser.epilog = (
+            f"Runs serially and on {counts} Ray actors; {ROUNDS} rounds unless rounds= is given. Exit 1: not equal."
+        )
+        _, overrides = parser.parse_known_args(rest)
+        return verify(overrides)
+    from fedsim.cli.replay import replay
+
+    parser.usage = "fedsim replay RUN_DIR round=R [client=I[,J,...]] [--pdb]"
+    parser.add_argument("run_dir", type=Path, help="the folder of a run")
+    parser.add_argument(
+        "keys", nargs="+", metavar="KEY=VALUE", help="round, from 1; client: without it, all of the round"
+    )
+    parser.add_argument("--pdb", action="store_true", help="stop in the debugger where the client's work begins")
+    args = parser.parse_args(rest)
+    return replay(args.run_dir, *_places(args.keys), debug=args.pdb)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are those of every other input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _places(keys: Sequence[str]) -> tuple[int, tuple[int, ...] | None]:
+    """Round and clients of ``round=3 client=4,7``."""
+    given = dict(text.partition("=")[::2] for text in keys)
+    if unknown := [key for key in given if key not in ("round", "client")]:
+        raise InputError(f"replay takes round=R and client=I[,J,...], got {unknown[0]}")
+    rounds = _numbers("round", given.get("round", ""))
+    if len(rounds) != 1 or rounds[0] < 1:
+        raise InputError(f"round must be one number from 1, got {given.get('round', 'nothing')}; add round=R")
+    return rounds[0], _numbers("client", given["client"]) if "client" in given else None
+
+
+def _numbers(key: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if text)
+    except ValueError as error:
+        raise InputError(f"{key} must be a whole number, got {text!r}") from error

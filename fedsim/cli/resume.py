@@ -1,0 +1,86 @@
+"""``fedsim resume=FOLDER``: a run that was stopped goes on as it began."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedsim.assembly.configuration import did_you_mean
+from fedsim.errors import InputError, require
+
+PREFIX = "resume="
+
+
+def asked(argv: Sequence[str]) -> bool:
+    """Whether a command line is about a run that was stopped."""
+    return any(text.startswith(PREFIX) for text in argv)
+
+
+def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
+    """The configuration of a run that was stopped, with what may change, and its folder.
+
+    Args:
+        argv: ``resume=FOLDER``, and any of ``rounds=N``, ``engine=NAME`` (its backend), ``engine.KEY=VALUE`` and
+            ``checkpoint.KEY=VALUE``.
+        configs: the folder of fedsim's configurations.
+
+    Raises:
+        InputError: there is no run, or another word; one line for each.
+    """
+    folders = [text.removeprefix(PREFIX) for text in argv if text.startswith(PREFIX)]
+    others = [text for text in argv if not text.startswith(PREFIX)]
+    require(len(folders) == 1, "resume", "be the folder of one run", folders)
+    wrong = [text for text in others if not _may_change(text)]
+    if wrong:
+        words = "engine=NAME, engine.KEY=VALUE, checkpoint.KEY=VALUE and rounds=N"
+        raise InputError("\n".join(f"beside resume=FOLDER there may be {words}, got {text}" for text in wrong))
+    folder = Path(folders[0]).absolute()
+    config = _read(folder / "config.yaml")
+    for text in others:
+        key, _, value = text.partition("=")
+        if key == "engine":
+            config["engine"]["backend"] = _backend(configs / "engine", value)
+            continue
+        *group, name = key.split(".")
+        (config[group[0]] if group else config)[name] = yaml.safe_load(value)
+    return config, folder
+
+
+def finished(folder: Path) -> int | None:
+    """Rounds of a run that came to its end, else None."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return int(summary["rounds"]) if summary.get("status") == "finished" else None
+
+
+def _may_change(text: str) -> bool:
+    key, equals, _ = text.partition("=")
+    group, dot, name = key.partition(".")
+    inside = bool(dot) and group in ("engine", "checkpoint") and name.isidentifier() and not name.startswith("_")
+    return bool(equals) and (inside or key in ("rounds", "engine"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A run's config.yaml."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or f"which is no yaml ({error})".replace("\n", " ")
+        raise InputError(f"resume must be the folder of a run, got {path}: {reason}") from error
+    if not isinstance(config, dict) or not {"engine", "checkpoint"} <= set(config):
+        raise InputError(f"resume must be the folder of a run of the command line, got {path} without its keys")
+    return config
+
+
+def _backend(folder: Path, name: str) -> str:
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise InputError(
+            f"unknown option engine={name}; {did_you_mean(name, names, 'engine=')}options of engine: {', '.join(names)}"
+        )
+    backend: str = yaml.safe_load((folder / f"{name}.yaml").read_text())["backend"]
+    return backend

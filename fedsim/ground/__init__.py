@@ -1,0 +1,1 @@
+"""What everything stands on: flat vectors, trees, random streams, files, the console. It knows no part of a run."""

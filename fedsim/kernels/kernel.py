@@ -1,0 +1,168 @@
+"""Which kernel computes a block, and how many clients it holds: a fixed rule by model, shape and device.
+
+Nothing is timed at run time, and the number of workers plays no part, so that the same configuration always gives the
+same bits. The numbers come from measurements of one gradient step (forward, backward, gradients gathered into [b, d])
+on one busy AVX-512 core, speed-up of the stacked kernels over a plain loop with the sizes b of the rule: logistic
+regression 40 to 60, MLP 784-200-10 2, MLP 784-512-256-10 1.4, CNN with 16 and 32 filters 1.6 (8x8 images: 2.4), the
+CNN of 1,663,370 parameters 1.3, LeNet 2.1, FedGH's CNNs 1.2 to 1.4, ResNet-18 1.4; but 0.85 with the stem for small
+images, whose wide convolutions on 32x32 pixels are the loop's exception. Nothing is measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedsim.ground.layout import Layout
+from fedsim.kernels.stacked import Unstackable, stack
+from fedsim.kernels.stacked_ops import WIDE
+from fedsim.models import twin, zero_sample
+
+Kernel = Literal["stacked", "vmap", "loop"]
+"""How clients are computed: many at once on stacked parameters, many at once under vmap, or one by one."""
+
+_MOST_NUMBERS = 50_000
+"""Largest activation of a block on the CPU, in numbers per place in the minibatch."""
+
+_SLOW_UNDER_VMAP = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Choice(NamedTuple):
+    """One way to compute blocks."""
+
+    kernel: Kernel
+    block: int  # most clients in a block
+    why: str  # in one line
+
+
+def kernel_rule(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], device: str) -> Iterator[Choice]:
+    """What ``engine.kernel=auto`` tries, the fastest first; the last is one client at a time.
+
+    Stacked kernels where the model has them; else vmap, except for layers that vmap makes slow (recurrent layers and
+    attention; convolutions on the CPU) or whose gradient it gets wrong, and for models that it cannot run.
+
+    Args:
+        model: as it comes from ``fedsim.models.build``; it is run, and left as it was.
+        layout: of its parameters.
+        input_shape: shape of one sample.
+        device: ``cpu`` or ``cuda``.
+    """
+    sample = zero_sample(model, input_shape)
+    reason = no_kernel("stacked", model, layout, sample)
+    if not reason:
+        heavy = numbers(model, sample, _wide_convolution)
+        if device != "cuda" and heavy > _MOST_NUMBERS:
+            yield Choice("loop", 1, f"a wide convolution gives {heavy:,} numbers per example: one client fills the CPU")
+            return
+        yield Choice("stacked", block(model, layout, sample, device), "every layer has a stacked kernel")
+    why = f"{reason}; " if reason else ""
+    slow = _SLOW_UNDER_VMAP if device == "cuda" else (*_SLOW_UNDER_VMAP, *_CONVOLUTIONS)
+    for path, module in model.named_modules():
+        if isinstance(module, slow):
+            yield Choice("loop", 1, f"{why}{type(module).__name__} at {path or 'the top'} is slow under vmap")
+            return
+    problem = no_kernel("vmap", model, layout, sample)
+    if not problem:
+        yield Choice("vmap", block(model, layout, sample, device), reason)
+    yield Choice("loop", 1, f"{why}{problem}".removesuffix("; "))
+
+
+def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) -> str:
+    """Why a model cannot be computed by a kernel, in one line, or "" where it can.
+
+    Args:
+        kernel: ``stacked`` or ``vmap``.
+        model: as of ``kernel_rule``.
+        layout: of its parameters.
+        sample: [1, ...] one sample that passes through it.
+    """
+    two = sample.expand(2, 2, *sample.shape[1:])
+    params = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
+    model = twin(model)  # what forward keeps of a trace or under vmap is of no use afterwards
+    try:
+        with torch.no_grad():
+            if kernel == "stacked":
+                stack(model, layout)(params, two)
+            else:
+                _refuse_under_vmap(model, sample)
+                vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
+    except Unstackable as error:
+        return line(error)
+    except Exception as error:  # user code and vmap raise many types
+        return f"{'the stacked model' if kernel == 'stacked' else 'vmap'} fails: {line(error)}"
+    return ""
+
+
+def _refuse_under_vmap(model: nn.Module, sample: Tensor) -> None:
+    """Raise Unstackable for what vmap is known to lose without a word."""
+    for path, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            what = f"{type(module).__name__} at {path or 'the top'}"
+            raise Unstackable(f"vmap does not call the backward hooks of {what}")
+    with _Embeddings() as seen:
+        model(sample)
+    if seen.option:
+        raise Unstackable(f"vmap ignores {seen.option} of an embedding")
+
+
+class _Embeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every embedding at work, of ``torch.nn`` or of ``torch.nn.functional``, and the options it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.option = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if name == "aten::embedding":
+            given = dict(zip(("weight", "indices", "padding_idx", "scale_grad_by_freq"), args, strict=False))
+            if given.get("padding_idx", -1) >= 0:
+                self.option = "padding_idx"
+            elif given.get("scale_grad_by_freq", False):
+                self.option = "scale_grad_by_freq"
+        elif "embedding_bag" in name:
+            self.option = "the bags"
+        return func(*args, **(kwargs or {}))
+
+
+def line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def block(model: nn.Module, layout: Layout, sample: Tensor, device: str) -> int:
+    """Clients whose parameters and activations stay near the caches (CPU) or well inside the memory (GPU)."""
+    largest = numbers(model, sample)
+    if device == "cuda":
+        return max(2, min(1000, 250_000_000 // layout.d, 16_000_000 // largest))
+    return max(2, min(250, 4_000_000 // layout.d, _MOST_NUMBERS // largest))
+
+
+def _wide_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.in_channels // layer.groups >= WIDE
+
+
+def numbers(model: nn.Module, sample: Tensor, wanted: Callable[[nn.Module], bool] = lambda layer: True) -> int:
+    """Numbers per example in the largest output of the wanted layers among those that have parameters; at least 1."""
+    sizes = [1]
+
+    def note(layer: nn.Module, args: Any, out: Any) -> None:
+        if isinstance(out, Tensor):
+            sizes.append(prod(out.shape[1:]))
+
+    layers = (m for m in model.modules() if list(m.parameters(recurse=False)) and wanted(m))
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with torch.no_grad():
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(sizes)

@@ -1,0 +1,322 @@
+"""A model for many clients at once: stacked parameters {name: [b, *shape]} and inputs [b, m, ...].
+
+The model is traced once with ``torch.fx`` (layers of ``torch.nn`` stay whole) and the graph is run node by node with
+the kernels of ``fedsim.kernels.stacked_ops``, under plain autograd. Each client's outputs and gradients are those of
+its own model to rounding, and no client's numbers depend on another's. A model with a layer or a call that has no
+stacked kernel is refused with the reason; it then runs under vmap or one client at a time.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fedsim.errors import InputError
+from fedsim.ground.layout import Layout
+from fedsim.kernels import stacked_ops as ops
+from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
+
+__all__ = ["StackedModel", "Unstackable", "stack"]
+
+
+Watch: TypeAlias = Callable[[str, Act, Act], Act]
+"""(path of a layer, what enters it, what leaves it) -> what the next layers get."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node of the graph: ``target = run(params, *args, **kwargs)``, then forget ``last``."""
+
+    target: str
+    label: str
+    path: str | None  # of the layer, where it is one
+    run: Kernel
+    args: tuple[Any, ...]  # fx.Node where a value goes
+    kwargs: dict[str, Any]
+    last: tuple[str, ...]  # values that nobody needs after this step
+
+
+@dataclass(frozen=True)
+class StackedModel:
+    """A traced model.
+
+    Attributes:
+        steps: the nodes of the graph in order, inputs and outputs left out.
+        source: name of the input.
+        result: name of the value that holds the outputs.
+        head_input: name of the value that enters ``model.head``, or None when there is no such layer.
+    """
+
+    steps: tuple[_Step, ...]
+    source: str
+    result: str
+    head_input: str | None
+
+    def __call__(self, params: Params, inputs: Tensor) -> Tensor:
+        """Outputs of every client.
+
+        Args:
+            params: {name: [b, *shape]}; a leading stride of 0 (one model for all) is fine.
+            inputs: [b, m, ...] each client's examples.
+
+        Returns:
+            [b, m, ..., outputs].
+        """
+        return self._run(params, inputs, self.result)[0]
+
+    def answers(self, params: Params, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Outputs of every client, and their features where the model has a head; arguments as for a call."""
+        wanted = [self.result, *([] if self.head_input is None else [self.head_input])]
+        outputs, *features = self._run(params, inputs, *wanted)
+        return outputs, features[0] if features else None
+
+    def features(self, params: Params, inputs: Tensor) -> Tensor:
+        """[b, m, ..., f]: what enters ``model.head``; arguments as for a call.
+
+        Raises:
+            InputError: the model has no layer named head.
+        """
+        if self.head_input is None:
+            raise InputError("model must have a submodule named head, called once, to give features; name it so")
+        return self._run(params, inputs, self.head_input)[0]
+
+    def watched(self, params: Params, inputs: Tensor, watch: Watch) -> Tensor:
+        """Outputs of every client, while ``watch`` sees every layer at work; arguments as for a call."""
+        return self._run(params, inputs, self.result, watch=watch)[0]
+
+    def _run(self, params: Params, inputs: Tensor, *wanted: str, watch: Watch | None = None) -> list[Tensor]:
+        """The wanted values, which must be among those that are kept."""
+        values: dict[str, Any] = {self.source: Act(inputs, inputs.shape[0])}
+
+        def value(node: fx.Node) -> Any:
+            return values[node.name]
+
+        for step in self.steps:
+            if all(name in values for name in wanted):
+                break
+            args, kwargs = fx.map_arg(step.args, value), fx.map_arg(step.kwargs, value)
+            try:
+                values[step.target] = step.run(params, *args, **kwargs)
+            except Unstackable as error:
+                raise Unstackable(f"{step.label}: {error}") from None
+            if watch is not None and step.path is not None:
+                values[step.target] = watch(step.path, args[0], values[step.target])
+            for name in step.last:
+                del values[name]
+        return [ops.plain(values[name]) for name in wanted]
+
+
+def stack(model: nn.Module, layout: Layout) -> StackedModel:
+    """The stacked form of a model.
+
+    Args:
+        model: only its structure is used; its parameters are not.
+        layout: names of its parameters.
+
+    Raises:
+        Unstackable: names the layer or call that has no stacked kernel.
+    """
+    for path, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            raise Unstackable(f"{type(module).__name__} at {path or 'the top'} has hooks")
+    own = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with torch.set_grad_enabled(model.training):  # and as before afterwards, whatever forward does
+            tracer = _Tracer()
+            graph = tracer.trace(model)
+    except Exception as error:  # fx raises many types; user code runs inside
+        raise Unstackable(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
+    finally:
+        for module, attributes in own:  # fx leaves the tensors that it met in the module, forward may leave proxies
+            vars(module).clear()
+            vars(module).update(attributes)
+    if tracer.switched:
+        raise Unstackable(f"forward of {type(model).__name__} {tracer.switched}")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(parameters[name]): name for name in layout.names}
+    names = {id(p): first[id(p)] for p in parameters.values()}
+    modules = dict(model.named_modules())
+    nodes = list(graph.nodes)
+    sources = [node for node in nodes if node.op == "placeholder"]
+    result = nodes[-1].args[0]
+    if len(sources) != 1:
+        raise Unstackable(f"forward of {type(model).__name__} takes {len(sources)} inputs, need one")
+    if not isinstance(result, fx.Node):
+        raise Unstackable(f"forward of {type(model).__name__} returns {type(result).__name__}, need one tensor")
+    head = tracer.head_inputs[0] if len(tracer.head_inputs) == 1 else None
+    keep = {result, *tracer.head_inputs}
+    numbers: set[fx.Node] = set()
+    kernels = {n: _kernel(n, modules, parameters, names, numbers) for n in nodes[:-1] if n.op != "placeholder"}
+    steps: list[_Step] = []
+    seen: set[fx.Node] = set()
+    for node in reversed(nodes[:-1]):
+        last = tuple(n.name for n in node.all_input_nodes if n not in seen and n not in keep)
+        seen.update(node.all_input_nodes)
+        if node in kernels:
+            path = str(node.target) if node.op == "call_module" else None
+            label = _describe(node, modules)
+            steps.append(_Step(node.name, label, path, kernels[node], node.args, node.kwargs, last))
+    return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
+
+
+class _Tracer(fx.Tracer):
+    """``fx.Tracer`` that remembers what enters ``model.head``, and the modes in which a graph cannot be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_inputs: list[fx.Node] = []
+        self.switched = ""
+        self.modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        for name, before, now in zip(("gradients", "inference mode", "autocast"), self.modes, _modes(), strict=True):
+            if before != now and not self.switched:
+                self.switched = f"switches {name} {'on' if now else 'off'} at {node.name}, which a trace forgets"
+        return node
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.path_of_module(m) == "head" and args:
+            self.head_inputs.append(args[0].node)
+        return super().call_module(m, forward, args, kwargs)
+
+
+def _modes() -> tuple[bool, bool, bool]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+
+
+_WITH_PARAMETERS: dict[type[nn.Module], Callable[[Any, Names], Kernel]] = {
+    nn.Linear: ops.linear,
+    nn.Conv2d: ops.conv2d,
+    nn.GroupNorm: ops.group_norm,
+    nn.LayerNorm: ops.layer_norm,
+    nn.Embedding: ops.embedding,
+}
+_ELEMENTWISE = (
+    nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.LeakyReLU, nn.Softplus, nn.ELU, nn.Identity,
+    F.relu, F.gelu, F.tanh, F.sigmoid, F.silu, F.leaky_relu, F.softplus, F.elu,
+    torch.relu, torch.tanh, torch.sigmoid,
+)  # fmt: skip
+_PER_CHANNEL = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.max_pool2d,
+)  # fmt: skip
+_BROADCAST = (
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.isub, operator.imul,
+    torch.add, torch.sub, torch.mul,
+)  # fmt: skip
+_METHODS: dict[str, Kernel] = {
+    "view": ops.reshape,
+    "reshape": ops.reshape,
+    "flatten": ops.flatten,
+    "size": ops.size,
+    "relu": ops.elementwise(torch.relu),
+    "tanh": ops.elementwise(torch.tanh),
+    "sigmoid": ops.elementwise(torch.sigmoid),
+    "contiguous": ops.elementwise(Tensor.contiguous),
+}
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul)
+_VIEWS = ("view", "reshape", "flatten", "contiguous", torch.flatten, nn.Flatten, nn.Identity, nn.Dropout)
+
+
+def _kernel(
+    node: fx.Node,
+    modules: dict[str, nn.Module],
+    parameters: dict[str, nn.Parameter],
+    names: Names,
+    numbers: set[fx.Node],
+) -> Kernel:
+    """The kernel of one node.
+
+    Args:
+        node: of the traced graph.
+        modules: by path.
+        parameters: by name, tied ones under each of their names.
+        names: id of a parameter -> its name in the layout.
+        numbers: nodes that give Python numbers (sizes), not tensors; extended by this node where it is one.
+
+    Raises:
+        Unstackable: there is none.
+    """
+    inputs = node.all_input_nodes
+    if node.op == "get_attr":
+        if node.target not in parameters:
+            raise Unstackable(f"forward uses {node.target}, which is not a parameter")
+        return ops.parameter(names[id(parameters[str(node.target)])])
+    if node.op == "call_function" and callable(node.target) and inputs and numbers.issuperset(inputs):
+        numbers.add(node)
+        return ops.number(node.target)
+    kind: Any = type(modules[str(node.target)]) if node.op == "call_module" else node.target
+    _refuse_shared_writes(node, modules, kind)
+    if kind in _BROADCAST and not node.kwargs:
+        return ops.broadcast(kind)
+    if not inputs or not node.args or node.args[0] is not inputs[0] or not set(inputs[1:]) <= numbers:
+        raise Unstackable(f"{_describe(node, modules)} has no stacked kernel for these arguments")
+    if node.op == "call_module":
+        return _module_kernel(str(node.target), modules[str(node.target)], names)
+    if kind == "size" or (kind is getattr and node.args[1] == "shape"):
+        numbers.add(node)
+        return ops.size if kind == "size" else ops.shape
+    if node.op == "call_method" and node.target in _METHODS:
+        return _METHODS[str(node.target)]
+    if kind is torch.flatten:
+        return ops.flatten
+    if kind in _ELEMENTWISE:
+        return ops.elementwise(kind)
+    if kind in _PER_CHANNEL:
+        return ops.per_channel(kind)
+    raise Unstackable(f"{_describe(node, modules)} has no stacked kernel")
+
+
+def _module_kernel(path: str, module: nn.Module, names: Names) -> Kernel:
+    kind: Any = type(module)
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        raise Unstackable(f"Conv2d at {path} pads with {module.padding_mode}, which has no stacked kernel")
+    if isinstance(module, nn.Embedding) and (option := _option(module)):
+        raise Unstackable(f"Embedding at {path} has {option}, which has no stacked kernel")
+    if isinstance(module, nn.Dropout) and module.p > 0:
+        raise Unstackable(f"Dropout at {path} draws random numbers")
+    if kind in _WITH_PARAMETERS:
+        return _WITH_PARAMETERS[kind](module, names)
+    if isinstance(module, nn.Flatten):
+        return ops.flatten_as(module.start_dim, module.end_dim)
+    if kind in _ELEMENTWISE or kind is nn.Dropout:
+        return ops.elementwise(module)
+    if kind in _PER_CHANNEL:
+        return ops.per_channel(module)
+    raise Unstackable(f"{kind.__name__} at {path} has no stacked kernel")
+
+
+def _option(module: nn.Embedding) -> str:
+    """Which option of an embedding changes its gradient or its table: its name, or ""."""
+    for name in ("max_norm", "padding_idx"):
+        if getattr(module, name) is not None:
+            return name
+    return "scale_grad_by_freq" if module.scale_grad_by_freq else ""
+
+
+def _refuse_shared_writes(node: fx.Node, modules: dict[str, nn.Module], kind: Any) -> None:
+    """Writing in place is safe only into a value that nobody else reads: layouts may have made copies of it."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if not (kind in _IN_PLACE or node.kwargs.get("inplace") or getattr(module, "inplace", False)):
+        return
+    source: Any = node.args[0]
+    while isinstance(source, fx.Node):
+        if len(source.users) > 1 or source.op in ("placeholder", "get_attr"):
+            raise Unstackable(f"{_describe(node, modules)} writes in place into a value that is used elsewhere")
+        made_by = type(modules[str(source.target)]) if source.op == "call_module" else source.target
+        source = source.args[0] if made_by in _VIEWS else None
+
+
+def _describe(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    if node.op == "call_module":
+        return f"{type(modules[str(node.target)]).__name__} at {node.target}"
+    return f"the call {node.target if node.op == 'call_method' else getattr(node.target, '__name__', node.target)}"

@@ -1,0 +1,1 @@
+"""Who computes, and in which pieces: jobs, blocks, one worker's work, this process or a pool of Ray actors."""

@@ -1,0 +1,190 @@
+"""One block of clients, computed at once or one by one: the only file in which the leading dimension [b] exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.channel.channel import Channel, noises
+from fedsim.channel.noise import Addressed
+from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
+from fedsim.ground.layout import aligned
+from fedsim.ground.tree import leaves, tree_map
+from fedsim.kernels.oracle import ModelOracle
+from fedsim.local import Local
+from fedsim.objective import Objective
+from fedsim.traits.declared import traits_of
+from fedsim.types import Message, Owned, Round, State
+
+Client = Callable[[Objective, State, Tensor], Any]
+"""What one client computes, from its objective, its row of the store and its number: a tree of tensors."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is handed: some blocks of one round and their clients' rows of the store."""
+
+    number: int  # of the job in its round
+    round: Round
+    architecture: int  # which of the run's models these clients have
+    blocks: tuple[tuple[int, ...], ...]
+    rows: State  # tree of [clients of all blocks, ...] numpy arrays, in block order
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """In block order."""
+        return tuple(i for block in self.blocks for i in block)
+
+
+class Outcome(NamedTuple):
+    """What b clients produced."""
+
+    messages: Message  # [b, ...]
+    states: State  # tree of [b, ...] tensors
+    losses: Tensor  # [b] mean training loss over the local steps; 0 where none counts
+    counted: Tensor  # [b] bool, whether some local step counts; see ``Objective.loss``
+    sent: Tensor  # [b] int64 bytes that the channel counted; 0 without one
+
+    def finite(self) -> Tensor:
+        """[b] whether the client's loss and every number of its message are finite."""
+        sums = [t.reshape(len(self.losses), -1).double().sum(1) for t in leaves(self.messages)]
+        return torch.isfinite(torch.stack([self.losses.double(), *sums])).all(0)
+
+
+class Blocks:
+    """Runs an algorithm's methods for blocks of clients that have one architecture.
+
+    Args:
+        algorithm: written for one client.
+        oracles: gradients of every architecture.
+        architecture: of these clients; its kernel says whether blocks are computed at once or one by one.
+        feed: the training samples.
+        local: how much a client works.
+        uplink: the channel of the clients' messages.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        algorithm: Any,
+        oracles: Sequence[ModelOracle],
+        architecture: int,
+        feed: Feed,
+        local: Local,
+        uplink: Channel,
+        seed: int,
+    ):
+        self.algorithm, self.oracles, self.oracle = algorithm, oracles, oracles[architecture]
+        self.feed, self.local, self.uplink, self.seed = feed, local, uplink, seed
+        self.settle = algorithm.settle if "settle" in traits_of(algorithm).hooks else None
+
+    def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
+        """``algorithm.local`` of these clients, then the channel; ``rows`` is a tree of [b, ...] tensors."""
+
+        got = tree_map(aligned, got)
+
+        def local(obj: Objective, row: State, client: Tensor) -> Any:
+            state, links = row
+            message, state = self.algorithm.local(obj, state, got, rnd)
+            arrived, sent = message, torch.zeros_like(client)
+            if self.uplink:
+                noise = noises(self.seed, "uplink", rnd.index, client)
+                sizes = tuple(self.oracle.layout.sizes)
+                arrived, links, size = self.uplink.send(_checked(message), links, noise, sizes)
+                sent = sent + size
+            if self.settle is not None:
+                state = self.settle(state, message, arrived, rnd)
+            return arrived, (state, links), *obj.loss, sent
+
+        out = Outcome(*self._each(local, clients, rows, got, rnd))
+        check(out.messages, out.states, rows)
+        return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
+
+    def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
+        """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
+        got = tree_map(aligned, got)
+        models = self._each(lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd)
+        check_model(models, len(clients), self.oracle.layout.d, "own")
+        return models  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _each(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
+        """``work`` of each client, stacked."""
+        rows = tree_map(aligned, rows)  # of some block of a job: they begin anywhere
+        shared = [*leaves(got), self.feed.x, self.feed.y]
+        versions = [t._version for t in shared]
+        if self.oracle.kernel == "loop":
+            each = [
+                self._alone(work, i, tree_map(lambda t, p=p: aligned(t[p]), rows), rnd) for p, i in enumerate(clients)
+            ]
+            stacked = tree_map(lambda *t: torch.stack(t), *each)
+        elif len(clients) == 1:  # kernels of one take another path and give other bits: pad to two
+            twice = self._together(work, clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), rnd)
+            stacked = tree_map(lambda t: t[:1], twice)
+        else:
+            stacked = self._together(work, clients, rows, rnd)
+        if [t._version for t in shared] != versions:  # the next client would see it
+            raise TypeError("local must not write into the broadcast or the data, which all clients share")
+        return stacked
+
+    def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
+        batches = Minibatches(self.feed, work, lane, alone=alone)
+        everything = Everything(self.feed, work, lane, alone=alone)
+        noise = Addressed(self.seed, "local", index, lane["client"])
+        return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
+
+    def _alone(self, work: Client, client: int, row: State, rnd: Round) -> Any:
+        drawn = work_of((client,), rnd.index, self.feed, self.local, self.seed)
+        lane = {name: t[0] for name, t in lanes(self.feed, drawn).items()}
+        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["client"])
+
+    def _together(self, work: Client, clients: tuple[int, ...], rows: State, rnd: Round) -> Any:
+        drawn = work_of(clients, rnd.index, self.feed, self.local, self.seed)
+        batched = lanes(self.feed, drawn)
+        states = leaves(rows)
+
+        def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:
+            values = iter(row)
+            mine = tree_map(lambda _: next(values), rows)
+            return work(self._objective(lane, drawn, rnd.index, alone=False), mine, lane["client"])
+
+        return torch.func.vmap(one)(batched, states)
+
+
+def check_model(models: Any, b: int, d: int, method: str) -> None:
+    """Raise TypeError unless these are the models [b, d] that b clients predict with."""
+    if not isinstance(models, Tensor) or models.shape != (b, d):
+        found = list(models.shape[1:]) if isinstance(models, Tensor) else type(models).__name__
+        raise TypeError(f"{method} must return the client's model [{d}], got {found}")
+
+
+def check(message: Any, new: State, old: State, method: str = "local") -> None:
+    """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
+    _checked(message)
+    before, after = (tree_map(_kind, state) for state in (old, new))
+    if before != after:
+        raise TypeError(f"{method} must return a client state like the one it got, {before}, got {after}")
+
+
+def _kind(rows: Any) -> str:
+    return f"{str(rows.dtype)[6:]}{list(rows.shape[1:])}" if isinstance(rows, Tensor) else type(rows).__name__
+
+
+def _checked(message: Any) -> Message:
+    if not isinstance(message, dict) or not all(isinstance(t, (Tensor, Owned)) for t in message.values()):
+        raise TypeError("local must return a message of tensors by name, and the client's new state")
+    return message
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """A tree of numpy arrays -> tensors on the device, private copies (Ray's arrays are read-only)."""
+    return tree_map(lambda a: as_tensor(a).clone().to(device), tree)
+
+
+def to_numpy(tree: Any) -> Any:
+    """A tree of tensors -> numpy arrays."""
+    return tree_map(lambda t: t.detach().cpu().numpy(), tree)

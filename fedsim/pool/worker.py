@@ -1,0 +1,308 @@
+"""What computes, in this process or inside a Ray actor. A job is a pure function; workers write no files."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.aggregate import Aggregate, Mean, Parts, Sums, fold, weights_of
+from fedsim.algorithms.kit.around import name_of
+from fedsim.algorithms.kit.protocols import ServerAlgorithm
+from fedsim.channel import message
+from fedsim.channel.channel import Channel
+from fedsim.data.batches import Feed, Samples
+from fedsim.data.dataset import Task
+from fedsim.data.losses import Loss, guess, loss_of, score_of
+from fedsim.errors import ClientError
+from fedsim.ground.layout import aligned
+from fedsim.ground.own_code import FAILURES, line
+from fedsim.ground.tree import leaves, tree_map
+from fedsim.kernels.kernel import Kernel
+from fedsim.kernels.oracle import ModelOracle
+from fedsim.local import Local
+from fedsim.models import copied
+from fedsim.models.pure import Watch
+from fedsim.pool.block import Blocks, Job, to_device, to_numpy
+from fedsim.pool.local_part import written
+from fedsim.types import Batch, Message, State
+
+CHUNK = 512
+"""Samples evaluated at once; fixed, so that no bit depends on the number of workers."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a worker needs once; what changes per round travels with the jobs."""
+
+    algorithm: ServerAlgorithm[Any, Any]
+    models: tuple[nn.Module, ...]  # the architectures: client i has number i mod their count
+    task: Task
+    train: Samples
+    test: Samples
+    local: Local
+    aggregate: Aggregate
+    uplink: Channel
+    downlink: Channel
+    kernels: tuple[Kernel, ...]  # of each architecture, in training mode
+    by_layer: tuple[bool, ...]  # whether its clipped sums may be computed layer by layer
+    predictions: tuple[Kernel, ...]  # of each architecture, in evaluation mode
+    dtype: torch.dtype
+    device: str
+    threads: int
+    seed: int
+
+    @property
+    def loss(self) -> Loss:
+        """Of each example."""
+        return loss_of(self.task, int(self.train.sizes().max()) if self.task == "least_squares" else 1)
+
+
+class Done(NamedTuple):
+    """The answer to a training job; the arrays per client are in block order."""
+
+    sums: Sums  # of the clients of ``span`` jobs, as ``aggregate`` makes them
+    span: int  # this job and those that follow it; 0: the sums are with an earlier job
+    weight: float  # sum of the weights
+    rows: State  # tree of [c, ...] arrays: new client states
+    losses: np.ndarray  # [c] mean training loss over the local steps, NaN where none counts
+    diverged: tuple[int, ...]  # clients whose loss or message is not finite
+    uplink_bytes: int  # encoded size of the job's messages
+    plain_bytes: int  # what it would be without a channel
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An evaluation job: samples ``first`` to ``last`` of a split."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A job of the training objective: training samples ``first`` to ``last`` with their weights."""
+
+    number: int
+    first: int
+    last: int
+    weights: np.ndarray  # [rows]
+
+
+@dataclass(frozen=True)
+class Models:
+    """An evaluation job: some models [b, d], each on all test samples."""
+
+    x: np.ndarray
+
+
+class Scores(NamedTuple):
+    """The answer to an evaluation job, per example."""
+
+    losses: np.ndarray  # [rows]
+    scores: np.ndarray  # [rows] accuracy in 0..1, empty where the task has none
+    guesses: np.ndarray  # [rows] predicted classes, empty where the task is not classification
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed buffers instead of handing them back to the kernel, page by page, at every step.
+
+    Stacked gradients are tens of megabytes; faulting them in afresh costs a fifth of a round of a small MLP. Costs up
+    to 100 MB of resident memory. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(option, value)
+
+
+class Worker:
+    """Holds the model and the data on one device and answers jobs."""
+
+    def __init__(self, setup: Setup):
+        keep_memory()
+        torch.set_num_threads(setup.threads)
+        self.setup = setup
+        self.device = torch.device(setup.device)
+        if self.device.type == "cuda":  # convolutions in float32, and the same bits every time
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.deterministic = True
+        self.loss = setup.loss
+        kinds = zip(setup.models, setup.kernels, setup.by_layer, setup.predictions, strict=True)
+        self.oracles: list[ModelOracle] = []  # in training mode: local steps
+        self.evaluators: list[ModelOracle] = []  # in evaluation mode: whatever is measured
+        for model, kernel, by_layer, prediction in kinds:
+            mine, measured = (copied(model).to(self.device, setup.dtype) for _ in range(2))  # what a run leaves in it
+            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer))
+            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False))
+        self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)])
+        self.score = score_of(setup.task)
+        self.train_feed = Feed(setup.train, self.device, setup.dtype)
+        same = setup.test is setup.train
+        self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
+        self.blocks = [
+            Blocks(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.uplink, setup.seed)
+            for k in range(len(self.oracles))
+        ]
+
+    def train(self, jobs: Sequence[Job], broadcast: Any) -> list[Done]:
+        """Local work of the clients of some jobs of a round."""
+        got = to_device(broadcast, self.device)
+        parts: Parts = {}
+        answers = []
+        with self.watched():
+            for job in jobs:
+                answer = self._train(job, got)
+                answers.append(answer)
+                parts = fold({**parts, (job.number, 1): answer.sums}, self.setup.aggregate.merge)
+        held = {first: (sums, count) for (first, count), sums in parts.items()}
+        return [
+            answer._replace(sums=sums, span=span)
+            for answer, (sums, span) in ((a, held.get(j.number, ({}, 0))) for a, j in zip(answers, jobs, strict=True))
+        ]
+
+    def _train(self, job: Job, got: Message) -> Done:
+        """One job on its own."""
+        sums: Sums = {}
+        weight, sent, plain = 0.0, 0, 0
+        states, losses = [], []
+        suspect: list[int] = []
+        for clients, mine in self._blocks(job):
+            try:
+                out = self.blocks[job.architecture].run(clients, mine, got, job.round)
+            except FAILURES as error:
+                name = name_of(written(self.setup.algorithm))
+                raise ClientError(
+                    f"{name} failed in round {job.round.index + 1} for clients {clients}: "
+                    f"{line(error)}. To debug, add engine=serial engine.batching=loop",
+                    job.round.index + 1,
+                    clients,
+                ) from error
+            weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
+            sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
+            weight += float(weights.sum())
+            size = message.sizes(out.messages, len(clients))
+            plain += size
+            sent += int(out.sent.sum()) + message.owned(out.messages) if self.setup.uplink else size
+            states.append(out.states)
+            losses.append(torch.where(out.counted, out.losses, math.nan))
+            total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
+            if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
+                suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
+        stacked = to_numpy(tree_map(lambda *t: torch.cat(t), *states))
+        return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), sent, plain)
+
+    def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
+        """The blocks of a job and their clients' rows."""
+        rows, at = to_device(job.rows, self.device), 0
+        for clients in job.blocks:
+            here = slice(at, at + len(clients))
+            yield clients, tree_map(lambda t, here=here: t[here], rows)
+            at = here.stop
+
+    def _size(self, client: int) -> int:
+        return int(self.train_feed.start[client + 1] - self.train_feed.start[client])
+
+    @torch.no_grad()
+    def evaluate(self, jobs: Sequence[Rows], x: Any) -> list[Scores]:
+        """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
+        model: Tensor = to_device(x, self.device)
+        with _evaluating(), self.watched():
+            return [self._scores(self.evaluators[0], model, job) for job in jobs]
+
+    @torch.no_grad()
+    def evaluate_models(self, jobs: Sequence[Models], shared: Any) -> list[np.ndarray]:
+        """[b, 2] mean loss and accuracy (NaN where the task has none) of each model over all test samples."""
+        with _evaluating(), self.watched():
+            return [np.array([self._overall(x) for x in to_device(job.x, self.device)]) for job in jobs]
+
+    def _overall(self, x: Tensor) -> tuple[float, float]:
+        total = len(self.test_feed.x)
+        parts = [self._scores(self.evaluators[0], x, Rows(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
+        found = _joined(parts)
+        accuracy = float(found.scores.astype(np.float64).mean()) if len(found.scores) else math.nan
+        return float(found.losses.astype(np.float64).mean()), accuracy
+
+    @torch.no_grad()
+    def gradient(self, jobs: Sequence[Weighted], x: Any) -> list[tuple[Sums, int]]:
+        """Weighted sums of the loss and its gradient [d] over training samples; as in ``train``, with their spans."""
+        model: Tensor = to_device(x, self.device)
+        parts: Parts = {}
+        with _evaluating(), self.watched():
+            for job in jobs:
+                parts = fold({**parts, (job.number, 1): self._gradient(job, model)}, Mean().merge)
+        held = {first: (sums, count) for (first, count), sums in parts.items()}
+        return [held.get(job.number, ({}, 0)) for job in jobs]
+
+    def _gradient(self, job: Weighted, x: Tensor) -> Sums:
+        feed = self.train_feed
+        inputs = feed.inputs(feed.x[job.first : job.last], None)
+        mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
+        g, loss = self.evaluators[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
+        total = float(job.weights.sum())
+        return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
+
+    @torch.no_grad()
+    def evaluate_own(self, jobs: Sequence[Job], broadcast: Any) -> list[Scores]:
+        """Loss and accuracy of each client's own test samples at its own model, the clients in block order."""
+        got = to_device(broadcast, self.device)
+        with _evaluating(), self.watched():
+            return [_joined([s for block in self._blocks(job) for s in self._own(job, *block, got)]) for job in jobs]
+
+    def _own(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
+        models = self.blocks[job.architecture].models(clients, mine, got, job.round)
+        for i, x in zip(clients, models, strict=True):
+            first, last = (int(self.test_feed.start[j]) for j in (i, i + 1))
+            for a in range(first, last, CHUNK):
+                yield self._scores(self.evaluators[job.architecture], x, Rows(a, min(a + CHUNK, last)))
+
+    def _scores(self, oracle: ModelOracle, x: Tensor, job: Rows) -> Scores:
+        x = aligned(x)  # one of several models is a row
+        inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
+        y = self.test_feed.y[job.first : job.last]
+        outputs = oracle.predict(x, inputs)
+        scores = torch.empty(0) if self.score is None else self.score(outputs, y)
+        guesses = guess(outputs) if self.setup.task == "classification" else torch.empty(0, dtype=torch.int64)
+        losses, scores, guesses = to_numpy((self.loss(outputs, y), scores, guesses))
+        return Scores(losses, scores, guesses)
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    return Scores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@contextmanager
+def _evaluating() -> Iterator[None]:
+    try:
+        yield
+    except ClientError:
+        raise
+    except FAILURES as error:
+        raise ClientError(f"evaluation failed: {line(error)}. To debug, add engine=serial") from error
+
+
+class Backend(Protocol):
+    """Who runs the jobs."""
+
+    def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
+        """Answers of ``Worker.<method>(jobs, shared)`` in job order, whoever computed them.
+
+        Args:
+            method: ``train``, ``evaluate``, ``evaluate_own``, ``evaluate_models`` or ``gradient``.
+            jobs: picklable; workers get runs of consecutive jobs.
+            costs: of each job, in any unit, to balance the workers.
+            shared: what every job needs, as numpy arrays.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...

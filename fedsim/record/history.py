@@ -1,0 +1,196 @@
+"""What a run has done so far: its records as they come, its checkpoints, and how it goes on from one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.assembly.prepared import Run
+from fedsim.errors import Diverged, require
+from fedsim.ground.console import Progress
+from fedsim.ground.interrupts import uninterrupted
+from fedsim.privacy.ledger import Ledger
+from fedsim.record.checkpoint import Checkpointing, Checkpoints, Saved
+from fedsim.record.fingerprint import compare, fingerprint
+from fedsim.record.provenance import cpu_capability
+from fedsim.record.run_folder import RunFolder, Status, summarise
+from fedsim.runs.rounds import Record
+from fedsim.runs.virtual_time import VirtualTime
+from fedsim.types import SavedRows, State
+
+
+def opened(
+    path: str | Path,
+    config: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    method: Mapping[str, Any],
+    policy: Checkpointing,
+    rounds: int,
+    *,
+    resume: bool,
+) -> tuple[RunFolder, Checkpoints, dict[str, Any], Saved | None]:
+    """A run's folder, its checkpoints, its fingerprint, and the checkpoint that it goes on from.
+
+    Raises:
+        InputError: the folder holds another run, one that is going on, or (without ``resume``) any run.
+    """
+    checkpoints = Checkpoints(Path(path) / "checkpoints", policy)
+    mark = fingerprint(config, machine, method)
+    if not resume:
+        return RunFolder.create(path, config, machine), checkpoints, mark, None
+    saved = checkpoints.newest()
+    if saved is not None:
+        compare(saved.notes["fingerprint"], mark, Path(path))
+        require(rounds >= saved.done, "rounds", f"be >= {saved.done}, which are done", rounds)
+    done = None if saved is None else saved.notes["recorded"]
+    return RunFolder.reopen(path, config, machine, done), checkpoints, mark, saved
+
+
+@dataclass
+class History:
+    """The past of a run, wherever it is kept.
+
+    Attributes:
+        run: whose past it is.
+        folder: where records go, or None.
+        bar: what shows them, or None.
+        checkpoints: what saves the run, or None.
+        fingerprint: of the run, for its checkpoints.
+        points: models after each round if they are kept, else None.
+        ledger: what the run lets out, or None.
+        begun: when, on the clock of ``time.perf_counter``.
+        records: one for each round, round 0 being the initial model.
+        spent: seconds before the run was resumed.
+        open: the last round's record if it waits for its evaluation, else None.
+        events: whether the events of a run in virtual time are kept.
+    """
+
+    run: Run
+    folder: RunFolder | None
+    bar: Progress | None
+    checkpoints: Checkpoints | None
+    fingerprint: Mapping[str, Any]
+    points: list[Tensor] | None
+    ledger: Ledger | None
+    begun: float
+    records: list[Record] = field(default_factory=list)
+    spent: float = 0.0
+    open: Record | None = None
+    events: bool = False
+    _saved: int | None = None
+
+    def resume(self, saved: Saved) -> None:
+        """Take over what a checkpoint holds; the folder has the records of the rounds before."""
+        state = saved.into(self._state(0))
+        self.run.restore(state["run"])
+        if self.points is not None:
+            self.points += list(state["points"].values)
+        self.spent, self.open = saved.notes["wall_s"], saved.notes["open"]
+        self.records += self.folder.records if self.folder else []
+        self._saved = None if self.open else saved.done
+        if self.bar:
+            self.bar.update(self.records[-1])
+
+    def loop(self) -> tuple[Status, str]:
+        """All rounds, or as many as go well; every finished round is on record whatever happens next."""
+        run = self.run
+        try:
+            if not self.records:
+                self.add({"round": 0, **run.evaluate()})
+            elif self.open is not None:
+                due = run.evaluation.due(run.done, run.rounds)
+                self.add(self.open | (run.evaluate() if due else {}))
+            while run.done < run.rounds:
+                _require_finite(self.records[-1])
+                self.add(run.step())
+                if self.checkpoints and self.checkpoints.due(run.done):
+                    self.save()
+            _require_finite(self.records[-1])
+        except Diverged as error:
+            return "diverged", str(error)
+        except KeyboardInterrupt as stop:
+            self.catch_up()
+            return "interrupted", f"{type(stop).__name__} after round {run.done}"
+        return "finished", ""
+
+    def add(self, record: Record) -> None:
+        """Take down the round that is done."""
+        if self.ledger is not None and "eval/loss" in record:
+            record = record | {"privacy/epsilon": self.ledger.epsilon(int(record["round"]))}
+        with uninterrupted():
+            self.records.append(record)
+            self.open = None
+            if self.points is not None:
+                self.points.append(self.run.point())
+            if self.folder:
+                self.folder.write(record)
+            if self.bar:
+                self.bar.update(record)
+
+    def catch_up(self) -> None:
+        """Take down a round that was done when the run was stopped, if only its evaluation is missing."""
+        if self.records and self.run.done > self.records[-1]["round"]:
+            record = self.run.record if self.open is None else self.open
+            self.add(record)
+            self.open = record
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the run has not begun or the last one says it all."""
+        if self.checkpoints is None or self.folder is None or not self.records:
+            return
+        if self.open is None and self._saved == self.run.done:
+            return
+        self.folder.sync()
+        last = self.run.done - (self.open is not None)
+        wall_s = self.spent + time.perf_counter() - self.begun
+        notes = {"recorded": last, "open": self.open, "wall_s": wall_s, "fingerprint": self.fingerprint}
+        if self.checkpoints.save(self.run.done, self._state(last + 1), notes):
+            self._saved = self.run.done
+
+    def finish(self, status: Status, message: str) -> dict[str, Any]:
+        """Write what the run came to; returns summary.json."""
+        wall_s = self.spent + time.perf_counter() - self.begun
+        summary = summarise(self.records, status, self.run.digest(), wall_s)
+        summary |= {"cpu_capability": cpu_capability()} | ({"message": message} if message else {})
+        if self.ledger is not None:
+            summary |= self.ledger.summary(int(summary["rounds"]))
+        if self.run.notes:
+            summary["notes"] = list(self.run.notes)
+        if self.folder:
+            if (points := self.trajectory()) is not None:
+                self.folder.trajectory(points, **self._times())
+            if self.events and isinstance(self.run, VirtualTime):
+                self.folder.events(*self.run.happened())
+            self.folder.finish(summary)
+        return summary
+
+    def trajectory(self) -> np.ndarray | None:
+        """The points, one above the other: a row for each record, the first of the initial model."""
+        return torch.stack(self.points).numpy() if self.points else None
+
+    def _times(self) -> dict[str, np.ndarray]:
+        """When, in virtual time, the points were."""
+        timed = "time/virtual_s" in self.records[-1]
+        return {"t": np.array([record.get("time/virtual_s", 0.0) for record in self.records])} if timed else {}
+
+    def _state(self, points: int) -> State:
+        """What a checkpoint holds, with the first so many points."""
+        kept: State = ()
+        if self.points is not None:
+            values = torch.stack(self.points[:points]) if points else self.run.point()[None][:0]
+            kept = SavedRows(np.arange(len(values)), values)
+        return {"run": self.run.snapshot(), "points": kept}
+
+
+def _require_finite(record: Record) -> None:
+    """Raise Diverged when the model was evaluated and its loss has no value, though its parameters may have."""
+    if not math.isfinite(record.get("eval/loss", 0.0)):
+        raise Diverged(f"the loss on the test samples is not finite after round {record['round']:.0f}")

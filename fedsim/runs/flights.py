@@ -1,0 +1,92 @@
+"""Clients at work for an asynchronous server: what each began with, and what it will send, computed many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedsim.aggregate import whole
+from fedsim.ground.tree import tree_map
+from fedsim.pool.block import Job, to_numpy
+from fedsim.pool.jobs import Jobs
+from fedsim.pool.worker import Done, Setup
+from fedsim.types import Message, Round, State
+
+
+class Flight(NamedTuple):
+    """A client at work, or about to be heard; arrays and numbers only."""
+
+    lands: float  # virtual time of its arrival
+    number: int  # how many started before it
+    client: int
+    participation: int  # how often this client started before
+    version: int  # server steps done when it started
+    begun: Message  # what it got
+    row: Any  # (state, memory of its link), and once computed the new ones
+    ready: bool  # whether it is computed
+    reply: Message  # what the server will get
+    loss: float  # mean training loss, NaN where no local step counts
+    sent: int  # bytes of the reply
+    plain: int  # what they would be without a channel
+
+
+def order(flight: Flight) -> tuple[float, int]:
+    """By time of arrival; of those who arrive together, by who started first."""
+    return flight.lands, flight.number
+
+
+class _Rows:
+    """Rows of clients at work, as jobs read them."""
+
+    def __init__(self, flights: Sequence[Flight]):
+        self._of = {flight.client: flight for flight in flights}
+
+    def read(self, clients: Sequence[int]) -> State:
+        """((state, broadcast), memory of the link), stacked."""
+        mine = [self._of[i] for i in clients]
+        return tree_map(lambda *a: np.stack(a), *(((f.row[0], f.begun), f.row[1]) for f in mine))
+
+
+def computed(flights: Sequence[Flight], setup: Setup, jobs: Jobs) -> list[Flight]:
+    """All flights, those that were not computed yet now computed together.
+
+    A client's minibatches are those of its own participation, so that clients of one participation make a round.
+    """
+    waiting = {flight.client: flight for flight in flights if not flight.ready}
+    sizes, rows = setup.train.sizes(), _Rows(list(waiting.values()))
+    cut: list[Job] = []
+    costs: list[int] = []
+    for k in sorted({flight.participation for flight in waiting.values()}):
+        ids = tuple(sorted(i for i, flight in waiting.items() if flight.participation == k))
+        rnd = Round(k, ids, len(sizes), int(sizes.min()))
+        more, cost = jobs.cut(rnd, ids, [setup.local.count(int(sizes[i])) for i in ids], (rows,))
+        cut += [replace(job, number=len(cut) + p) for p, job in enumerate(more)]
+        costs += cost
+    answers = jobs.train(cut, costs, {})
+    new: dict[int, Flight] = {}
+    replies = _replies(setup, answers, sorted(waiting))
+    for job, answer in zip(cut, answers, strict=True):
+        for p, i in enumerate(job.clients):
+            (state, _), link = tree_map(lambda a, p=p: a[p], answer.rows)
+            sent, plain = (_share(total, len(job.clients), p) for total in (answer.uplink_bytes, answer.plain_bytes))
+            new[i] = waiting[i]._replace(
+                row=(state, link), ready=True, reply=replies[i], loss=float(answer.losses[p]), sent=sent, plain=plain
+            )
+    return [new.get(flight.client, flight) for flight in flights]
+
+
+def _replies(setup: Setup, answers: Sequence[Done], clients: Sequence[int]) -> dict[int, Message]:
+    """Each client's message, as the server gets it."""
+    rule = setup.aggregate
+    sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
+    stacked = to_numpy(rule.finish(sums, sum(a.weight for a in answers), setup.dtype))
+    del stacked["weights"]
+    return {i: tree_map(lambda a, p=p: a[p], stacked) for p, i in enumerate(clients)}
+
+
+def _share(total: int, clients: int, position: int) -> int:
+    """A client's part of a job's bytes: equal parts, the first ones larger by one where they do not divide."""
+    return total // clients + (position < total % clients)

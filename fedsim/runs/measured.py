@@ -1,0 +1,46 @@
+"""What is measured of peers: the mean of their models, their distance from it, each model of its own."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.evaluate import Evaluate
+from fedsim.pool.block import to_numpy
+from fedsim.pool.worker import Backend, Models, Setup
+from fedsim.runs.evaluation import Evaluation, evaluate, gradient, peers_scores
+
+
+def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluate) -> Evaluation:
+    """Metrics of the mean of the peers' models [n, d], and of their own models if asked for."""
+    start = time.perf_counter()
+    mean = to_numpy(mean_of(models))
+    found = evaluate(backend, mean, setup.test, setup.task, clients=False)
+    metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
+    if evaluation.clients:
+        metrics |= own(backend, models, "peer")
+    if evaluation.gradient:
+        metrics |= gradient(backend, mean, setup.train, np.full(len(models), 1 / len(models)))
+    return Evaluation(metrics | {"time/evaluate_s": time.perf_counter() - start}, found.confusion)
+
+
+def own(backend: Backend, models: Tensor, who: str) -> dict[str, float]:
+    """Metrics of the peers' own models [n, d], each on all test samples; ``who`` is as of ``peers_scores``."""
+    jobs = [Models(models[a : a + 8].numpy()) for a in range(0, len(models), 8)]
+    answers = backend.map("evaluate_models", jobs, [len(job.x) for job in jobs], {})
+    return peers_scores(np.concatenate(answers), who)
+
+
+def consensus(models: Tensor) -> float:
+    """Root of the mean over peers of the squared distance to their mean, from [n, d]."""
+    mean = torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64))
+    total = sum(float((model.double() - mean).square().sum()) for model in models)
+    return float(np.sqrt(total / len(models)))
+
+
+def mean_of(models: Tensor) -> Tensor:
+    """[n, d] -> [d], summed in float64."""
+    return torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64)).to(models.dtype)

@@ -1,0 +1,6 @@
+"""Who takes part when: cohorts in rounds, peers' events in virtual time, clients of a server that does not wait."""
+
+from fedsim.schedule.delays import Asynchronous
+from fedsim.schedule.rules import All, Bernoulli, Cohorts, Cyclic, Events, Schedule, Uniform, as_accounted
+
+__all__ = ["All", "Asynchronous", "Bernoulli", "Cohorts", "Cyclic", "Events", "Schedule", "Uniform", "as_accounted"]

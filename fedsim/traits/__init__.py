@@ -1,0 +1,8 @@
+"""What the parts of a run say of themselves, and what a round of a private method lets out.
+
+Users write ``traits = Traits(...)``; the words lie in ``words``, how they are read and checked in ``declared``.
+"""
+
+from fedsim.traits.words import HOOKS, METHODS, Hook, LayerTraits, RuleTraits, Traits, Words
+
+__all__ = ["HOOKS", "METHODS", "Hook", "LayerTraits", "RuleTraits", "Traits", "Words"]
