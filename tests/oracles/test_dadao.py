@@ -118,7 +118,7 @@ def test_dadao_stays_at_its_fixed_point() -> None:
     best = optimum(data)
     y = np.stack([data.grad(i, best) for i in range(10)]) - mu / 2 * best
     x, z = np.tile(best, (10, 1)), -mu / 2 * best - y
-    run.states = PeerState(*(torch.from_numpy(v.copy()) for v in (x, x, y, y, z, z)))
+    run.state = run.state._replace(states=PeerState(*(torch.from_numpy(v.copy()) for v in (x, x, y, y, z, z))))
     finish(run)
     for found, was in zip(run.stores[0].rows[0], (x, x, y, y, z, z), strict=True):
         np.testing.assert_allclose(found, was, rtol=0, atol=1e-11)

@@ -18,9 +18,9 @@ from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.relaxed import Relaxed
-from fedsim.assembly.rehearsal import messages
 from fedsim.channel.noise import Addressed
 from fedsim.errors import InputError
+from fedsim.pool.rehearsal import messages
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
