@@ -24,6 +24,7 @@ from fedsim.channel.channel import noises
 from fedsim.channel.noise import Addressed
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate
+from fedsim.ground import addresses
 from fedsim.ground.interrupts import uninterrupted
 from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.rng import numpy_stream
@@ -90,7 +91,7 @@ class AsynchronousServer:
         """Bytes of a first message through the channel."""
         if not (channel := self.setup.uplink):
             return message.size(reply)
-        noise = noises(self.setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+        noise = noises(self.setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
         arrived, _, size = channel.send(reply, link, noise, tuple(Layout.of(self.setup.models[0]).sizes))
         return int(size) + message.owned(tree_map(lambda t: t[None], arrived))
 
@@ -156,9 +157,9 @@ class AsynchronousServer:
         return self.record | (self.evaluate() if self.evaluation.due(self.done, self.rounds) else {})
 
     def _started(self, number: int, flights: Sequence[Flight], fresh: dict[int, Any], now: float) -> Flight:
-        """An idle client, drawn uniformly at stream (seed, "start", number), begins with the current model."""
+        """An idle client, drawn uniformly, begins with the current model."""
         seed, n, busy = self.setup.seed, len(self.sizes), {flight.client for flight in flights}
-        rng = numpy_stream(seed, "start", number)
+        rng = numpy_stream(seed, addresses.START, number)
         if 2 * len(busy) < n:
             client = next(i for i in iter(lambda: int(rng.integers(n)), -1) if i not in busy)
         else:
@@ -175,7 +176,7 @@ class AsynchronousServer:
         received = tree_map(lambda *a: aligned(torch.from_numpy(np.stack(a))), *(flight.reply for flight in landed))
         ages = [self.done - flight.version for flight in landed]
         received["staleness"] = torch.tensor(ages, dtype=self.setup.dtype)
-        noise = Addressed(self.setup.seed, "server", self.done, torch.zeros((), dtype=torch.int64))
+        noise = Addressed(self.setup.seed, addresses.SERVER, self.done, torch.zeros((), dtype=torch.int64))
         rnd = replace(self._round(self.done, tuple(sorted({flight.client for flight in landed}))), noise=noise)
         server = self.algorithm.server(self.server, received, rnd)
         if not all(torch.isfinite(leaf.double().sum()) for leaf in tensors(server, "server")):

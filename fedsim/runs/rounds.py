@@ -19,6 +19,7 @@ from fedsim.channel.channel import noises
 from fedsim.channel.noise import Addressed
 from fedsim.errors import Diverged
 from fedsim.evaluate import Evaluate
+from fedsim.ground import addresses
 from fedsim.ground.interrupts import uninterrupted
 from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.tree import leaves, tensors, tree_map
@@ -163,7 +164,7 @@ class Orchestrator:
             received, far = self.setup.uplink.receive(received, self.memory.uplink, share, self.parameters)
         else:
             received, far = self._nothing(rnd), self.memory.uplink
-        own = Addressed(self.setup.seed, "server", rnd.index, torch.zeros((), dtype=torch.int64))
+        own = Addressed(self.setup.seed, addresses.SERVER, rnd.index, torch.zeros((), dtype=torch.int64))
         return self.setup.algorithm.server(self.server, received, replace(rnd, noise=own)), far
 
     def _nothing(self, rnd: Round) -> Message:
@@ -180,7 +181,7 @@ class Orchestrator:
         channel = self.setup.downlink
         if not channel:
             return message.heard(broadcast), self.memory.downlink, self.memory.heard, message.size(broadcast)
-        noise = noises(self.setup.seed, "downlink", index, torch.zeros((), dtype=torch.int64))
+        noise = noises(self.setup.seed, addresses.DOWNLINK, index, torch.zeros((), dtype=torch.int64))
         arrived, link, sent = channel.send(broadcast, self.memory.downlink, noise, self.parameters)
         arrived, heard = channel.receive(arrived, self.memory.heard, 1.0, self.parameters)
         lone = tree_map(lambda t: t[None], message.heard(arrived))
