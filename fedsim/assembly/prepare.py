@@ -23,6 +23,7 @@ from fedsim.channel.order import check_fields
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError, require
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.tree import tensors
 from fedsim.kernels.kernel import Kernel
@@ -150,7 +151,7 @@ def _ends(setup: Setup, channel: Channel, state: State, layout: Layout, rounds: 
     check_fields("channel", channel.layers, set(sample))
     mine, theirs = channel.init(sample), channel.init_server(sample)
     if channel:
-        noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+        noise = noises(setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
         arrived, *_ = channel.send(sample, mine, noise, tuple(layout.sizes))
         channel.receive(arrived, theirs, 1.0, tuple(layout.sizes))
     return Memory(mine, {}, theirs)
@@ -164,7 +165,7 @@ def _memories(
     The messages are rehearsed, so that an impossible layer says so now.
     """
     channel, downlink = setup.uplink, setup.downlink
-    noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+    noise = noises(setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
     later = traits_of(setup.algorithm).compresses  # after a warm-up, perhaps beyond the last round

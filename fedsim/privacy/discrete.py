@@ -25,6 +25,7 @@ from fedsim.algorithms.kit.around import name_of
 from fedsim.channel.packing import Reader, pack_unsigned, unpack_unsigned
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.opaque import opaque
 from fedsim.ground.rng import numpy_stream
 from fedsim.ground.tree import leaves, tree_map
@@ -171,4 +172,4 @@ class DiscreteNoise(Wrapped):
 
     def _signs(self, rnd: Round) -> np.ndarray:
         """The +-1 [2^k] of this round's rotation."""
-        return draw_signs(self.parameters, numpy_stream(0, "rotation", rnd.index))
+        return draw_signs(self.parameters, numpy_stream(0, addresses.ROTATION, rnd.index))

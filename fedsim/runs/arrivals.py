@@ -17,6 +17,7 @@ import torch
 from fedsim.channel import message
 from fedsim.channel.channel import noises
 from fedsim.channel.message import Sent
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.rng import numpy_stream
 from fedsim.ground.tree import tree_map
@@ -65,7 +66,7 @@ class Arrivals(ServerRun):
         """Bytes of a first message through the channel."""
         if not (channel := self.setup.uplink):
             return message.size(reply)
-        noise = noises(self.setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+        noise = noises(self.setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
         arrived, _, size = channel.send(reply, link, noise, tuple(Layout.of(self.setup.models[0]).sizes))
         return int(size) + message.owned(tree_map(lambda t: t[None], arrived))
 
@@ -101,7 +102,7 @@ class Arrivals(ServerRun):
     def _started(self, number: int, flights: Sequence[Flight], fresh: dict[int, Any], now: float) -> Flight:
         """An idle client, drawn uniformly at stream (seed, "start", number), begins with the current model."""
         seed, n, busy = self.setup.seed, len(self.sizes), {flight.client for flight in flights}
-        rng = numpy_stream(seed, "start", number)
+        rng = numpy_stream(seed, addresses.START, number)
         if 2 * len(busy) < n:
             client = next(i for i in iter(lambda: int(rng.integers(n)), -1) if i not in busy)
         else:

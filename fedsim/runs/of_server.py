@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.aggregate import weights_of
 from fedsim.channel.noise import Addressed
+from fedsim.ground import addresses
 from fedsim.ground.tree import leaves, tensors
 from fedsim.pool.block import to_numpy
 from fedsim.pool.jobs import digest_of
@@ -31,7 +32,7 @@ class ServerRun(Run):
 
     def stepped(self, received: Message, rnd: Round) -> Any:
         """The server's next state, from what its rule made of the messages; its noise is at (seed, "server", step)."""
-        noise = Addressed(self.setup.seed, "server", self.done, torch.zeros((), dtype=torch.int64))
+        noise = Addressed(self.setup.seed, addresses.SERVER, self.done, torch.zeros((), dtype=torch.int64))
         server = self.setup.algorithm.server(self.server, received, replace(rnd, noise=noise))
         tensors(server, "server")
         return server

@@ -13,6 +13,7 @@ from fedsim.aggregate import weights_of, whole
 from fedsim.channel import message
 from fedsim.channel.channel import noises
 from fedsim.channel.message import Sent
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.pool.block import to_numpy
@@ -81,7 +82,7 @@ class Rounds(ServerRun):
         channel, memory, plain = self.setup.downlink, self.state.memory, message.size(broadcast)
         if not channel:
             return Told(message.heard(broadcast), memory.downlink, memory.heard, Sent(plain, plain))
-        noise = noises(self.setup.seed, "downlink", index, torch.zeros((), dtype=torch.int64))
+        noise = noises(self.setup.seed, addresses.DOWNLINK, index, torch.zeros((), dtype=torch.int64))
         arrived, link, size = channel.send(broadcast, memory.downlink, noise, self.parameters)
         arrived, heard = channel.receive(arrived, memory.heard, 1.0, self.parameters)
         lone = tree_map(lambda t: t[None], message.heard(arrived))
