@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.kit.recursive import Recursive, ServerState
+from fedsim.algorithms.kit.recursive import Recursive, RecursiveServer
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
@@ -126,7 +126,7 @@ class Differences(Recursive):
             d = d + self.std(bound, rnd) * math.sqrt(rnd.population) * obj.noise.normal(d)
         return d
 
-    def estimate(self, server: ServerState, d: Tensor, rnd: Round) -> Tensor:
+    def estimate(self, server: RecursiveServer, d: Tensor, rnd: Round) -> Tensor:
         """v [d] of this round from the mean d: d, or v + d, with noise."""
         v = d if self.anchor(rnd) else server.v + d
         if self.noise == "server" and self.noise_multiplier:
@@ -158,7 +158,7 @@ class Diff2(Differences):
         """Sends the mean over the client's samples of clipped gradients at x, or of their clipped differences, [d]."""
         return {"d": self.gradient(obj, got, rnd)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: RecursiveServer, received: Message, rnd: Round) -> RecursiveServer:
         """v <- mean d, or v + mean d, with noise; x <- x - lr v."""
         v = self.estimate(server, received["d"], rnd)
-        return ServerState(server.x - self.lr * v, server.x, v)
+        return RecursiveServer(server.x - self.lr * v, server.x, v)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.algorithms.fedper import ClientState, FedPer
+from fedsim.algorithms.fedper import FedPer, FedPerClient
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Batch, Message, Round
@@ -33,7 +33,7 @@ class FedRep(FedPer):
         super().__post_init__()
         require(self.head_passes >= 1, "head_passes", "be >= 1", self.head_passes)
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedPerClient, got: Message, rnd: Round) -> tuple[Message, FedPerClient]:
         """Steps of the head with the base frozen, then of the base with the head frozen; sends the base's update."""
         body, head, lr = got["body"], client.head, self.rate(rnd)
 
@@ -45,4 +45,4 @@ class FedRep(FedPer):
 
         for _ in range(self.head_passes):
             head = self.solve(obj, head, lr, along_head)
-        return {"body": self.solve(obj, body, lr, along_body) - body}, ClientState(head)
+        return {"body": self.solve(obj, body, lr, along_body) - body}, FedPerClient(head)

@@ -21,27 +21,28 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import LocalSGD, ascent
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class FedSpeedServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
     h: Tensor  # [d] mean over all clients of -lambda g_hat_i; unused when only active clients correct
 
 
-class ClientState(NamedTuple):
+class FedSpeedClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     g_hat: Tensor  # [d] prox-correction
 
 
 @dataclass(frozen=True)
-class FedSpeed(LocalSGD):
+class FedSpeed(ModelServer, LocalSGD):
     """FedSpeed with the correction of all clients or of the active ones.
 
     Attributes:
@@ -69,19 +70,15 @@ class FedSpeed(LocalSGD):
         """The words; the paper's upload is not the way that a client went."""
         return Traits(uniform=True, moves=self.correction == "all")
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedSpeedServer:
         """The global model and no correction."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return FedSpeedServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> FedSpeedClient:
         """g_hat = 0."""
-        return ClientState(torch.zeros_like(x0))
+        return FedSpeedClient(torch.zeros_like(x0))
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedSpeedClient, got: Message, rnd: Round) -> tuple[Message, FedSpeedClient]:
         """K steps y <- y - lr (g - g_hat + (y - x) / lambda), g between both gradients; then g_hat; sends [d]."""
         x, lr = got["x"], self.rate(rnd)
 
@@ -95,15 +92,15 @@ class FedSpeed(LocalSGD):
         update = obj.run(step, x) - x
         g_hat = client.g_hat - update / self.lam
         sent = update if self.correction == "all" else update - self.lam * g_hat
-        return {"update": sent}, ClientState(g_hat)
+        return {"update": sent}, FedSpeedClient(g_hat)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedSpeedServer, received: Message, rnd: Round) -> FedSpeedServer:
         """x <- mean_S y_i - lambda g_hat averaged over all N, or over S, where the upload holds it."""
         update = received["update"]
         if self.correction == "active":
-            return ServerState(server.x + update, server.h)
+            return FedSpeedServer(server.x + update, server.h)
         h = server.h + update * len(rnd.clients) / rnd.population
-        return ServerState(server.x + update + h, h)
+        return FedSpeedServer(server.x + update + h, h)
 
 
 def fedspeed(

@@ -16,23 +16,12 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import GlobalModel, ModelOwners, ModelServer, OwnModel
 from fedsim.data.losses import cross_entropy
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
-
-
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] shared model
-
-
-class ClientState(NamedTuple):
-    """What a client keeps between its rounds."""
-
-    x: Tensor  # [d] own model
 
 
 class _Pair(NamedTuple):
@@ -48,7 +37,7 @@ def mutual(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, *, wei
 
 
 @dataclass(frozen=True)
-class FML(MomentumSGD):
+class FML(ModelOwners, ModelServer, MomentumSGD):
     """Mutual learning with a shared model.
 
     Attributes:
@@ -69,19 +58,7 @@ class FML(MomentumSGD):
         require(self.common >= 0, "common", "be >= 0", self.common)
         require(self.momentum == 0, "momentum", "be 0: the two models have no common step", self.momentum)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The initial shared model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> ClientState:
-        """The initial model of the client's architecture."""
-        return ClientState(x0)
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The shared model [d]."""
-        return {"x": server.x}
-
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
         """K steps of both models, each taught by the other's outputs before the step; sends the shared one's update."""
         lr, shared = self.rate(rnd), obj.of(self.common)
 
@@ -95,12 +72,8 @@ class FML(MomentumSGD):
             )
 
         after = obj.run(step, _Pair(client.x, got["x"]))
-        return {"update": after.shared - got["x"]}, ClientState(after.own)
+        return {"update": after.shared - got["x"]}, OwnModel(after.own)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """Shared model <- mean of the clients' copies."""
-        return ServerState(server.x + received["update"])
-
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
-        """The client's model [d]."""
-        return client.x
+        return GlobalModel(server.x + received["update"])

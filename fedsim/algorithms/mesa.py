@@ -25,7 +25,7 @@ from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
+class MesaServer(NamedTuple):
     """What the server keeps."""
 
     base: Any  # of the method
@@ -81,11 +81,11 @@ class Mesa(Around):
         said = traits_of(self.base)
         return said.but(classes=said.classes or self.lam > 0)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> MesaServer:
         """The method's state; the teacher is the initial model."""
-        return ServerState(self.base.init_server(x0), x0)
+        return MesaServer(self.base.init_server(x0), x0)
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: MesaServer, rnd: Round) -> Message:
         """What the method sends, and the teacher [d] once it counts."""
         teacher = {"teacher": server.teacher} if self.lam and rnd.index >= self.start else {}
         return {**self.base.broadcast(server.base, rnd), **teacher}
@@ -97,7 +97,7 @@ class Mesa(Around):
             obj = obj.plus(term, lambda batch, plain=obj: (plain.outputs(got["teacher"], batch),))  # type: ignore[misc]
         return self.base.local(obj, client, got, rnd)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: MesaServer, received: Message, rnd: Round) -> MesaServer:
         """The method's step; teacher <- decay teacher + (1 - decay) x."""
         base = self.base.server(server.base, received, rnd)
-        return ServerState(base, self.decay * server.teacher + (1 - self.decay) * base.x)
+        return MesaServer(base, self.decay * server.teacher + (1 - self.decay) * base.x)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.kit.recursive import Recursive, ServerState
+from fedsim.algorithms.kit.recursive import Recursive, RecursiveServer
 from fedsim.algorithms.kit.shared_noise import minibatch_mean, multiplier_of, sampled_mean
 from fedsim.errors import require
 from fedsim.fields import check_fields
@@ -105,7 +105,7 @@ class PrivateSpiderBoost(Recursive):
             d = minibatch_mean(obj, summed, x, self.noise_multiplier, bound, rnd)
         return {"d": d}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: RecursiveServer, received: Message, rnd: Round) -> RecursiveServer:
         """D <- mean d, or D + mean d; w <- w - lr D."""
         v = received["d"] if self.kind(rnd) else server.v + received["d"]
-        return ServerState(server.x - self.lr * v, server.x, v)
+        return RecursiveServer(server.x - self.lr * v, server.x, v)

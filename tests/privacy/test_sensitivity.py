@@ -28,7 +28,7 @@ from fedsim.algorithms.diff2_bvr import Diff2BVR
 from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.algorithms.kit.recursive import ServerState
+from fedsim.algorithms.kit.recursive import RecursiveServer
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.configuration import build_channel
@@ -408,7 +408,7 @@ def trials(name: str) -> Iterator[tuple[Trial, int]]:
     x, away = (torch.linspace(a, b, D, dtype=torch.float64) for a, b in ((-1, 1), (1, -2)))
 
     def trial(index: int, step: float, channel: Channel, downlink: Channel) -> Trial:
-        state = ServerState(x, x - step * away / away.norm(), 0.1 * away)
+        state = RecursiveServer(x, x - step * away / away.norm(), 0.1 * away)
         return Trial(algorithm, index, state, channel, downlink)
 
     rounds = {"diff2_bvr": (0, 1, 2)}.get(name.split()[0], (0, 1))  # an anchor, a walk, a difference

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import full_gradient
 from fedsim.algorithms.kit.strongly_convex import StronglyConvex
-from fedsim.algorithms.sgd import full_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
 
