@@ -61,12 +61,13 @@ class A2CiD2(EventSGD):
     def flow(self, peer: A2CiD2Peer, dt: Tensor) -> A2CiD2Peer:
         """x' = eta (x~ - x), x~' = eta (x - x~): their mean stays, their difference shrinks by exp(-2 eta dt)."""
         eta = 1 / (2 * sqrt(self.chi1 * self.chi2))
+        # the exact solution after dt; expm1 keeps its digits where events follow each other closely
         moved = 0.5 * (-torch.expm1(-2 * eta * dt)).to(peer.x.dtype) * (peer.x_tilde - peer.x)
         return peer._replace(x=peer.x + moved, x_tilde=peer.x_tilde - moved)
 
     def local(self, obj: Objective, peer: A2CiD2Peer, rnd: Round) -> A2CiD2Peer:
         """A gradient event: both variables take the SGD step at x."""
-        v = self.push(obj, peer.x, peer.v)
+        v = self.push(obj, peer.x, peer.v)  # a step alike on both leaves their difference to the gossip
         return A2CiD2Peer(peer.x - self.lr * v, peer.x_tilde - self.lr * v, v)
 
     def meet(self, peer: A2CiD2Peer, got: Message, rnd: Round) -> A2CiD2Peer:

@@ -54,7 +54,7 @@ class ADPSGD(EventSGD):
 
     def local(self, obj: Objective, peer: ADPSGDPeer, rnd: Round) -> ADPSGDPeer:
         """A gradient event: x <- x - lr g(x_hat); the next gradient begins there."""
-        v = self.push(obj, peer.x_hat, peer.v)
+        v = self.push(obj, peer.x_hat, peer.v)  # the gradient was begun at x_hat; meetings have moved x since
         x = peer.x - self.lr * v
         return ADPSGDPeer(x, x, v)
 

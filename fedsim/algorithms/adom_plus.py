@@ -71,7 +71,7 @@ class ADOMPlus(ModelPeer):
     @property
     def chi(self) -> float:
         """Condition number of gossip: ||W^Q v||^2 <= (1 - 1/chi) ||v||^2 for v that sum to zero."""
-        return 1 / (1 - (1 - self.gap) ** (2 * self.gossip_steps))
+        return 1 / (1 - (1 - self.gap) ** (2 * self.gossip_steps))  # W^Q shrinks v by (1 - gap)^Q
 
     @property
     def sigma2(self) -> float:
@@ -100,11 +100,13 @@ class ADOMPlus(ModelPeer):
         eta, theta = 1 / (smooth * tau2), nu / (4 * self.sigma2)
         alpha, beta = mu / 2, 1 / (2 * smooth)
         z, z_f = self._settled(peer)
+        # the points in between at which Nesterov's acceleration takes gradients, of x and of y
         x_g = tau1 * peer.x + (1 - tau1) * peer.x_f
         y_g = self.sigma1 * peer.y + (1 - self.sigma1) * peer.y_f
         s = y_g + self.sigma1 * z + (1 - self.sigma1) * z_f
         g = mean_gradient(obj, x_g) + (self.weight_decay - nu) * x_g
-        # x+ = known + share y+, put into y+ = y + theta beta (g - y+) - theta (s / nu + x+)
+        # the box's steps on x and y are implicit: each needs the other's new value. With x+ = known + share y+ put into
+        # y+ = y + theta beta (g - y+) - theta (s / nu + x+) one linear equation for y+ is left
         known = (peer.x + eta * alpha * x_g - eta * g) / (1 + eta * alpha)
         share = eta / (1 + eta * alpha)
         y = (peer.y + theta * beta * g - theta * (s / nu + known)) / (1 + theta * beta + theta * share)
@@ -117,6 +119,7 @@ class ADOMPlus(ModelPeer):
         """z and z_f [d] after the gossip of the last round."""
         delta, zeta = 1 / (17 * self.smooth), 0.5
         z_g = self.sigma1 * peer.z + (1 - self.sigma1) * peer.z_f
+        # I - W^Q is applied to q and to s: what a peer sent less what gossip has made of it
         z = peer.z + self.gamma * delta * (z_g - peer.z) - (peer.q - peer.mixed_q)
         return z, z_g - zeta * (peer.s - peer.mixed_s)
 

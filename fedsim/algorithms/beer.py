@@ -67,10 +67,10 @@ class Beer(ModelPeer, LocalSGD):
     def local(self, obj: Objective, peer: BeerPeer, rnd: Round) -> BeerPeer:
         """x <- x + gamma (W - I) H - lr v; v <- v + gamma (W - I) G + gradient there - gradient before."""
         v, before = peer.v, peer.g
-        if rnd.index == 0:
+        if rnd.index == 0:  # the box starts from V = the full gradients
             v = before = self.bounded(peer.x, full_gradient(obj, peer.x))
         x = peer.x + self.gamma * peer.x_pull - self.rate(rnd) * v
-        g = self.bounded(x, mean_gradient(obj, x))
+        g = self.bounded(x, mean_gradient(obj, x))  # at the new x: the difference to the last one is what V tracks
         return peer._replace(x=x, v=v + self.gamma * peer.v_pull + g - before, g=g)
 
     def offer(self, peer: BeerPeer, rnd: Round) -> Message:

@@ -74,4 +74,5 @@ class ChocoSGD(ModelPeer, MomentumSGD):
 
     def mix(self, peer: ChocoSGDPeer, mixed: Message, rnd: Round) -> ChocoSGDPeer:
         """x_i <- x_half_i + gamma (sum_j w_ij x_hat_j - x_hat_i)."""
+        # over all peers the bracket sums to zero, W being doubly stochastic: gossip about copies moves no mean
         return peer._replace(x=peer.x + self.gamma * (mixed["x_hat"] - peer.x_hat))

@@ -68,6 +68,7 @@ class Continuized(ModelPeer, Dual):
     def flow(self, peer: ContinuizedPeer, dt: Tensor) -> ContinuizedPeer:
         """y' = eta (y~ - y), y~' = eta (y - y~): their mean stays, their difference shrinks by exp(-2 eta dt)."""
         eta = sqrt(self.mu / (2 * self.chi1 * self.chi2 * self.smooth))
+        # the exact solution after dt; expm1 keeps its digits where events follow each other closely
         moved = 0.5 * (-torch.expm1(-2 * eta * dt)).to(peer.y.dtype) * (peer.y_tilde - peer.y)
         return peer._replace(y=peer.y + moved, y_tilde=peer.y_tilde - moved)
 
@@ -77,6 +78,7 @@ class Continuized(ModelPeer, Dual):
 
     def meet(self, peer: ContinuizedPeer, got: Message, rnd: Round) -> ContinuizedPeer:
         """y and y~ step against the difference of the two models."""
+        # one coordinate step of the dual is one along an edge: both ends move by the difference of their primal points
         gamma, gamma_t = self.mu / 2, sqrt(self.smooth * self.mu * self.chi1 / (4 * self.chi2))
         m = peer.x - got["x"]
         return peer._replace(y=peer.y - gamma * m, y_tilde=peer.y_tilde - gamma_t * m)

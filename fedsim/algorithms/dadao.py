@@ -80,12 +80,12 @@ class DADAO(ModelPeer, StronglyConvex):
         eta, alpha, alpha_t, theta, nu = self.q / 8, self.q / 4, self.q / 8, 1 / (2 * self.q), self.nu
         return torch.tensor(
             [
-                [-eta, eta, 0, 0, 0, 0],
-                [eta, -eta, 0, 0, 0, 0],
-                [0, 0, -alpha, alpha, 0, 0],
-                [0, -theta * nu, -theta, 0, -theta, 0],
-                [0, 0, 0, 0, -alpha, alpha],
-                [0, 0, 0, 0, alpha_t, -alpha_t],
+                [-eta, eta, 0, 0, 0, 0],  # x' = eta (x~ - x)
+                [eta, -eta, 0, 0, 0, 0],  # x~' = eta (x - x~)
+                [0, 0, -alpha, alpha, 0, 0],  # y' = alpha (y~ - y)
+                [0, -theta * nu, -theta, 0, -theta, 0],  # y~' = -theta (nu x~ + y + z)
+                [0, 0, 0, 0, -alpha, alpha],  # z' = alpha (z~ - z)
+                [0, 0, 0, 0, alpha_t, -alpha_t],  # z~' = alpha~ (z - z~)
             ],
             dtype=torch.float64,
         )
@@ -104,6 +104,7 @@ class DADAO(ModelPeer, StronglyConvex):
         """A gradient event: u = grad f_i(x) - nu x - y~ moves x, x~ and y~."""
         gamma, gamma_t = 1 / (4 * self.smooth), 1 / (4 * sqrt(self.smooth * self.nu))
         delta, delta_t = self.q / 4, 1.0
+        # f_i with its weight decay, less the part nu/2 ||x||^2 of its strong convexity that y and z treat
         u = mean_gradient(obj, peer.x) + (self.weight_decay - self.nu) * peer.x - peer.y_tilde
         return peer._replace(
             x=peer.x - gamma * u, x_tilde=peer.x_tilde - gamma_t * u, y_tilde=peer.y_tilde + (delta + delta_t) * u
@@ -116,5 +117,6 @@ class DADAO(ModelPeer, StronglyConvex):
     def meet(self, peer: DADAOPeer, got: Message, rnd: Round) -> DADAOPeer:
         """z and z~ step against the difference of the two offers."""
         beta, beta_t = 0.5, 2 * self.chi1 / self.q
+        # z and z~ of the two ends move by opposite amounts, so that their sums over all peers stay zero
         m = peer.y + peer.z - got["yz"]
         return peer._replace(z=peer.z - beta * m, z_tilde=peer.z_tilde - beta_t * m)

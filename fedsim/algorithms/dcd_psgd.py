@@ -52,6 +52,7 @@ class DCDPSGD(ModelPeer, LocalSGD):
 
     def offer(self, peer: DCDPSGDPeer, rnd: Round) -> Message:
         """x_half - x = sum_j w_ij x_j - lr g - x_i [d]."""
+        # wx, the sum over the neighbours' models, is known from the last round: every copy equals its model exactly
         return {"difference": peer.wx - self.rate(rnd) * peer.g - peer.x}
 
     def publish(self, peer: DCDPSGDPeer, arrived: Message, rnd: Round) -> tuple[DCDPSGDPeer, Message]:

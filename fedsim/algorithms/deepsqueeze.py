@@ -65,6 +65,7 @@ class DeepSqueeze(ModelPeer, MomentumSGD):
     def publish(self, peer: DeepSqueezePeer, arrived: Message, rnd: Round) -> tuple[DeepSqueezePeer, Message]:
         """m <- v - q; the peer's own part of the gossip, x <- x_half - gamma q, while q is at hand."""
         q = arrived["v"]
+        # peer.x + peer.m is the v that was offered; -gamma q is the last part of gamma (W Q - Q), W Q comes with mix
         return DeepSqueezePeer(peer.x - self.gamma * q, peer.x + peer.m - q), {"q": q}
 
     def mix(self, peer: DeepSqueezePeer, mixed: Message, rnd: Round) -> DeepSqueezePeer:

@@ -21,7 +21,7 @@ from fedsim.types import Round
 
 @dataclass(frozen=True)
 class DFedAvg(ModelGossip):
-    """Decentralized federated averaging; ``gossip.ModelGossip`` holds the exchange."""
+    """Decentralized federated averaging; ``ModelGossip`` holds the exchange."""
 
     def local(self, obj: Objective, peer: PeerModel, rnd: Round) -> PeerModel:
         """K local steps v <- m v + g, y <- y - lr v from the peer's model."""

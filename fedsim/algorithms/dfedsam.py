@@ -23,7 +23,7 @@ from fedsim.types import Batch, Round
 
 @dataclass(frozen=True)
 class DFedSAM(ModelGossip):
-    """Decentralized federated averaging of sharpness-aware local steps; ``gossip.ModelGossip`` holds the exchange.
+    """Decentralized federated averaging of sharpness-aware local steps; ``ModelGossip`` holds the exchange.
 
     Attributes:
         rho: length of the ascent step, >= 0.
@@ -39,6 +39,6 @@ class DFedSAM(ModelGossip):
         """K local steps along grad(y + rho g / ||g||) from the peer's model, both gradients on the same minibatch."""
 
         def sharp(y: Tensor, batch: Batch) -> Tensor:
-            return sam_grad(obj, y, batch, self.rho, eps=1e-12)
+            return sam_grad(obj, y, batch, self.rho, eps=1e-12)  # elsewhere 1e-7; see the deviations
 
         return PeerModel(self.solve(obj, peer.x, self.rate(rnd), sharp))

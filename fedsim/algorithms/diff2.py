@@ -90,6 +90,7 @@ class Differences(Recursive):
 
     def multiplier(self, rnd: Round) -> float:
         """Noise over sensitivity in this round."""
+        # the public code's split: one round of T is an anchor, which may spend T / (u - 1) times as much as another
         split = math.sqrt((self.u - 1) / self.period) if self.anchor(rnd) and self.period > 1 else 1.0
         return split * self.noise_multiplier
 
@@ -103,6 +104,7 @@ class Differences(Recursive):
         """Standard deviation of the noise on the mean, 0 where there is none."""
         if not self.noise_multiplier:
             return 0.0
+        # the sensitivity 2 c / (n_min P): one replaced sample of the smallest client moves the mean over P most
         return self.multiplier(rnd) * 2 * bound / (rnd.smallest * rnd.population)
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
@@ -123,6 +125,7 @@ class Differences(Recursive):
 
         d = obj.sweep(add, torch.zeros_like(x)) / obj.examples
         if self.noise == "clients" and self.noise_multiplier:
+            # sqrt(P) times as much at each of P clients: the mean of the shares has the standard deviation asked for
             d = d + self.std(bound, rnd) * math.sqrt(rnd.population) * obj.noise.normal(d)
         return d
 

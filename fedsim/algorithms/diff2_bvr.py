@@ -107,6 +107,7 @@ class Diff2BVR(Differences):
         if not self.walking(rnd):
             return {"d": self.gradient(obj, got, rnd)}, client
         y = self.walk(obj, got["x"], got["v"])
+        # all clients walk, since those of a block run the same code; only the worker's rows travel
         mine = (obj.noise.client == self.worker(rnd)).view(1)
         return {"y": Owned(torch.where(mine[:, None], y, 0.0), mine)}, client
 
@@ -122,6 +123,7 @@ class Diff2BVR(Differences):
 
         def step(now: _Walk, batch: Batch) -> _Walk:
             y = now.y - self.lr * now.u
+            # u follows the gradient from y_(k-1) to y_k by clipped differences, whose bound shrinks with the step
             bound = math.inf if self.c3 is None else self.c3 * (y - now.y).norm()
             u = now.u + obj.clipped_sum(y, batch, bound, now.y) / obj.batch_size
             if self.noise_multiplier:

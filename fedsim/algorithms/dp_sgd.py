@@ -84,7 +84,7 @@ class PrivateSGD(ModelServer):
             g = obj.clipped_sum(y, batch, bound)
             if self.noise_multiplier:
                 g = g + self.noise_multiplier * bound * obj.noise.at(next(steps)).normal(g)
-            return y - lr * (g / obj.batch_size)
+            return y - lr * (g / obj.batch_size)  # the expected size: the drawn one would be let out
 
         return {"update": obj.run(step, x) - x}, client
 

@@ -96,6 +96,7 @@ class DPSRM(Recursive):
             new = obj.clipped_sum(x, batch, c1)
             return new if alpha == 1 else alpha * new + (1 - alpha) * obj.clipped_sum(x, batch, c2, before)
 
+        # how far one sample moves the sum, which the noise is a multiple of
         bound = c1 if alpha == 1 else alpha * c1 + (1 - alpha) * c2
         return {"d": minibatch_mean(obj, summed, x, self.noise_multiplier, bound, rnd)}, client
 

@@ -47,4 +47,5 @@ class DPSGD(ModelPeer, LocalSGD):
 
     def mix(self, peer: DPSGDPeer, mixed: Message, rnd: Round) -> DPSGDPeer:
         """x_i <- sum_j w_ij x_j - lr g_i."""
+        # the gradient was taken before mixing: W X - lr G(X), not W (X - lr G(X))
         return DPSGDPeer(mixed["x"] - self.rate(rnd) * peer.g, torch.zeros_like(peer.g))

@@ -81,6 +81,7 @@ class ECSGDDiana:
         """g: the mean gradient at x over the K minibatches; sends e + gamma (g - h_i + h) and g - h_i, [d] each."""
         x, gamma = got["x"], self.lr * self.lr_decay**rnd.index
         shift = mean_gradient(obj, x) - client.h
+        # the step is error-compensated, and h_i and h of before this round take the heterogeneity out of it
         return {"step": client.e + gamma * (shift + got["h"]), "shift": shift}, client
 
     def settle(self, client: ECSGDDianaClient, sent: Message, arrived: Message, rnd: Round) -> ECSGDDianaClient:
@@ -89,5 +90,6 @@ class ECSGDDiana:
 
     def server(self, server: ECSGDDianaServer, received: Message, rnd: Round) -> ECSGDDianaServer:
         """x <- x - mean step; h <- mean over all clients of the new shifts."""
+        # h is the mean over all N of h_i, of which the absent ones' do not change
         share = len(rnd.clients) / rnd.population
         return ECSGDDianaServer(server.x - received["step"], server.h + self.alpha * share * received["shift"])

@@ -78,6 +78,8 @@ class FD(ModelOwners, MomentumSGD):
         """K steps on cross-entropy + distillation from the other clients' mean; sends its own mean outputs [C, C]."""
         classes, x = len(got["owners"]), client.x
         sent = class_means(obj.sweep, lambda batch: obj.outputs(client.x, batch), classes, classes, x)
+        # the teacher is the mean of the others: this client's own part is taken out of the sums, if it sent last round;
+        # what it sent is not kept, but follows from its model, which has not moved since
         mine = (sent.mask & (client.rounds == rnd.index)).to(x.dtype) * min(rnd.index, 1)  # [C] its part of the sums
         others = got["owners"] - mine
         teacher = (got["sums"] - sent.values * mine[:, None]) / others.clamp(min=1)[:, None]

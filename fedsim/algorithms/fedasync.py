@@ -53,11 +53,13 @@ class FedAsync(ModelServer, MomentumSGD):
         x: Tensor = got["x"]
 
         def direction(y: Tensor, batch: Batch) -> Tensor:
+            # the gradient of the box's regularised loss f_i(y) + rho/2 ||y - x||^2
             return obj.grad(y, batch) + self.rho * (y - x)
 
         return {"x": self.solve(obj, x, self.rate(rnd), direction if self.rho else None)}, client
 
     def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- (1 - alpha_t) x + alpha_t y with alpha_t = alpha s(staleness)."""
+        # one arrival at a time (buffer = 1), so row 0 is the only one
         alpha = self.alpha * discounts(self.discount, self.a, self.b, received["staleness"])[0]
         return GlobalModel((1 - alpha) * server.x + alpha * received["x"][0])

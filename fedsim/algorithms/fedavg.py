@@ -62,5 +62,5 @@ class FedAvg(ModelServer, MomentumSGD):
 
     def server(self, server: FedAvgServer, received: Message, rnd: Round) -> FedAvgServer:
         """v <- beta v + mean update; x <- x + server_lr v."""
-        v = self.server_momentum * server.v + received["update"]
+        v = self.server_momentum * server.v + received["update"]  # beta = 0: the mean of the local models
         return FedAvgServer(server.x + self.server_lr * v, v)

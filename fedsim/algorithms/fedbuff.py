@@ -46,5 +46,6 @@ class FedBuff(FedAvg):
     def server(self, server: FedAvgServer, received: Message, rnd: Round) -> FedAvgServer:
         """v <- beta v + 1/K sum s(staleness) update; x <- x + server_lr v."""
         weights = discounts(self.discount, self.a, self.b, received["staleness"])
-        updates: Tensor = received["update"]
+        updates: Tensor = received["update"]  # [K, d], one row for each arrival in the buffer
+        # divided by K and not by the sum of the discounts: a stale buffer makes a small step
         return super().server(server, {"update": (weights[:, None] * updates).mean(0)}, rnd)

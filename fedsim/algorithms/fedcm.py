@@ -67,6 +67,7 @@ class FedCM(ModelServer, LocalSGD):
 
         def step(y: Tensor, batch: Batch) -> Tensor:
             g = obj.grad(y, batch)
+            # client-level momentum: G is the same for all clients and all K steps of the round
             return self.step(y, self.alpha * g + (1 - self.alpha) * got["g"], lr)
 
         return {"update": obj.run(step, x) - x, "steps": obj.steps.to(x.dtype)}, client
@@ -74,4 +75,5 @@ class FedCM(ModelServer, LocalSGD):
     def server(self, server: FedCMServer, received: Message, rnd: Round) -> FedCMServer:
         """G <- -mean update / (K lr); x <- x + server_lr * mean update."""
         update = received["update"]
+        # K local steps along -G, with the lr by which the clients just stepped, would have made this update
         return FedCMServer(server.x + self.server_lr * update, -update / (received["steps"] * self.rate(rnd)))

@@ -65,13 +65,16 @@ class FedDyn(ModelServer, LocalSGD):
         x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
+            # gradient of the dynamically regularised risk of the box: linear term -<s_i, y>, proximal term alpha
             return self.step(y, obj.grad(y, batch) - client.s + self.alpha * (y - x), lr)
 
         update = obj.run(step, x) - x
+        # where the subproblem is solved, grad f_i(y) = s_i - alpha (y - x), which becomes the next s_i
         return {"update": update}, FedDynClient(client.s - self.alpha * update)
 
     def server(self, server: FedDynServer, received: Message, rnd: Round) -> FedDynServer:
         """h <- h - (alpha/N) sum_S (y_i - x); x <- mean_S y_i - h / alpha."""
         update = received["update"]
+        # h is the mean over all N of s_i, of which the absent ones' do not change: 1/N, not 1/|S|
         h = server.h - self.alpha * update * len(rnd.clients) / rnd.population
         return FedDynServer(server.x + update - h / self.alpha, h)

@@ -71,13 +71,16 @@ class FedGAMMA(LocalSGD):
         x, c, lr = got["x"], got["c"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
+            # SCAFFOLD's correction of the gradient after the ascent; the ascent itself is along the plain gradient
             return self.step(y, sam_grad(obj, y, batch, self.rho) - client.c + c, lr)
 
         update = obj.run(step, x) - x
+        # SCAFFOLD's option 2: c_i+ = c_i - c + (x - y_K) / (K lr)
         renewed = client.c - c - update / obj.steps / lr
         return {"update": update, "c": renewed - client.c}, FedGAMMAClient(renewed)
 
     def server(self, server: FedGAMMAServer, received: Message, rnd: Round) -> FedGAMMAServer:
         """x <- x + server_lr * mean_S update; c <- c + (1/N) sum_S (c_i+ - c_i)."""
         x = server.x + self.server_lr * received["update"]
+        # mean_S (c_i+ - c_i) |S| / N: c stays the mean over all N clients
         return FedGAMMAServer(x, server.c + received["c"] * len(rnd.clients) / rnd.population)

@@ -46,7 +46,7 @@ class FedGH(SharedHead, MomentumSGD):
 
     def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
         """Trains extractor and header; sends the mean representation [C, f] of the classes that it owns."""
-        body, _ = obj.split(client.x)
+        body, _ = obj.split(client.x)  # the header that it trained last is thrown away
         x = self.solve(obj, obj.join(body, got["head"]), self.rate(rnd))
         classes, width = got["head"].shape[0], got["head"].shape[1] - 1
         means = class_means(obj.sweep, lambda batch: obj.features(x, batch), classes, width, x)
@@ -57,8 +57,8 @@ class FedGH(SharedHead, MomentumSGD):
         theta, lr = server.head, self.header_lr * self.lr_decay**rnd.index
         values, mask = received["representations"]  # [c, C, f], [c, C]
         for client, label in mask.nonzero().tolist():
-            r = torch.cat([values[client, label], theta.new_ones(1)])
+            r = torch.cat([values[client, label], theta.new_ones(1)])  # 1 for the bias
             error = torch.softmax(theta @ r, 0)
-            error[label] -= 1
+            error[label] -= 1  # softmax - onehot, the gradient of the cross-entropy by the logits
             theta = theta - lr * error[:, None] * r
         return GlobalHead(theta)

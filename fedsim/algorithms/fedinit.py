@@ -58,6 +58,7 @@ class FedInit(ModelServer, LocalSGD):
         def step(y: Tensor, batch: Batch) -> Tensor:
             return self.descend(obj, y, batch, lr)
 
+        # the relaxed initialization of the box: away from where this client ended last
         y = obj.run(step, x + self.beta * (x - client.y))
         return {"update": y - x}, FedInitClient(y)
 

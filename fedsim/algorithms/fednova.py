@@ -67,12 +67,13 @@ class FedNova(ModelServer, MomentumSGD):
         def step(now: Carry, batch: Batch) -> Carry:
             pull = self.mu * (now.y - x)
             along = self.momentum * now.v + self.bounded(now.y, obj.grad(now.y, batch) + pull)
+            # the counters follow the weights: a new gradient enters with 1 and, by momentum, with m, m^2, ... later on
             c = self.momentum * now.c + 1
-            a = (1 - lr * self.mu) * now.a + c
-            return Carry(now.y - lr * along, along - pull, c, a)
+            a = (1 - lr * self.mu) * now.a + c  # the proximal term shrinks what has entered before
+            return Carry(now.y - lr * along, along - pull, c, a)  # the buffer remembers no proximal term
 
         end = obj.run(step, Carry(x, torch.zeros_like(x), x.new_zeros(()), x.new_zeros(())))
-        tau = obj.steps.to(x.dtype) if self.mu else end.a
+        tau = obj.steps.to(x.dtype) if self.mu else end.a  # as the authors' code has it
         return {"direction": (x - end.y) / end.a, "tau": tau}, client
 
     def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:

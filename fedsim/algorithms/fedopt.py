@@ -67,6 +67,7 @@ class _FedOpt(ModelServer, MomentumSGD):
 
     def _step(self, server: FedOptServer, update: Tensor, v: Tensor) -> FedOptServer:
         """m <- beta1 m + (1 - beta1) D; x <- x + server_lr m / (sqrt(v) + tau), D the mean update [d]."""
+        # the mean update D is taken for the server's negative gradient, which is why x moves by plus m
         m = self.beta1 * server.m + (1 - self.beta1) * update
         return FedOptServer(server.x + self.server_lr * m / (v.sqrt() + self.tau), m, v)
 
@@ -108,6 +109,7 @@ class FedYogi(_FedOpt):
     def server(self, server: FedOptServer, received: Message, rnd: Round) -> FedOptServer:
         """v <- v - (1 - beta2) D^2 sign(v - D^2); then m and x."""
         d2 = received["update"] ** 2
+        # v sinks by at most (1 - beta2) D^2 a round, where Adam's sinks by a share of v itself
         return self._step(server, received["update"], server.v - (1 - self.beta2) * d2 * (server.v - d2).sign())
 
 
@@ -116,7 +118,7 @@ class FedAdagrad(_FedOpt):
     """Adagrad on the server.
 
     Attributes:
-        beta1: as in the other variants; 0 in the paper.
+        beta1: momentum of the server, in [0, 1); 0 in the paper.
     """
 
     beta1: float = 0.0

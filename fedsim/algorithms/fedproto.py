@@ -74,15 +74,16 @@ class FedProto(ModelOwners, MomentumSGD):
 
     def server(self, server: FedProtoServer, received: Message, rnd: Round) -> FedProtoServer:
         """Prototype of a class <- mean over the clients that own it."""
-        values, had = received["prototypes"]
+        values, had = received["prototypes"]  # a mean of ``Owned`` rows is over those who own them
         return FedProtoServer(torch.where(had[:, None], values, server.prototypes), had | server.known)
 
     def own(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> Tensor:
-        """The client's model [d]; the nearest prototype is the largest of 2 p.r - ||p||^2, which is linear in r."""
+        """The client's model [d], for ``prototype`` with a head whose largest output is the nearest prototype's."""
         if self.predict == "head":
             return client.x
         prototypes, known = got["prototypes"]
         body, head = obj.split(client.x)
+        # ||r - p||^2 = ||r||^2 - (2 p.r - ||p||^2): the nearest prototype is the largest logit of this linear layer
         bias = torch.where(known, -prototypes.square().sum(1), FAR)
         nearest = torch.cat([2 * prototypes, bias[:, None]], 1)
         return obj.join(body, torch.where(known.any(), nearest, head))

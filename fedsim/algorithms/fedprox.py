@@ -47,6 +47,7 @@ class FedProx(ModelServer, MomentumSGD):
         x: Tensor = got["x"]
 
         def direction(y: Tensor, batch: Batch) -> Tensor:
+            # the gradient of the box's local objective f_i(y) + mu/2 ||y - x||^2
             return obj.grad(y, batch) + self.mu * (y - x)
 
         return {"update": self.solve(obj, x, self.rate(rnd), direction) - x}, client

@@ -43,6 +43,6 @@ class FedRep(FedPer):
         def along_body(body: Tensor, batch: Batch) -> Tensor:
             return obj.split(obj.grad(obj.join(body, head), batch))[0]
 
-        for _ in range(self.head_passes):
+        for _ in range(self.head_passes):  # first the head, to the base as it came
             head = self.solve(obj, head, lr, along_head)
         return {"body": self.solve(obj, body, lr, along_body) - body}, FedPerClient(head)

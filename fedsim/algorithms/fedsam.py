@@ -45,6 +45,7 @@ class FedSAM(ModelServer, LocalSGD):
         x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
+            # both gradients on the same minibatch; the ascent is free of clipping and weight decay
             return self.step(y, sam_grad(obj, y, batch, self.rho), lr)
 
         return {"update": obj.run(step, x) - x}, client

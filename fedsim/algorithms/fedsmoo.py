@@ -74,8 +74,10 @@ class FedSMOO(LocalSGD):
 
         def step(now: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
             y, mu = now
+            # the ascent is drawn towards the common s by the dual variable mu_i, which every local step renews
             e = ascent(obj.grad(y, batch) - mu - s, self.rho)
             g = obj.grad(y + e, batch)
+            # h_i = -s_i / alpha in FedDyn's letters: g - s_i + alpha (y - x)
             return self.step(y, g + self.alpha * (y - x + client.h), lr), mu + e - s
 
         y, mu = obj.run(step, (x, client.mu))
@@ -84,6 +86,7 @@ class FedSMOO(LocalSGD):
     def server(self, server: FedSMOOServer, received: Message, rnd: Round) -> FedSMOOServer:
         """h <- mean over all N of h_i; x <- mean_S y_i + h; s <- rho mean_S mu_i / ||mean_S mu_i||."""
         update, mu = received["update"], received["mu"]
+        # h is the mean over all N of h_i, of which the absent ones' do not change: 1/N, not 1/|S|
         h = server.h + update * len(rnd.clients) / rnd.population
         s = self.rho * mu / mu.norm().clamp(min=1e-12)
         return FedSMOOServer(server.x + update + h, h, s)

@@ -45,6 +45,9 @@ class FedSpeedClient(NamedTuple):
 class FedSpeed(ModelServer, LocalSGD):
     """FedSpeed with the correction of all clients or of the active ones.
 
+    What it inherits: ``ModelServer`` broadcasts x; ``LocalSGD`` has lr, lr_decay, weight_decay and clip, and its
+    ``step(y, direction, lr)`` is y - lr direction, the direction clipped, then with weight decay.
+
     Attributes:
         lam: lambda, the proximal term is 1/(2 lambda) ||y - x||^2, > 0; a local step needs lr (L + 1/lambda) < 2.
         rho: ascent step, >= 0: its length if ``normalize``, else the factor on the gradient.
@@ -84,13 +87,16 @@ class FedSpeed(ModelServer, LocalSGD):
 
         def step(y: Tensor, batch: Batch) -> Tensor:
             g1 = obj.grad(y, batch)
+            # the extra ascent step goes along the plain gradient: neither correction nor proximal term enter it
             e = ascent(g1, self.rho, eps=1e-12) if self.normalize else self.rho * g1
-            g2 = obj.grad(y + e, batch)
+            g2 = obj.grad(y + e, batch)  # on the same minibatch
             g = (1 - self.alpha) * g1 + self.alpha * g2
+            # the proximal term pulls y back to x, which alone would bias where clients end; g_hat takes that out
             return self.step(y, g - client.g_hat + (y - x) / self.lam, lr)
 
         update = obj.run(step, x) - x
-        g_hat = client.g_hat - update / self.lam
+        g_hat = client.g_hat - update / self.lam  # once a round, by where the K steps ended
+        # the box uploads y - lambda g_hat with the new g_hat; less x, which the server knows
         sent = update if self.correction == "all" else update - self.lam * g_hat
         return {"update": sent}, FedSpeedClient(g_hat)
 
@@ -99,20 +105,24 @@ class FedSpeed(ModelServer, LocalSGD):
         update = received["update"]
         if self.correction == "active":
             return FedSpeedServer(server.x + update, server.h)
+        # -lambda g_hat_i is the sum of client i's updates, so the mean over all N grows by 1/N sum_S (y_i - x)
         h = server.h + update * len(rnd.clients) / rnd.population
         return FedSpeedServer(server.x + update + h, h)
 
 
 def fedspeed(
     lr: float,
-    lr_decay: float = 1.0,
-    weight_decay: float = 0.0,
-    clip: float | None = None,
-    lam: float = 10.0,
-    rho: float = 0.1,
-    alpha: float = 1.0,
-    normalize: bool = True,
-    server: Literal["all", "active"] = "all",
+    lr_decay: float = FedSpeed.lr_decay,
+    weight_decay: float = FedSpeed.weight_decay,
+    clip: float | None = FedSpeed.clip,
+    lam: float = FedSpeed.lam,
+    rho: float = FedSpeed.rho,
+    alpha: float = FedSpeed.alpha,
+    normalize: bool = FedSpeed.normalize,
+    server: Literal["all", "active"] = FedSpeed.correction,
 ) -> FedSpeed:
-    """FedSpeed: prox-correction and an extra ascent step. The key ``server`` is ``correction`` of the class."""
-    return FedSpeed(lr, lr_decay, weight_decay, clip, lam, rho, alpha, normalize, server)
+    """FedSpeed: prox-correction and an extra ascent step. The key ``server`` is ``correction`` of the class.
+
+    A field of that name would hide the method ``server``.
+    """
+    return FedSpeed(lr, lr_decay, weight_decay, clip, lam, rho, alpha, normalize, correction=server)

@@ -33,6 +33,7 @@ def mutual(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, *, wei
     """What turns cross-entropy into weight * cross-entropy + (1 - weight) * KL(teacher || outputs), [..., m]."""
     log_p, log_q = torch.log_softmax(teacher, -1), torch.log_softmax(outputs, -1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    # the objective has the cross-entropy with weight 1 already
     return (1 - weight) * (kl - cross_entropy(outputs, y))
 
 
@@ -63,6 +64,7 @@ class FML(ModelOwners, ModelServer, MomentumSGD):
         lr, shared = self.rate(rnd), obj.of(self.common)
 
         def step(now: _Pair, batch: Batch) -> _Pair:
+            # both opinions are of before the step: neither model teaches with what it learns in it
             mine, theirs = obj.outputs(now.own, batch), shared.outputs(now.shared, batch)
             own = obj.plus(partial(mutual, weight=self.alpha), lambda batch: (theirs,))
             common = shared.plus(partial(mutual, weight=self.beta), lambda batch: (mine,))

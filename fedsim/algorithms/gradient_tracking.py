@@ -53,6 +53,7 @@ class GradientTracking(ModelPeer, LocalSGD):
     def local(self, obj: Objective, peer: GradientTrackingPeer, rnd: Round) -> GradientTrackingPeer:
         """y <- y + g - the g before, g the mean gradient at x over the K minibatches."""
         g = self.bounded(peer.x, mean_gradient(obj, peer.x))
+        # g starts at zero, so that the first y is the first gradient; from then on mean y = mean g over all peers
         return GradientTrackingPeer(peer.x, peer.y + g - peer.g, g)
 
     def offer(self, peer: GradientTrackingPeer, rnd: Round) -> Message:

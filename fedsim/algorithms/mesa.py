@@ -40,6 +40,7 @@ class MesaServer(NamedTuple):
 
 def pull(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, *, lam: float, tau: float) -> Tensor:
     """lam tau^2 KL(softmax(teacher / tau) || softmax(outputs / tau)), [..., m], of outputs and teachers [..., m, C]."""
+    # the gradient of the divergence shrinks like 1 / tau^2, which the factor makes up for
     log_p, log_q = torch.log_softmax(teacher / tau, -1), torch.log_softmax(outputs / tau, -1)
     return lam * tau**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -93,7 +94,7 @@ class Mesa(Around):
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         """The method's work on the loss with the term."""
         if "teacher" in got:
-            term = partial(pull, lam=self.lam, tau=self.tau)
+            term = partial(pull, lam=self.lam, tau=self.tau)  # its gradient flows through the client's outputs only
             obj = obj.plus(term, lambda batch, plain=obj: (plain.outputs(got["teacher"], batch),))  # type: ignore[misc]
         return self.base.local(obj, client, got, rnd)
 

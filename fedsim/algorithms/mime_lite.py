@@ -58,6 +58,7 @@ class MimeLite(ModelServer, LocalSGD):
         x, m, lr = got["x"], got["m"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
+            # m is the server's: the same in every local step of every client of the round
             return self.step(y, (1 - self.beta) * obj.grad(y, batch) + self.beta * m, lr)
 
         update = obj.run(step, x) - x
@@ -65,5 +66,6 @@ class MimeLite(ModelServer, LocalSGD):
 
     def server(self, server: MimeLiteServer, received: Message, rnd: Round) -> MimeLiteServer:
         """x <- mean y; m <- (1 - beta) mean full gradient at the old x + beta m."""
+        # the statistics of the base optimizer are renewed by full gradients at the model that was sent, in one step
         m = (1 - self.beta) * received["gradient"] + self.beta * server.m
         return MimeLiteServer(server.x + received["update"], m)

@@ -68,7 +68,7 @@ class MoFedSAM(ModelServer, LocalSGD):
         x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
-            g2 = sam_grad(obj, y, batch, self.rho)
+            g2 = sam_grad(obj, y, batch, self.rho)  # in the place of FedCM's g; the ascent knows nothing of G
             return self.step(y, self.alpha * g2 + (1 - self.alpha) * got["g"], lr)
 
         return {"update": obj.run(step, x) - x, "steps": obj.steps.to(x.dtype)}, client
@@ -76,4 +76,5 @@ class MoFedSAM(ModelServer, LocalSGD):
     def server(self, server: MoFedSAMServer, received: Message, rnd: Round) -> MoFedSAMServer:
         """G <- -mean update / (K lr); x <- x + server_lr * mean update."""
         update = received["update"]
+        # as in FedCM: K local steps of length lr along -G would have made this update
         return MoFedSAMServer(server.x + self.server_lr * update, -update / (received["steps"] * self.rate(rnd)))

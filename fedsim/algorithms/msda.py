@@ -78,11 +78,12 @@ class MSDA(Dual):
 
     def local(self, obj: Objective, peer: MSDAPeer, rnd: Round) -> MSDAPeer:
         """The last round's step with what gossip has left of theta, then the new theta."""
+        # c1 is the K-th power of the paper's, by which K exchanges of Chebyshev gossip narrow the spectrum
         c1 = ((1 - sqrt(self.gamma)) / (1 + sqrt(self.gamma))) ** self.gossip_steps
         eta = self.mu * (1 + c1**2) / (1 + c1) ** 2
         root = (1 + c1) * sqrt(self.smooth / self.mu)
         momentum = (root - (1 - c1)) / (root + (1 - c1))
-        y = peer.x - eta * (peer.theta - peer.mixed)
+        y = peer.x - eta * (peer.theta - peer.mixed)  # I - P_K(W), applied to theta
         x = (1 + momentum) * y - momentum * peer.y
         theta = self.primal(obj, peer.theta, x)
         return MSDAPeer(theta, x, y, theta, theta, torch.ones_like(peer.omega))
@@ -94,6 +95,7 @@ class MSDA(Dual):
     def mix(self, peer: MSDAPeer, mixed: Message, rnd: Round) -> MSDAPeer:
         """One more Chebyshev polynomial: P_{k+1} = omega W P_k + (1 - omega) P_{k-1}."""
         omega = peer.omega
+        # the weights follow from those of Chebyshev polynomials; the first exchange is plain W (omega = 1)
         ahead = 1 / (1 - (1 - self.gap) ** 2 / 4 * torch.where(omega > 1, omega, 2.0))
         after = omega * mixed["theta"] + (1 - omega) * peer.before
         return peer._replace(mixed=after, before=peer.mixed, omega=ahead)

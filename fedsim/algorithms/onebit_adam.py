@@ -116,6 +116,7 @@ class OneBitAdam(ModelServer):
         g = mean_gradient(obj, got["x"])
         if self.warm(rnd):
             return {"gradient": g}, client
+        # m is the last decoded global momentum, the same at every client; the channel compresses what comes out
         return {"momentum": self.beta1 * got["momentum"] + (1 - self.beta1) * g}, client
 
     def server(self, server: OneBitAdamServer, received: Message, rnd: Round) -> OneBitAdamServer:
@@ -125,8 +126,9 @@ class OneBitAdam(ModelServer):
             g = received["gradient"]
             m, v = self.beta1 * m + (1 - self.beta1) * g, self.beta2 * v + (1 - self.beta2) * g.square()
         else:
+            # the server compresses once more, with an error of its own, so that one bit an entry goes down too
             m, memory, _ = self.onion.send(received["momentum"], memory, _no_noise)
-        step = m / (v.sqrt() + self.eps)
+        step = m / (v.sqrt() + self.eps)  # no bias correction, as in the authors' code
         if not self.warm(rnd):
             step = torch.where(v > self.floor**2 * v.mean(), step, 0.0)
         lr = self.lr * self.lr_decay**rnd.index

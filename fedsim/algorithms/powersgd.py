@@ -105,11 +105,13 @@ class PowerSGD:
         if rnd.index % 2:
             p = {name: got[f"p.{name}"] for name in client.p}
             matrices = obj.views(client.whole)
+            # the second half of the power step: Q_i = M_i' P with the orthogonalised mean P
             return {f"q.{name}": _matrix(matrices[name]).t() @ p[name] for name in p}, PowerSGDClient(client.whole, p)
         x = got["x"]
         q = {name: got[f"q.{name}"] for name in client.p}
         g = obj.views(mean_gradient(obj, x))
         old = obj.views(client.whole)
+        # error feedback (Algorithm 2): what the last low-rank step P Q' left of the gradient joins the new one
         whole = {
             name: t + (old[name] - (client.p[name] @ q[name].t()).view(t.shape) if name in q else 0)
             for name, t in g.items()
@@ -121,9 +123,10 @@ class PowerSGD:
     def server(self, server: PowerSGDServer, received: Message, rnd: Round) -> PowerSGDServer:
         """Even rounds: P <- orthogonal basis of mean P_i; odd: x <- x - lr (momentum of P (mean Q_i)')."""
         if rnd.index % 2 == 0:
+            # the mean over the clients comes first, then one orthogonalisation that all of them share
             p = {name: torch.linalg.qr(received[f"p.{name}"]).Q for name in server.p}
             return server._replace(p=p, plain={name: received[f"plain.{name}"] for name in server.plain})
-        q = {name: received[f"q.{name}"] for name in server.q}
+        q = {name: received[f"q.{name}"] for name in server.q}  # warm start: the next power step begins here
         g = {name: server.p[name] @ q[name].t() if name in q else server.plain[name] for name in server.v}
         v = {name: self.momentum * old + g[name].view(old.shape) for name, old in server.v.items()}
         lr = self.lr * self.lr_decay ** (rnd.index // 2)

@@ -99,7 +99,7 @@ class PrivateSpiderBoost(Recursive):
             d = sampled_mean(obj, lambda batch: obj.clipped_sum(x, batch, l0), x, self.anchor_rate, z, l0, rnd)
         else:
             bound: Tensor | float = math.inf if self.l1 is None else self.l1 * (x - before).norm()
-            if self.l0 is not None:
+            if self.l0 is not None:  # two gradients of norm at most L0 differ by at most 2 L0
                 bound = torch.clamp(torch.as_tensor(bound, dtype=x.dtype, device=x.device), max=2 * self.l0)
             summed = lambda batch: obj.clipped_sum(x, batch, bound, before)  # noqa: E731
             d = minibatch_mean(obj, summed, x, self.noise_multiplier, bound, rnd)

@@ -71,6 +71,7 @@ class Relaxed(Around):
 
     def local(self, obj: Objective, client: RelaxedClient, got: Message, rnd: Round) -> tuple[Message, RelaxedClient]:
         """The method's local work from x + beta (x - y_last); sends what the method sends."""
+        # whatever the method computes from the model that it received, it computes from the start
         start = got["x"] + self.beta * (got["x"] - client.y)
         message, state = self.base.local(obj, client.base, {**got, "x": start}, rnd)
         return message, RelaxedClient(state, start + message["update"])

@@ -73,6 +73,7 @@ class Scaffold(LocalSGD):
             return self.step(y, obj.grad(y, batch) - client.c + c, lr)
 
         update = obj.run(step, x) - x
+        # option 2: c_i+ = c_i - c + (x - y_K) / (K lr), the mean gradient along the client's path
         renewed = self._at(obj, x) if self.option == 1 else client.c - c - update / obj.steps / lr
         return {"update": update, "c": renewed - client.c}, ScaffoldClient(renewed)
 
@@ -84,4 +85,5 @@ class Scaffold(LocalSGD):
     def server(self, server: ScaffoldServer, received: Message, rnd: Round) -> ScaffoldServer:
         """x <- x + server_lr * mean_S update; c <- c + (1/N) sum_S (c_i+ - c_i)."""
         x = server.x + self.server_lr * received["update"]
+        # mean_S (c_i+ - c_i) |S| / N: c stays the mean over all N clients
         return ScaffoldServer(x, server.c + received["c"] * len(rnd.clients) / rnd.population)

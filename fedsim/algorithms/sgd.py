@@ -53,7 +53,7 @@ class SGD(ModelServer):
 
     def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- x - lr * mean gradient."""
-        g = received["gradient"]
+        g = received["gradient"]  # for step=client already times the learning rate
         return GlobalModel(server.x - (g if self.step == "client" else self.rate(rnd) * g))
 
     def rate(self, rnd: Round) -> float:

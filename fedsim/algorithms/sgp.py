@@ -47,6 +47,7 @@ class SGP(LocalSGD):
     def local(self, obj: Objective, peer: SGPPeer, rnd: Round) -> SGPPeer:
         """x <- x - lr g, g the mean gradient at z over the K minibatches."""
         z = self.model(peer)
+        # the step is on the biased x, by the gradient at the de-biased z
         return SGPPeer(peer.x - self.rate(rnd) * self.bounded(z, mean_gradient(obj, z)), peer.w)
 
     def offer(self, peer: SGPPeer, rnd: Round) -> Message:

@@ -21,14 +21,14 @@ from fedsim.types import Message, Round
 
 
 class PeerModel(NamedTuple):
-    """What a peer keeps."""
+    """What a peer keeps that keeps nothing but its model."""
 
     x: Tensor  # [d] its model
 
 
 @dataclass(frozen=True)
 class ModelGossip(ModelPeer, MomentumSGD):
-    """Peers with a model of their own, which they average with those of their neighbours.
+    """Peers with a model of their own, which they average with those of their neighbours after their local work.
 
     Attributes:
         gossip_steps: Q, exchanges in a round, >= 1; Q of them are one with W^Q.

@@ -74,6 +74,7 @@ def sampled_mean(
         m = batch.y.shape[0]
         if rate < 1:
             drawn = obj.noise.at(next(chunks)).uniform(batch.y.new_empty(CHUNK, dtype=torch.float64))[:m]
+            # each example comes with probability ``rate`` by a draw of its own: Poisson sampling
             taken = (drawn + 2.0**-24 <= rate).to(like.dtype)  # multiples of 2^-24: never likelier than the rate
             batch = batch._replace(mask=taken if batch.mask is None else batch.mask * taken)
         return total + summed(batch)
