@@ -53,7 +53,7 @@ from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.links import check_links
 from fedsim.privacy.local import LocalNoise
-from fedsim.privacy.matrix_mechanism import factorise
+from fedsim.privacy.matrix_mechanism import banded_factor
 from fedsim.schedule import All
 from fedsim.traits import Traits
 from fedsim.traits.declared import traits_of
@@ -443,7 +443,7 @@ MECHANISMS: dict[str, Callable[[float], Any]] = {
     "central": lambda z: CentralNoise(Sends(lr=0.1), CLIP, z, 2),
     "central of a larger cohort": lambda z: CentralNoise(Sends(lr=0.1), CLIP, z, 2, 2, 100),
     "adaptive": lambda z: AdaptiveNoise(Sends(lr=0.1), CLIP, z, 2, bits_std=2.0),
-    "banded": lambda z: BandedNoise(Sends(lr=0.1), CLIP, z, 2, factorise(3, 2), 2),
+    "banded": lambda z: BandedNoise(Sends(lr=0.1), CLIP, z, 2, banded_factor(3, 2), 2),
     "local": lambda z: LocalNoise(Sends(lr=0.1), CLIP, z),
 }
 """Around what is sent. The discrete sum takes no layer; the norm of its integers is checked where they are drawn."""
@@ -488,5 +488,5 @@ def test_one_client_moves_what_is_let_out_by_no_more_than_the_noise_is_made_for(
         for channel in channels
     }
     assert {layers: value for layers, value in found.items() if value > 1 + LEEWAY} == {}
-    near = factorise(3, 2).noise_coefficients[0, 0] if name == "banded" else 1.0  # one round of three
+    near = banded_factor(3, 2).noise_coefficients[0, 0] if name == "banded" else 1.0  # one round of three
     assert found["none"] > near - LEEWAY, "the bound is reached"
