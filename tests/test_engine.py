@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
-from fedsim.algorithms.fedavg import FedAvg, ServerState
+from fedsim.algorithms.fedavg import FedAvg, FedAvgServer
 from fedsim.assembly.prepare import prepare
 from fedsim.data import Dataset, Split
 from fedsim.data.augment import Augment
@@ -141,9 +141,9 @@ class ManyFields(FedAvg):
         kinds = {"n": obj.examples, "flag": obj.examples > 10, "same": torch.arange(4), "half": obj.examples.half() / 2}
         return {**message, **kinds, "matrix": obj.examples * torch.ones(2, 3), "nothing": torch.zeros(0)}, ()
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedAvgServer, received: Message, rnd: Round) -> FedAvgServer:
         parts = [received[k].reshape(-1) for k in ("n", "flag", "same", "half", "matrix", "nothing")]
-        return ServerState(server.x, torch.cat(parts))
+        return FedAvgServer(server.x, torch.cat(parts))
 
 
 @pytest.mark.parametrize("options", KERNELS, ids=str)
@@ -220,8 +220,8 @@ class Drifts(FedAvg):
 
 @dataclass(frozen=True)
 class CountsOnTheServer(FedAvg):
-    def server(self, server: ServerState, received: Message, rnd: Round) -> Any:
-        return ServerState(server.x, rnd.index)  # type: ignore[arg-type]
+    def server(self, server: FedAvgServer, received: Message, rnd: Round) -> Any:
+        return FedAvgServer(server.x, rnd.index)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", KERNELS, ids=str)
