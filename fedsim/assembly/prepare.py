@@ -17,13 +17,13 @@ from fedsim.assembly.checks import is_peers, require_classes, require_fit, requi
 from fedsim.assembly.choose import choose
 from fedsim.assembly.known import require_known
 from fedsim.assembly.prepared import Prepared
-from fedsim.assembly.rehearsal import broadcasts, messages, offers
 from fedsim.assembly.uses import uses
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.order import check_fields
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError, require
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.tree import tensors
 from fedsim.kernels.kernel import Kernel
@@ -33,9 +33,10 @@ from fedsim.partition import Population
 from fedsim.pool.begun import Begun
 from fedsim.pool.engine import Engine
 from fedsim.pool.local_part import LocalPart
+from fedsim.pool.rehearsal import broadcasts, messages, offers
 from fedsim.pool.worker import Setup
 from fedsim.runs.events import Graphs
-from fedsim.runs.rounds import Memory
+from fedsim.runs.start import Memory
 from fedsim.topology import Topology
 from fedsim.traits.declared import traits_of
 from fedsim.types import State
@@ -150,7 +151,7 @@ def _ends(setup: Setup, channel: Channel, state: State, layout: Layout, rounds: 
     check_fields("channel", channel.layers, set(sample))
     mine, theirs = channel.init(sample), channel.init_server(sample)
     if channel:
-        noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+        noise = noises(setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
         arrived, *_ = channel.send(sample, mine, noise, tuple(layout.sizes))
         channel.receive(arrived, theirs, 1.0, tuple(layout.sizes))
     return Memory(mine, {}, theirs)
@@ -164,7 +165,7 @@ def _memories(
     The messages are rehearsed, so that an impossible layer says so now.
     """
     channel, downlink = setup.uplink, setup.downlink
-    noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+    noise = noises(setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
     later = traits_of(setup.algorithm).compresses  # after a warm-up, perhaps beyond the last round
