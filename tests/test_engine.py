@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
+from fedsim import Engine, Evaluate, Local, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg, ServerState
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.data import Dataset, Split
 from fedsim.data.augment import Augment
 from fedsim.errors import ClientError, InputError
 from fedsim.models import cnn, mlp
 from fedsim.objective import Objective
 from fedsim.partition import Natural, Population
-from fedsim.runs.rounds import Orchestrator
 from fedsim.types import Message, Round
 
 SIZES = (40, 16, 9, 33, 2, 1, 17, 28)
@@ -116,21 +116,11 @@ class Turns:
 def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
     """The plan sorts clients by work and pads lonely ones; the store must not notice."""
     data, engine, local = ragged(), Engine(backend="serial", **options), Local(batch_size=8)
-    prepared = prepare(Remembers(lr=0.05), data, Natural().split(data, 0), [mlp], local, Mean(), engine, 0)
-    backend = prepared.start(engine)
     n, turns = len(SIZES), Turns()
-    orchestrator = Orchestrator(
-        prepared.setup,
-        backend,
-        turns,
-        Evaluate(every=99),
-        prepared.x0,
-        prepared.rows,
-        prepared.memory,
-        blocks=prepared.blocks,
-        jobs=engine.jobs,
-        rounds=99,
-    )
+    parts = Parts(Remembers(lr=0.05), data, Natural(), mlp, 99, turns, local, engine=engine)
+    assembled = assemble(parts, data)
+    backend = assembled.start()
+    orchestrator = assembled.orchestrator(backend, Evaluate(every=99))
     count, last = np.zeros(n, dtype=np.int64), np.full((n, 2), -1.0)
     for t in range(2 * n + 3):
         orchestrator.step()
@@ -327,7 +317,7 @@ def test_nothing_to_train_or_evaluate_on(change: dict[str, Any], partition: Give
 def test_workers_can_use_the_samples_where_they_lie(dtype: Any) -> None:
     """In the run's dtype and aligned, so that no worker makes a copy of the data set for itself."""
     data, engine = ragged((37,)), Engine(backend="serial", dtype=dtype)
-    prepared = prepare(FedAvg(lr=0.1), data, Natural().split(data, 0), [mlp], Local(), Mean(), engine, 0)
+    prepared = assemble(Parts(FedAvg(lr=0.1), data, Natural(), mlp, 1, engine=engine), data).prepared
     worker: Any = prepared.start(engine)
     x = prepared.setup.train.x
     assert x.dtype == dtype

@@ -78,8 +78,8 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         InputError: one line per unknown key, wrong type or value out of range, over the whole configuration.
     """
     from fedsim.aggregate import Aggregate
-    from fedsim.assembly.parts import missing as missing_in
-    from fedsim.assembly.parts import protocol_of
+    from fedsim.assembly.roles import missing as missing_in
+    from fedsim.assembly.roles import protocol_of
     from fedsim.data import Dataset, Source
     from fedsim.evaluate import Evaluate
     from fedsim.local import Local

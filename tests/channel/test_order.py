@@ -15,7 +15,7 @@ from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.qsgd import QSGD
 from fedsim.channel.topk import TopK
-from fedsim.cli.main import with_own_classes
+from fedsim.cli.argv import with_own_classes
 from fedsim.errors import InputError
 from tests.test_cli import ROOT, composed, main, options, problems  # noqa: F401 - main is a fixture
 
