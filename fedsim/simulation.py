@@ -155,26 +155,9 @@ def simulate(
         ClientError: a client's computation failed.
     """
     begun = time.perf_counter()
-    parts = Parts(
-        algorithm=algorithm,
-        data=data,
-        partition=partition,
-        model=model,
-        rounds=rounds,
-        schedule=schedule,
-        local=local,
-        aggregate=aggregate,
-        topology=topology,
-        channel=channel,
-        downlink=downlink,
-        privacy=privacy,
-        engine=engine,
-        evaluate=evaluate,
-        checkpoint=checkpoint,
-        seed=seed,
-        trajectory=trajectory,
-        events=events,
-    )
+    method = (algorithm, data, partition, model, rounds, schedule, local, aggregate)
+    links = (topology, channel, downlink, privacy)
+    parts = Parts(*method, *links, engine, evaluate, checkpoint, seed, trajectory, events)
     require_kind(progress, "progress", bool, "be True or False")
     require_place(run_dir, config, resume)
     with ExitStack() as stack:
@@ -206,17 +189,9 @@ def simulate(
         status, message = play(history)
         final = assembled.prepared.module(run.model())  # before anything says that the run has finished
         summary = history.finish(status, message)
-    return Result(
-        status=status,
-        metrics=history.records,
-        summary=summary,
-        model=final,
-        server=run.server,
-        trajectory=history.trajectory(),
-        run_dir=kept.folder.path if kept.folder else None,
-        message=message,
-        stores=tuple(run.stores),
-    )
+    where = kept.folder.path if kept.folder else None
+    came = (history.records, summary, final, run.server, history.trajectory(), where, message)
+    return Result(status, *came, tuple(run.stores))
 
 
 def require_place(run_dir: Any, config: Any, resume: Any) -> None:

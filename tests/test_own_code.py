@@ -27,7 +27,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedper import FedPer
 from fedsim.assembly import network
 from fedsim.assembly.assemble import Assembled
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build
 from fedsim.assembly.roles import ROLES, require_parts
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer

@@ -116,7 +116,7 @@ def protocol_of(algorithm: Any) -> type:
     return PROTOCOLS[traits_of(algorithm).role]
 
 
-def _role(name: str, part: Any) -> Role:
+def role_of(name: str, part: Any) -> Role:
     """What an argument must be; the protocol of an algorithm depends on who talks to whom."""
     return Role(protocol_of(part), ROLES[name].example) if name == "algorithm" else ROLES[name]
 
@@ -124,7 +124,7 @@ def _role(name: str, part: Any) -> Role:
 def require_parts(parts: Mapping[str, Any]) -> None:
     """Raise InputError unless every argument of ``fedsim.simulate`` in ``parts`` is what its name says."""
     for name, part in parts.items():
-        role = _role(name, part)
+        role = role_of(name, part)
         if (part is None and role.optional) or role.fits(part):
             continue
         lacks = missing(part, role.kind) if role.methods and part is not None else []
@@ -182,7 +182,7 @@ def _advice(name: str, part: Any) -> str:
     if name == "topology" and hasattr(part, "nodes"):
         do = "networkx.write_graphml(graph, 'graph.graphml'), then fedsim.topology.File(path='graph.graphml')"
         return f"; write it to a file: {do}"
-    others = [other for other in ROLES if other != name and part is not None and _role(other, part).fits(part)]
+    others = [other for other in ROLES if other != name and part is not None and role_of(other, part).fits(part)]
     if not others and isinstance(part, nn.Module) and name != "model":
         others = ["model"]
     return f"; it fits {others[0]}={type(part).__name__}(...)" if others else ""

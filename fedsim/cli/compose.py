@@ -25,7 +25,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.assembly.configuration import build_run, collect
+from fedsim.assembly.configuration import build_run
+from fedsim.assembly.problems import collect
 from fedsim.cli.argv import with_own_classes
 from fedsim.cli.explain import COMPOSE_ERRORS, explained, unknown
 from fedsim.cli.folder import config_folder

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim.assembly.configuration import did_you_mean, unknown_key
+from fedsim.assembly.problems import did_you_mean, unknown_key
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 

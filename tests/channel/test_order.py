@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.assembly.configuration import build, build_channel
+from fedsim.assembly.nodes import build, build_channel
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.qsgd import QSGD

@@ -16,7 +16,7 @@ from torch import nn
 
 from fedsim import Engine, Evaluate, Local
 from fedsim.assembly.assemble import assemble
-from fedsim.assembly.configuration import build_channel
+from fedsim.assembly.nodes import build_channel
 from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Layer

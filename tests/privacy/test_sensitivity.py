@@ -31,7 +31,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.kit.recursive import ServerState
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.assembly.assemble import assemble
-from fedsim.assembly.configuration import build_channel
+from fedsim.assembly.nodes import build_channel
 from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.message import heard
