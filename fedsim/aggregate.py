@@ -171,7 +171,7 @@ def fold(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Parts:
     return parts
 
 
-def whole(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Sums:
+def merge_all(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Sums:
     """All jobs as one: folded, and what has no sibling (their number is no power of two) from left to right."""
     folded = fold(parts, merge)
     return reduce(merge, (folded[place] for place in sorted(folded)))

@@ -266,14 +266,14 @@ def _nodes(mixing: Mixing | None) -> dict[str, Any]:
 
 def _draw_graph(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray) -> None:
     """The graph of the first round, its peers coloured by how far their labels are from everybody's."""
-    from fedsim.topology.figure import draw
+    from fedsim.topology.figure import draw_graph
 
     n = len(counts)
     skew = np.abs(counts / counts.sum(1, keepdims=True) - counts.sum(0) / counts.sum()).sum(1) / 2
     title = f"{name}, {n} peers, {len(mixing.edges)} edges" + ("" if mixing.static else ", round 1")
     several = counts.shape[1] > 1
     folder.figure(
-        "topology/graph", draw(mixing.graph, skew if several else None, title, "label skew" if several else "")
+        "topology/graph", draw_graph(mixing.graph, skew if several else None, title, "label skew" if several else "")
     )
 
 

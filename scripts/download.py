@@ -18,11 +18,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fedsim.data.cifar import CIFAR10_META, CIFAR10_TEST, CIFAR10_TRAIN, CIFAR100_META, CIFAR100_TEST, CIFAR100_TRAIN
 from fedsim.data.fetch import fetch, unpack
-from fedsim.data.files import DataFile, data_root, locate, read
 from fedsim.data.gas_sensor_drift import GAS_FILES
 from fedsim.data.housing import HOUSING_FILE
 from fedsim.data.idx import FASHION_MNIST_FILES, MNIST_FILES
 from fedsim.data.libsvm import KNOWN
+from fedsim.data.published import DataFile, data_root, locate, read_file
 from fedsim.data.shakespeare import SHAKESPEARE_FILE
 from fedsim.errors import InputError
 
@@ -106,7 +106,7 @@ def obtain(name: str, download: Download, root: Path, mirror: str | None, progre
     """
     if all(locate(root, file) is not None for file in download.gives):
         for file in download.gives:
-            read(root, file, name)
+            read_file(root, file, name)
         return "already there"
     url = download.url if mirror is None else f"{mirror.rstrip('/')}/{download.url.rsplit('/', 1)[1]}"
     target = root / download.path

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, check_fields, fitted, hints_of, methods
-from fedsim.ground.own_code import FAILURES, line, own_code, place
+from fedsim.ground.own_code import FAILURES, error_line, own_code, place
 from fedsim.ground.public_names import home_of
 
 MISSING = "???"  # how yaml marks a key that the user must give
@@ -104,12 +104,12 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     def object_like(role: type, *kinds: type) -> Callable[[Any, str], Any]:
         def make(node: Any, path: str) -> Any:
-            return played(build(node, path), role, node, path, *kinds)
+            return played(build_object(node, path), role, node, path, *kinds)
 
         return make
 
     def algorithm(node: Any, path: str) -> Any:
-        built = build(node, path)
+        built = build_object(node, path)
         with _prefix(path, ()):
             role = protocol_of(built)
         return played(built, role, node, path)
@@ -155,7 +155,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {**built, "trajectory": logger.trajectory, "events": logger.events}
 
 
-def build(node: Any, path: str) -> Any:
+def build_object(node: Any, path: str) -> Any:
     """The object a node describes; ``path`` is the node's place in the configuration, for messages."""
     target = _locate(node, path)
     return _construct(target, _checked(target, node, path), path)
@@ -182,7 +182,7 @@ def build_channel(node: Any, path: str) -> Any:
                 must = f"{at} must be a layer with _target_, got {value!r}"
                 raise InputError(f"{must}; choose layers with {path}=[NAME,...], or remove its keys with '~{at}'")
             fields: Any = convert(own.get("fields"), tuple[str, ...] | None, f"{at}.fields")
-            layers.append(Layer(str(name), build({k: v for k, v in own.items() if k != "fields"}, at), fields))
+            layers.append(Layer(str(name), build_object({k: v for k, v in own.items() if k != "fields"}, at), fields))
     _raise(problems)
     return Channel(tuple(layers), encode)
 
@@ -226,7 +226,7 @@ def _made(value: Any, kind: Any, path: str) -> Any:
     """A node as an object of this class; other values are left to the class that asked for them."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            built = build(value, path)
+            built = build_object(value, path)
             strict = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
             return MISFIT if strict and not isinstance(built, kind) else built
         if is_dataclass(kind) and isinstance(kind, type):
@@ -270,7 +270,7 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
     except (ImportError, SyntaxError) as error:
         raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
     except FAILURES as error:  # user code: any type
-        raise InputError(f"{path}: {place(error) or module}: {line(error)}") from error
+        raise InputError(f"{path}: {place(error) or module}: {error_line(error)}") from error
     found = getattr(home, name, None)
     if found is None:
         raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")

@@ -20,7 +20,7 @@ from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.rehearsal import broadcasts, messages, offers
 from fedsim.assembly.uses import uses
 from fedsim.channel.channel import Channel, noises
-from fedsim.channel.order import check_fields
+from fedsim.channel.order import check_layer_fields
 from fedsim.data.batches import Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError, require
@@ -147,7 +147,7 @@ def length_of(data: Dataset, factories: Sequence[Factory | nn.Module], seed: int
 def _ends(setup: Setup, channel: Channel, state: State, layout: Layout, rounds: int) -> Memory:
     """What the two ends of a peer's link remember before its first message, which is rehearsed."""
     sample = offers(setup, state, rounds)
-    check_fields("channel", channel.layers, set(sample))
+    check_layer_fields("channel", channel.layers, set(sample))
     mine, theirs = channel.init(sample), channel.init_server(sample)
     if channel:
         noise = noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
@@ -168,7 +168,7 @@ def _memories(
     samples = [messages(setup, number, state, x0, rounds) for number, state in enumerate(states)] if channel else []
     links = [channel.init(sample) for sample in samples] or [{}] * len(states)
     later = traits_of(setup.algorithm).compresses  # after a warm-up, perhaps beyond the last round
-    check_fields("channel", channel.layers, {name for sample in samples for name in sample}, later)
+    check_layer_fields("channel", channel.layers, {name for sample in samples for name in sample}, later)
     for sample, link, layout in zip(samples, links, layouts, strict=False):  # an impossible layer says so now
         channel.send(sample, link, noise, tuple(layout.sizes))
     far = channel.init_server(samples[0]) if samples else {}
@@ -176,7 +176,7 @@ def _memories(
     heard: State = {}
     if downlink:
         sample = broadcasts(setup.algorithm, x0, population, rounds)
-        check_fields("downlink", downlink.layers, sample, later)
+        check_layer_fields("downlink", downlink.layers, sample, later)
         down, heard = downlink.init(sample), downlink.init_server(sample)
         downlink.send(sample, down, noise, tuple(layouts[0].sizes))
         require_known(setup, states[0], x0, rounds, down, heard)

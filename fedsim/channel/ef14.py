@@ -24,7 +24,7 @@ from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.traits import LayerTraits
 
 
-class Link(NamedTuple):
+class EF14Link(NamedTuple):
     """What a client remembers about its link."""
 
     e: Tensor  # [d] error: what was not sent yet
@@ -36,15 +36,15 @@ class EF14:
 
     traits: ClassVar[LayerTraits] = LayerTraits(feedback=True)
 
-    def init(self, v: Tensor) -> Link:
+    def init(self, v: Tensor) -> EF14Link:
         """No error."""
-        return Link(torch.zeros_like(v))
+        return EF14Link(torch.zeros_like(v))
 
-    def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
+    def __call__(self, v: Tensor, link: EF14Link, noise: Noise, send: Send) -> tuple[Tensor, EF14Link, Bytes]:
         """Send v [d]."""
         whole = link.e + v
         d, sent = contracted(whole, send)
-        return d, Link(whole - d), sent
+        return d, EF14Link(whole - d), sent
 
 
 def contracted(v: Tensor, send: Send) -> tuple[Tensor, Bytes]:

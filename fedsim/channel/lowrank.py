@@ -59,7 +59,7 @@ class LowRank:
             return got, link, size
         a = pad(v, (0, m * p - d)).reshape(m, p)
         start = noise.normal(v.new_zeros(p * r)).reshape(p, r)
-        factors, _, size = send(one_by_one(factorise, a, start, self.iterations))
+        factors, _, size = send(one_by_one(low_rank_factors, a, start, self.iterations))
         left, right = factors[: m * r].reshape(m, r), factors[m * r :].reshape(r, p)
         return one_by_one(torch.mm, left, right).reshape(-1)[:d], link, size
 
@@ -79,7 +79,7 @@ def sides(d: int) -> tuple[int, int]:
     return -(-d // p), p
 
 
-def factorise(a: Tensor, start: Tensor, iterations: int) -> Tensor:
+def low_rank_factors(a: Tensor, start: Tensor, iterations: int) -> Tensor:
     """a [m, p], start [p, r] -> left [m, r] (orthogonal) and right [r, p], flat in one vector; left right ~ a.
 
     Both are multiplied by powers of two, which changes no bit of their product, so that they are of about the same

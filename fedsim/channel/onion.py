@@ -22,7 +22,7 @@ from fedsim.types import State
 Noises = Callable[[str], Noise]
 """Address within a link (layer, field, which of an outer layer's calls) -> random numbers."""
 
-EMPTY = wire.size({})
+EMPTY = wire.encoded_size({})
 """Bytes of a message without fields."""
 
 
@@ -191,7 +191,7 @@ class Rest:
 
 def transmit(name: str, v: Tensor, sides: tuple[Side, ...], *, encode: bool) -> tuple[Tensor, tuple[Side, ...], int]:
     """Over the wire: what arrives, and its bytes; with ``encode`` as real bytes and back."""
-    size = wire.size({name: (v, sides)}) - EMPTY
+    size = wire.encoded_size({name: (v, sides)}) - EMPTY
     if not encode:
         return v, sides, size
 

@@ -45,7 +45,7 @@ def check_order(layers: Sequence[Layer]) -> None:
             )
 
 
-def check_fields(link: str, layers: Sequence[Layer], sent: Iterable[str], later: Iterable[str] = ()) -> None:
+def check_layer_fields(link: str, layers: Sequence[Layer], sent: Iterable[str], later: Iterable[str] = ()) -> None:
     """Raise InputError when a layer is limited to a field that no message has, nor will have ``later``."""
     known = sorted({*sent, *later})
     for layer in layers:

@@ -15,6 +15,6 @@ def check_kept(k: int | None, ratio: float | None) -> None:
     require(ratio is None or 0 < ratio <= 1, "ratio", "be in (0, 1]", ratio)
 
 
-def kept(k: int | None, ratio: float | None, d: int) -> int:
+def entries_to_keep(k: int | None, ratio: float | None, d: int) -> int:
     """min(k, d), or without k ceil(ratio * d), where 0.07 means 7/100 and not the nearest binary fraction."""
     return min(k, d) if k is not None else math.ceil(Fraction(str(ratio)) * d)

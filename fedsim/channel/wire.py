@@ -5,8 +5,8 @@ and seeds (``fedsim.channel.sides``). Layout, little-endian: number of fields (u
 UTF-8), dtype (u8), number of dimensions (low four bits) and of sides (high four bits), each dimension (u32), the raw
 values; per side its kind (u8), its counts and ranges (seven bits a byte) and its packed tensor.
 
-``size`` never encodes a value: it is a function of shapes, dtypes and static ints, inside vmap too, and
-``len(encode(m)) == size(m)``. ``decode`` accepts exactly what ``encode`` writes.
+``encoded_size`` never encodes a value: it is a function of shapes, dtypes and static ints, inside vmap too, and
+``len(encode(m)) == encoded_size(m)``. ``decode`` accepts exactly what ``encode`` writes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
     "Trits",
     "decode",
     "encode",
+    "encoded_size",
     "narrowest",
-    "size",
 ]
 
 Content: TypeAlias = Tensor | tuple[Tensor, tuple[Side, ...]]
@@ -55,7 +55,7 @@ _DTYPES = (
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
-def size(message: Mapping[str, Content], stacked: bool = False) -> int:
+def encoded_size(message: Mapping[str, Content], stacked: bool = False) -> int:
     """Bytes of one encoded message; with ``stacked`` its tensors carry a leading client dimension [b]."""
     total = len(_count(message))
     for name, content in message.items():

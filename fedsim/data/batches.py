@@ -172,7 +172,7 @@ SWEEP_NUMBERS = 2**14
 """Numbers in the inputs that are at once in a pass in any case: work that outweighs the price of a call."""
 
 
-class Minibatches:
+class ClientMinibatches:
     """One client's minibatches, k = 0 .. steps-1, as the engine hands them to an ``Objective``.
 
     Built either for one client alone (exact sizes, no padding) or, inside vmap, for the client that stands for all
@@ -213,7 +213,7 @@ class Minibatches:
 class Everything:
     """All examples of one client, once, in stored order and without augmentation, ``SWEEP`` or more at a time.
 
-    Built like ``Minibatches``; every batch of a block carries a mask.
+    Built like ``ClientMinibatches``; every batch of a block carries a mask.
     """
 
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):

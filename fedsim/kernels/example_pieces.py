@@ -84,7 +84,7 @@ class OuterDifference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Positions:
+class SharedWeight:
     """Gradients sum_t delta_t a_t^T of a weight that each example uses at t positions, or their differences.
 
     Attributes:

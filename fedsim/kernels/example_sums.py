@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fedsim.data.losses import Loss
 from fedsim.ground.layout import Layout
-from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, Positions, Whole
+from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, SharedWeight, Whole
 from fedsim.kernels.stacked import StackedModel
 from fedsim.kernels.stacked_ops import Act, Unstackable, plain
 
@@ -178,7 +178,7 @@ def _weight(site: Site, a: Tensor, rows: Tensor, half: int | None) -> Piece:
             models = [(a[:half], rows[:half] - rows[half:])]
     if rows.shape[2] > 1:
         entered, deltas = zip(*models, strict=True)
-        return Positions(columns, entered, deltas, features)
+        return SharedWeight(columns, entered, deltas, features)
     once = [Outer(columns(a).squeeze(2), delta.squeeze(2)) for a, delta in models]
     return once[0] if len(once) == 1 else OuterDifference(*once)
 

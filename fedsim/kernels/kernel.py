@@ -94,9 +94,9 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
                 _refuse_under_vmap(model, sample)
                 vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
     except Unstackable as error:
-        return line(error)
+        return first_line(error)
     except Exception as error:  # user code and vmap raise many types
-        return f"{'the stacked model' if kernel == 'stacked' else 'vmap'} fails: {line(error)}"
+        return f"{'the stacked model' if kernel == 'stacked' else 'vmap'} fails: {first_line(error)}"
     return ""
 
 
@@ -132,7 +132,7 @@ class _Embeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

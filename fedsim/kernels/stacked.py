@@ -253,7 +253,7 @@ def _kernel(
         return ops.parameter(names[id(parameters[str(node.target)])])
     if node.op == "call_function" and callable(node.target) and inputs and numbers.issuperset(inputs):
         numbers.add(node)
-        return ops.number(node.target)
+        return ops.size_arithmetic(node.target)
     kind: Any = type(modules[str(node.target)]) if node.op == "call_module" else node.target
     _refuse_shared_writes(node, modules, kind)
     if kind in _BROADCAST and not node.kwargs:

@@ -140,7 +140,7 @@ def shape(params: Params, x: Act, name: str) -> tuple[int, ...]:
     return x.shape
 
 
-def number(op: Callable[..., Any]) -> Kernel:
+def size_arithmetic(op: Callable[..., Any]) -> Kernel:
     """Kernel of arithmetic on sizes."""
     return lambda params, *values: op(*values)
 

@@ -179,7 +179,7 @@ def _library(module: str) -> bool:
     return module.partition(".")[0] in _LIBRARIES
 
 
-def kept(model: nn.Module) -> dict[str, Any]:
+def snapshot(model: nn.Module) -> dict[str, Any]:
     """What ``reached`` finds, in a form that later calls do not change, for ``changed``."""
     return {name: _frozen(value) for name, value in reached(model)}
 

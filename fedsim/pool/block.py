@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.noise import Addressed
-from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
+from fedsim.data.batches import ClientMinibatches, Everything, Feed, Work, as_tensor, lanes, work_of
 from fedsim.ground.layout import aligned
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
         return torch.isfinite(torch.stack([self.losses.double(), *sums])).all(0)
 
 
-class Blocks:
+class ClientSide:
     """Runs an algorithm's methods for blocks of clients that have one architecture.
 
     Args:
@@ -101,7 +101,7 @@ class Blocks:
             return arrived, (state, links), *obj.loss, sent
 
         out = Outcome(*self._each(local, clients, rows, got, rnd))
-        check(out.messages, out.states, rows)
+        check_returned(out.messages, out.states, rows)
         return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
@@ -132,7 +132,7 @@ class Blocks:
         return stacked
 
     def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
-        batches = Minibatches(self.feed, work, lane, alone=alone)
+        batches = ClientMinibatches(self.feed, work, lane, alone=alone)
         everything = Everything(self.feed, work, lane, alone=alone)
         noise = Addressed(self.seed, "local", index, lane["client"])
         return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
@@ -162,7 +162,7 @@ def check_model(models: Any, b: int, d: int, method: str) -> None:
         raise TypeError(f"{method} must return the client's model [{d}], got {found}")
 
 
-def check(message: Any, new: State, old: State, method: str = "local") -> None:
+def check_returned(message: Any, new: State, old: State, method: str = "local") -> None:
     """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
     _checked(message)
     before, after = (tree_map(_kind, state) for state in (old, new))

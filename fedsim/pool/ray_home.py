@@ -67,7 +67,7 @@ def ensure_token(environ: MutableMapping[str, str] = os.environ) -> None:
         environ["RAY_AUTH_TOKEN_PATH"] = str(Path(_own_secret().name) / "token")
 
 
-def told() -> dict[str, str]:
+def ray_auth() -> dict[str, str]:
     """What this process's environment says of how Ray tells friends from strangers, for processes that join it."""
     return {name: os.environ[name] for name in AUTH if name in os.environ}
 

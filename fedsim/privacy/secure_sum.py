@@ -58,12 +58,12 @@ class SecureSum:
     def grain(self, d: int) -> float:
         """g, the value of one integer step, for vectors [d]: the finest whose sum fits ``deviations`` deviations."""
         n, k = self.expected, self.deviations
-        variance = (self.clip * n) ** 2 / padded(d) + n * self.local_std**2
+        variance = (self.clip * n) ** 2 / padded_length(d) + n * self.local_std**2
         return k * math.sqrt(variance / (4.0 ** (self.bits - 1) - k**2 * n / 4))
 
     def bound(self, d: int) -> float:
         """Largest norm after rounding, units of the vector (the paper's proposition 22)."""
-        g, c, size = self.grain(d), self.clip, padded(d)
+        g, c, size = self.grain(d), self.clip, padded_length(d)
         tail = math.sqrt(2 * math.log(1 / self.beta)) * g * (c + g * math.sqrt(size) / 2)
         return min(c + g * math.sqrt(size), math.sqrt(c**2 + g**2 * size / 4 + tail)) + 1e-5 * g
 
@@ -84,7 +84,7 @@ class SecureSum:
 
     def wire_bits(self, d: int) -> int:
         """Bits of one message."""
-        return self.bits * padded(d)
+        return self.bits * padded_length(d)
 
     def std(self, arrived: int) -> float:
         """Std of the noise in the sum of ``arrived`` messages: a dropout takes its share of noise along."""
@@ -97,7 +97,7 @@ class SecureSum:
         The sensitivity is the norm bound after rounding, raised by the paper's term for a sum of discrete Gaussians
         not being one (theorem 1), with its neighbours: a client's vector present or zero.
         """
-        std, size = self.std(arrived), padded(d)
+        std, size = self.std(arrived), padded_length(d)
         require(std > 0, "noise_multiplier", "be > 0 for an epsilon", self.noise_multiplier)
         sigma = self.local_std / self.grain(d)
         k = np.arange(1, arrived)
@@ -107,7 +107,7 @@ class SecureSum:
         return Release(cost * std, std, mechanism="discrete_gaussian", unit="client")
 
 
-def padded(d: int) -> int:
+def padded_length(d: int) -> int:
     """The power of two >= d."""
     require(d >= 1, "d", "be >= 1", d)
     return 1 << (d - 1).bit_length()
@@ -115,7 +115,7 @@ def padded(d: int) -> int:
 
 def rotate(v: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """H diag(signs) v / sqrt(2^k), v [d] padded with zeros: [2^k], the same norm."""
-    require(len(signs) == padded(len(v)), "signs", f"have length {padded(len(v))}", len(signs))
+    require(len(signs) == padded_length(len(v)), "signs", f"have length {padded_length(len(v))}", len(signs))
     full = np.zeros(len(signs))
     full[: len(v)] = v
     return _hadamard(full * signs)
@@ -128,7 +128,7 @@ def unrotate(v: np.ndarray, signs: np.ndarray) -> np.ndarray:
 
 def draw_signs(d: int, rng: np.random.Generator) -> np.ndarray:
     """The +-1 [2^k] of a rotation; from one address for a whole cohort."""
-    return rng.integers(0, 2, padded(d)) * 2.0 - 1.0
+    return rng.integers(0, 2, padded_length(d)) * 2.0 - 1.0
 
 
 def rounded(x: np.ndarray, bound: float, rng: np.random.Generator) -> np.ndarray:

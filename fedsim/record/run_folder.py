@@ -8,7 +8,7 @@
     trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, a row for each line of
                       metrics.jsonl; in virtual time also t [rounds + 1]
     events.npz        on request, of a run in virtual time: what happened when
-    summary.json      ``summarise``; its presence says that the run came to an end
+    summary.json      ``run_summary``; its presence says that the run came to an end
 
 metrics.jsonl grows by whole lines only, each handed to the operating system before ``write`` returns; the other files
 are written beside their final name, synchronised and renamed.
@@ -195,7 +195,7 @@ class RunFolder:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "metrics.jsonl"))
 
 
-def summarise(
+def run_summary(
     records: Sequence[Mapping[str, float | int]], status: Status, digest: str, wall_s: float
 ) -> dict[str, Any]:
     """What a run came to, from its records.

@@ -64,7 +64,7 @@ AXES = (
 )
 
 
-def reached(run: Run, tag: str, target: float) -> dict[str, float] | None:
+def spent_until(run: Run, tag: str, target: float) -> dict[str, float] | None:
     """What the run had spent, by axis, when it first was as good as ``target``; None if it never was."""
     values = run.series(tag)
     good = np.flatnonzero(values <= target if lower_is_better(tag) else values >= target)

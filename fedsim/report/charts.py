@@ -116,7 +116,7 @@ def chart(
     return "".join([*parts, "</svg>"])
 
 
-def key(style: int) -> str:
+def legend_line(style: int) -> str:
     """A line sample for a legend."""
     return f'<svg class="key" viewBox="0 0 34 10" aria-hidden="true"><path class="line s{style}" d="M1 5H33"/></svg>'
 

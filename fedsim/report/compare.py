@@ -10,9 +10,9 @@ import numpy as np
 
 from fedsim.ground.console import headline
 from fedsim.record.run_folder import lower_is_better
-from fedsim.report.axes import AXES, Axis, reached
+from fedsim.report.axes import AXES, Axis, spent_until
 from fedsim.report.curves import Curve, curve
-from fedsim.report.methods import Method, Setting
+from fedsim.report.methods import Method, SharedSetting
 from fedsim.report.runs import UNFINISHED, Run
 from fedsim.report.statistics import Estimate, estimate, paired
 
@@ -89,7 +89,7 @@ class Comparison:
         unpaired: why pairs were left out, one line each.
     """
 
-    setting: Setting
+    setting: SharedSetting
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     axes: tuple[Axis, ...]
@@ -99,7 +99,7 @@ class Comparison:
 
 
 def compare(
-    setting: Setting, *, metrics: Sequence[str] = (), target: tuple[str, float] | None = None, baseline: str = ""
+    setting: SharedSetting, *, metrics: Sequence[str] = (), target: tuple[str, float] | None = None, baseline: str = ""
 ) -> Comparison:
     """Compare the methods of a setting.
 
@@ -211,6 +211,6 @@ def _mismatch(run: Run, other: Run) -> str:
 
 def _cost(method: Method, tag: str, target: float) -> Cost:
     runs = [run for run in method.runs if np.isfinite(run.series(tag)).any()]
-    spent = [cost for run in runs if (cost := reached(run, tag, target)) is not None]
+    spent = [cost for run in runs if (cost := spent_until(run, tag, target)) is not None]
     means = {axis.name: estimate([cost[axis.name] for cost in spent]) for axis in AXES}
     return Cost({name: value for name, value in means.items() if value is not None}, len(spent), len(method.runs))

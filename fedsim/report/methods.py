@@ -36,7 +36,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SharedSetting:
     """Methods that were run under the same conditions.
 
     Attributes:
@@ -48,7 +48,7 @@ class Setting:
     methods: tuple[Method, ...]
 
 
-def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list[Setting], list[Run]]:
+def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list[SharedSetting], list[Run]]:
     """Group runs.
 
     Args:
@@ -72,11 +72,11 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
             by_seed[run.seed] = better
         else:
             by_seed[run.seed] = run
-    names = dict(zip(grouped, labels([dict(key) for key in grouped]), strict=True))
+    names = dict(zip(grouped, method_labels([dict(key) for key in grouped]), strict=True))
     every = list(dict.fromkeys(method for methods in grouped.values() for method in methods))
-    called = dict(zip(every, labels([dict(key) for key in every]), strict=True))
+    called = dict(zip(every, method_labels([dict(key) for key in every]), strict=True))
     found = [
-        Setting(
+        SharedSetting(
             names[setting],
             tuple(
                 Method(called[method], tuple(run for _, run in sorted(by_seed.items())))
@@ -88,7 +88,7 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
     return found, repeats
 
 
-def labels(configs: Sequence[Flat]) -> list[str]:
+def method_labels(configs: Sequence[Flat]) -> list[str]:
     """Short unique names: the algorithm, what is around its messages, then the keys that tell alike ones apart."""
     heads = [_head(config) for config in configs]
     texts = []

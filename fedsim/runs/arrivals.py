@@ -89,7 +89,7 @@ class AsynchronousServer:
     def _size(self, reply: Message, link: State) -> int:
         """Bytes of a first message through the channel."""
         if not (channel := self.setup.uplink):
-            return message.size(reply)
+            return message.message_size(reply)
         noise = noises(self.setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
         arrived, _, size = channel.send(reply, link, noise, tuple(Layout.of(self.setup.models[0]).sizes))
         return int(size) + message.owned(tree_map(lambda t: t[None], arrived))
@@ -129,7 +129,9 @@ class AsynchronousServer:
             fresh[flight.client] = (*flight.row, np.array(flight.participation + 1))
         server = self._stepped(landed)
         uplink = sum(flight.sent for flight in landed)
-        downlink = (started - self.started) * message.size(self.algorithm.broadcast(self.server, self._round(0, ())))
+        downlink = (started - self.started) * message.message_size(
+            self.algorithm.broadcast(self.server, self._round(0, ()))
+        )
         staleness = [self.done - flight.version for flight in landed]
         with uninterrupted():
             self.server = tree_map(aligned, server)  # as a resumed run has it
@@ -166,7 +168,7 @@ class AsynchronousServer:
         state, link, count = fresh.get(client) or tree_map(lambda a: a[0], self.stores[0].read([client]))
         sent = self.algorithm.broadcast(self.server, self._round(self.done, (client,)))
         k, steps = int(count), self.setup.local.count(int(self.sizes[client]))
-        lands = now + self.schedule.seconds(seed, client, k, steps, message.size(sent), self.reply_bytes)
+        lands = now + self.schedule.seconds(seed, client, k, steps, message.message_size(sent), self.reply_bytes)
         begun = to_numpy(message.heard(sent))
         return Flight(lands, number, client, k, self.done, begun, (state, link), False, self.empty, 0.0, 0, 0)
 

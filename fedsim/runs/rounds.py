@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregate import weights_of, whole
+from fedsim.aggregate import merge_all, weights_of
 from fedsim.assembly.checks import cohort_of
 from fedsim.assembly.rehearsal import message as message_of
 from fedsim.channel import message
@@ -134,7 +134,7 @@ class Orchestrator:
             self.totals["comm/uplink_total_bytes"] += uplink
             self.totals["comm/downlink_total_bytes"] += downlink
             self.plain["comm/uplink"] += sum(a.plain_bytes for a in answers)
-            self.plain["comm/downlink"] += len(clients) * message.size(broadcast)
+            self.plain["comm/downlink"] += len(clients) * message.message_size(broadcast)
             self.record = {
                 "round": self.done,
                 **mean_loss([answer.losses for answer in answers]),
@@ -156,7 +156,7 @@ class Orchestrator:
             return self.server, self.memory.uplink
         if answers:
             rule = self.setup.aggregate
-            sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
+            sums = merge_all({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
             weight = sum(a.weight for a in answers)
             received = tree_map(aligned, rule.finish(sums, weight, self.setup.dtype))
             share = weight / self.weight
@@ -179,7 +179,7 @@ class Orchestrator:
         """What clients get of a broadcast, the new memory of the downlink's two ends, and the bytes for each client."""
         channel = self.setup.downlink
         if not channel:
-            return message.heard(broadcast), self.memory.downlink, self.memory.heard, message.size(broadcast)
+            return message.heard(broadcast), self.memory.downlink, self.memory.heard, message.message_size(broadcast)
         noise = noises(self.setup.seed, "downlink", index, torch.zeros((), dtype=torch.int64))
         arrived, link, sent = channel.send(broadcast, self.memory.downlink, noise, self.parameters)
         arrived, heard = channel.receive(arrived, self.memory.heard, 1.0, self.parameters)

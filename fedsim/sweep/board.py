@@ -76,7 +76,7 @@ class Board:
         self._states[state.identity] = state
         run = self._runs.pop(state.identity)
         if state.status in ("failed", "diverged"):
-            error(told(state, self._sweep))
+            error(failure_line(state, self._sweep))
         if self._live is None:
             done = sum(one.status in ENDED for one in self._states.values())
             took = clock(time.monotonic() - run.begun)
@@ -141,14 +141,14 @@ def skipped(states: Sequence[State], todo: Sequence[State], console: Console | N
     (console or Terminal()).print("; ".join((text, *notes)), markup=False, soft_wrap=True)
 
 
-def told(state: State, sweep: Path) -> str:
+def failure_line(state: State, sweep: Path) -> str:
     """A job that came to no good end, in one line."""
     log = sweep / state.folder / "output.log"
     end = f"the run diverged: {state.message}" if state.status == "diverged" else state.message
     return f"{state.name}: {end}" + (f" ({_relative(log)})" if log.exists() else "")
 
 
-def results(sweep: Path, states: Sequence[State], console: Console | None = None) -> None:
+def print_results(sweep: Path, states: Sequence[State], console: Console | None = None) -> None:
     """Print one table of what the sweep came to, mean over seeds, best first, and the commands that look closer."""
     console = console or Terminal()
     methods: dict[tuple[str, ...], list[State]] = {}
@@ -185,7 +185,7 @@ def last_record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def score_of(summary: Mapping[str, Any], tag: str | None = None) -> tuple[str, float]:
+def last_score(summary: Mapping[str, Any], tag: str | None = None) -> tuple[str, float]:
     """A tag of a summary, by default of the score that stands first, and its last value; NaN where it has none."""
     flat = _flat(summary, "last")
     name = tag or next((f"eval/{name}" for name in headline(flat)), "eval/loss")

@@ -9,11 +9,11 @@ import networkx as nx
 import numpy as np
 
 from fedsim.errors import require
-from fedsim.topology.graphs import Fixed, circle, placed, require_peers
+from fedsim.topology.graphs import FixedGraph, circle, placed, require_peers
 
 
 @dataclass(frozen=True)
-class Ring(Fixed):
+class Ring(FixedGraph):
     """Peer i with i - 1 and i + 1; with Metropolis weights lambda = 1/3 + 2/3 cos(2 pi / n)."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -23,7 +23,7 @@ class Ring(Fixed):
 
 
 @dataclass(frozen=True)
-class Path(Fixed):
+class Path(FixedGraph):
     """Peer i with i - 1 and i + 1, open at the ends."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -33,7 +33,7 @@ class Path(Fixed):
 
 
 @dataclass(frozen=True)
-class Star(Fixed):
+class Star(FixedGraph):
     """Peer 0 with every other."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -43,7 +43,7 @@ class Star(Fixed):
 
 
 @dataclass(frozen=True)
-class Complete(Fixed):
+class Complete(FixedGraph):
     """Everybody with everybody; with Metropolis weights W = 11^T/n."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -53,7 +53,7 @@ class Complete(Fixed):
 
 
 @dataclass(frozen=True)
-class Grid(Fixed):
+class Grid(FixedGraph):
     """A rectangle of peers, each with its up to four neighbours, without wrapping around.
 
     Attributes:
@@ -74,7 +74,7 @@ class Grid(Fixed):
 
 
 @dataclass(frozen=True)
-class Torus(Fixed):
+class Torus(FixedGraph):
     """A rectangle of peers, each with its four neighbours, wrapping around in both directions.
 
     Attributes:
@@ -97,7 +97,7 @@ class Torus(Fixed):
 
 
 @dataclass(frozen=True)
-class Hypercube(Fixed):
+class Hypercube(FixedGraph):
     """Peers whose binary numbers differ in one digit; with Metropolis weights lambda = 1 - 2 / (1 + log2 n)."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -112,7 +112,7 @@ class Hypercube(Fixed):
 
 
 @dataclass(frozen=True)
-class Exponential(Fixed):
+class Exponential(FixedGraph):
     """Peer i with i - 2^k and i + 2^k modulo n, for all 2^k < n: the undirected exponential graph."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -122,7 +122,7 @@ class Exponential(Fixed):
 
 
 @dataclass(frozen=True)
-class Barbell(Fixed):
+class Barbell(FixedGraph):
     """Two complete graphs of equal size joined by a path: the worst common case for equal rates.
 
     Attributes:

@@ -14,7 +14,16 @@ from scipy.linalg import hadamard
 from fedsim.errors import InputError
 from fedsim.privacy.clipping import next_clip, noisy_fraction, value_multiplier
 from fedsim.privacy.matrix_mechanism import factorise
-from fedsim.privacy.secure_sum import SecureSum, discrete_gaussian, draw_signs, padded, rotate, rounded, unrotate, wrap
+from fedsim.privacy.secure_sum import (
+    SecureSum,
+    discrete_gaussian,
+    draw_signs,
+    padded_length,
+    rotate,
+    rounded,
+    unrotate,
+    wrap,
+)
 
 
 def test_adaptive_clipping():
@@ -101,10 +110,10 @@ def test_discrete_gaussian_law(sigma):
 def test_rotation_is_the_hadamard_matrix_and_inverts(d, seed):
     rng = np.random.default_rng(seed)
     v, signs = rng.normal(size=d), draw_signs(d, rng)
-    full = np.zeros(padded(d))
+    full = np.zeros(padded_length(d))
     full[:d] = v
     turned = rotate(v, signs)
-    assert np.allclose(turned, hadamard(padded(d)) @ (full * signs) / math.sqrt(padded(d)))
+    assert np.allclose(turned, hadamard(padded_length(d)) @ (full * signs) / math.sqrt(padded_length(d)))
     assert np.allclose(unrotate(turned, signs)[:d], v, atol=1e-12)
 
 
@@ -118,15 +127,15 @@ def test_sums_are_exact_in_any_order_and_decode_to_the_sum(d, n, seed, z):
     half = 2 ** (rule.bits - 1)
     assert sent.min() >= -half
     assert sent.max() < half
-    step = np.zeros(padded(d), dtype=np.int64)
+    step = np.zeros(padded_length(d), dtype=np.int64)
     for message in sent[::-1]:
         step = wrap(step + message, rule.bits)
     assert (step == wrap(sent.sum(0), rule.bits)).all()
     got = rule.decode(step, d, signs)
     clipped = vectors * np.minimum(1, 2 / np.linalg.norm(vectors, axis=1, keepdims=True))
-    slack = n * rule.grain(d) * math.sqrt(padded(d)) + 8 * rule.std(n) * math.sqrt(padded(d))
+    slack = n * rule.grain(d) * math.sqrt(padded_length(d)) + 8 * rule.std(n) * math.sqrt(padded_length(d))
     assert np.linalg.norm(got - clipped.sum(0)) <= slack + 1e-9
-    assert rule.wire_bits(d) == 24 * padded(d)
+    assert rule.wire_bits(d) == 24 * padded_length(d)
 
 
 @given(st.lists(st.integers(-(2**40), 2**40), min_size=1), st.integers(2, 40))
