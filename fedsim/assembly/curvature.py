@@ -18,14 +18,17 @@ from fedsim.traits.declared import traits_of
 
 
 def tuned(setup: Setup, network: Graphs | Mixing) -> Setup:
-    """The set-up of peers whose algorithm, where it asks for that, is tuned to what is known of the losses and to:
+    """A set-up of peers whose algorithm has the step sizes that graph and losses ask for, where it asks for such.
 
     Args:
-        setup: as made.
-        network: the graphs of virtual time, or the first W of rounds.
+        setup: with the algorithm as the user gave it.
+        network: the graphs of a run in virtual time, or the W of the first round of a run in rounds.
+
+    Returns:
+        ``setup`` itself where the algorithm has no hook ``tuned``.
 
     Raises:
-        InputError: the algorithm needs to know more, or another W.
+        InputError: the algorithm needs a constant of the losses that is not known, or another W.
     """
     part = setup.algorithm
     assert isinstance(part, LocalPart)
@@ -41,7 +44,7 @@ def tuned(setup: Setup, network: Graphs | Mixing) -> Setup:
 
 
 def _gap(mixing: Mixing, name: str) -> float:
-    """Of a symmetric W that connects everybody."""
+    """The spectral gap of W, in (0, 1]; raises InputError unless W is symmetric and mixes all peers."""
     do = "add topology.weights=metropolis"
     require(mixing.symmetric, "topology.weights", f"give a symmetric W for {name}", "another", do)
     gap = spectral_gap(mixing.w)

@@ -25,7 +25,7 @@ from fedsim.traits import LayerTraits
 
 
 class EControlLink(NamedTuple):
-    """What a client remembers about its link."""
+    """What a client with EControl remembers about its link."""
 
     h: Tensor  # [d] estimate, the same at the far end
     e: Tensor  # [d] error: what was not sent yet

@@ -25,7 +25,7 @@ from fedsim.traits import LayerTraits
 
 
 class EF14Link(NamedTuple):
-    """What a client remembers about its link."""
+    """What a client with EF14 remembers about its link: the error."""
 
     e: Tensor  # [d] error: what was not sent yet
 
@@ -48,7 +48,11 @@ class EF14:
 
 
 def contracted(v: Tensor, send: Send) -> tuple[Tensor, Bytes]:
-    """C(v) [d] and its bytes; C / (1 + omega), which contracts, where the layers inside are unbiased."""
+    """What arrives of v [d] when it is sent through the layers inside, and its bytes.
+
+    An unbiased compressor C need not bring the error down, as error feedback wants; where the layers inside are
+    unbiased with variance omega, C(v) / (1 + omega) is used, which contracts.
+    """
     got, _, sent = send(v)
     omega = send.omega(v.shape[0])
     return got / (1 + omega) if omega else got, sent

@@ -24,7 +24,7 @@ from fedsim.traits import LayerTraits
 
 
 class EF21Link(NamedTuple):
-    """What a client remembers about its link."""
+    """What a client with EF21 remembers about its link: the estimate that both ends hold."""
 
     g: Tensor  # [d] estimate, the same at the far end
     begun: Tensor  # scalar bool: a message was sent
@@ -38,7 +38,7 @@ class Moving(NamedTuple):
 
 
 class ServerEstimate(NamedTuple):
-    """What the server remembers."""
+    """What the server remembers: the mean of the estimates that it shares with the clients."""
 
     g: Tensor  # [d] mean of all clients' estimates
 
@@ -123,7 +123,7 @@ class EF21Plus(EF21):
 
 
 def pick(which: Tensor, yes: tuple[Tensor, Bytes], no: tuple[Tensor, Bytes]) -> tuple[Tensor, Bytes]:
-    """One of two (vector, bytes) by a scalar bool."""
+    """The first of two messages (vector, bytes) if the scalar bool ``which`` holds, else the second; under vmap too."""
     sizes = [torch.as_tensor(size, device=which.device) for size in (yes[1], no[1])]
     return torch.where(which, yes[0], no[0]), torch.where(which, sizes[0], sizes[1])
 

@@ -54,7 +54,7 @@ class LowRank:
         """Send v [d]."""
         d, r = v.shape[0], self.rank
         m, p = sides(d)
-        if r * (m + p) >= d:
+        if r * (m + p) >= d:  # two factors would be no smaller than the vector
             got, _, size = send(v)
             return got, link, size
         a = pad(v, (0, m * p - d)).reshape(m, p)
@@ -85,6 +85,7 @@ def low_rank_factors(a: Tensor, start: Tensor, iterations: int) -> Tensor:
     Both are multiplied by powers of two, which changes no bit of their product, so that they are of about the same
     magnitude, and zero where a is: layers further in see one vector, and would lose a factor that is far smaller.
     """
+    # Orthogonal after each product: powers of a a^T alone would all turn into its first direction in floating point.
     left = torch.linalg.qr(a @ start).Q
     for _ in range(iterations):
         left = torch.linalg.qr(a @ torch.linalg.qr(a.T @ left).Q).Q

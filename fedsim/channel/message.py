@@ -41,7 +41,7 @@ def from_the_wire(content: dict[str, wire.Content]) -> Message:
 
 
 def heard(message: Message) -> Message:
-    """What a receiver has in hand: what travelled, and what is ``Known``, as plain values."""
+    """The message as its receiver uses it: fields that travelled as they are, ``Known`` ones as their values."""
     return {name: value.value if isinstance(value, Known) else value for name, value in message.items()}
 
 

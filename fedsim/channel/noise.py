@@ -31,7 +31,7 @@ class Addressed:
     client: Tensor
 
     def at(self, part: int) -> Addressed:
-        """Other numbers for each part of the use: a local step, a chunk of examples."""
+        """Random numbers for a part of this use, such as a local step or a chunk of examples: others for each part."""
         return replace(self, purpose=f"{self.purpose}.{part}")
 
     def uniform(self, like: Tensor) -> Tensor:

@@ -67,7 +67,10 @@ class Onion:
         return narrowed(got, v.dtype), new, sent
 
     def receive(self, mean: Tensor, memory: State, share: float) -> tuple[Tensor, State]:
-        """The receiving halves of the layers that have one, innermost first."""
+        """What the far end takes the mean message ``mean`` [d] for, and its new memory {layer: state}.
+
+        The layers that remember something there take their turns innermost first, as the message came in.
+        """
         new = dict(memory)
         for i in reversed(range(len(self.layers))):
             name, half, _ = self.layers[i]

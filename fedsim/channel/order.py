@@ -1,4 +1,4 @@
-"""Which layer may stand outside which; every rule says why. And whether the fields that layers name exist."""
+"""Which layer of a channel may stand outside which other, with each rule's reason, and which fields they may name."""
 
 from __future__ import annotations
 

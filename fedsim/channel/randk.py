@@ -51,7 +51,7 @@ class RandK:
 
     @property
     def traits(self) -> LayerTraits:
-        """The words."""
+        """Loses entries; unbiased where it scales them up."""
         return LayerTraits(
             loses=True,
             linear=True,

@@ -77,6 +77,7 @@ def largest_positions(v: Tensor, k: int) -> Tensor:
     values = magnitude[chosen]
     threshold = values.topk(k, sorted=False).values.min()
     above, equal = values > threshold, values == threshold
+    # Of equal magnitudes the first are taken, however torch orders them: the result is the same on every machine.
     return chosen[above | (equal & (equal.cumsum(0) <= k - above.sum()))]
 
 

@@ -190,6 +190,7 @@ class ClientMinibatches:
     def __call__(self, k: int) -> Batch:
         """The k-th minibatch."""
         mask = None
+        # Without a mask, losses are plain means; only steps at which some client of the block has padding need one.
         if not self.alone and self.partial[k]:
             width = self.lane["y"].shape[0] if "y" in self.lane else self.lane["rows"].shape[1]
             mask = (torch.arange(width, device=self.feed.device) < self.lane["counts"][k]).to(self.feed.dtype)
@@ -211,7 +212,7 @@ class ClientMinibatches:
 
 
 class Everything:
-    """All examples of one client, once, in stored order and without augmentation, ``SWEEP`` or more at a time.
+    """One client's examples for a pass over all its data: each once, as stored and not augmented, some at a time.
 
     Built like ``ClientMinibatches``; every batch of a block carries a mask.
     """
@@ -226,6 +227,8 @@ class Everything:
     def __call__(self, k: int) -> Batch:
         """The k-th part of the examples."""
         at = k * self.width + torch.arange(self.width, device=self.feed.device)
+        # Alone: no padding, so that nothing is computed for nobody. In a block: one width for all, a client's padding
+        # being its last example again, which the mask takes out.
         if self.alone:
             at = at[: int(self.lane["sizes"]) - k * self.width]
         rows = self.lane["start"] + torch.minimum(at, self.lane["sizes"] - 1)

@@ -23,7 +23,7 @@ from fedsim.ground.rng import numpy_stream
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem whose files fedsim knows.
+    """A classification problem that fedsim knows by name, with its published files.
 
     Attributes:
         features: number of features.

@@ -83,6 +83,7 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
         layout: of its parameters.
         sample: [1, ...] one sample that passes through it.
     """
+    # Two clients with two examples each: with one of either, wrong shapes would broadcast and pass.
     two = sample.expand(2, 2, *sample.shape[1:])
     params = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
     model = twin(model)  # what forward keeps of a trace or under vmap is of no use afterwards
@@ -101,7 +102,7 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
 
 
 def _refuse_under_vmap(model: nn.Module, sample: Tensor) -> None:
-    """Raise Unstackable for what vmap is known to lose without a word."""
+    """Raise Unstackable for what vmap is known to ignore silently: backward hooks, and options of embeddings."""
     for path, module in model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
             what = f"{type(module).__name__} at {path or 'the top'}"

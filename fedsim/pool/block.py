@@ -26,7 +26,7 @@ Client = Callable[[Objective, State, Tensor], Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is handed: some blocks of one round and their clients' rows of the store."""
+    """A share of a round's local work, handed to one worker: some blocks of clients, with these clients' states."""
 
     number: int  # of the job in its round
     round: Round
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """In block order."""
+        """Ids of all clients, in block order."""
         return tuple(i for block in self.blocks for i in block)
 
 
@@ -100,21 +100,25 @@ class ClientSide:
                 state = self.settle(state, message, arrived, rnd)
             return arrived, (state, links), *obj.loss, sent
 
-        out = Outcome(*self._each(local, clients, rows, got, rnd))
+        out = Outcome(*self._of_clients(local, clients, rows, got, rnd))
         check_returned(out.messages, out.states, rows)
         return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
         """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
         got = tree_map(aligned, got)
-        models = self._each(lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd)
+        models = self._of_clients(
+            lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd
+        )
         check_model(models, len(clients), self.oracle.layout.d, "own")
         return models  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def _each(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
-        """``work`` of each client, stacked."""
+    def _of_clients(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
+        """What ``work`` gives for each client: a tree of tensors [b, ...]."""
         rows = tree_map(aligned, rows)  # of some block of a job: they begin anywhere
+        # A client that writes into what all share would change the next client's result, and only with some block
+        # sizes.
         shared = [*leaves(got), self.feed.x, self.feed.y]
         versions = [t._version for t in shared]
         if self.oracle.kernel == "loop":

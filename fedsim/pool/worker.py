@@ -1,4 +1,8 @@
-"""What computes, in this process or inside a Ray actor. A job is a pure function; workers write no files."""
+"""A worker: it holds the models and the data and answers jobs, in this process or inside a Ray actor.
+
+What a job gives depends on the job and the run's setup alone, and workers write no files. So a lost worker's jobs can
+be given to another one, and any number of workers gives the same bits.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +66,7 @@ class Setup:
 
     @property
     def loss(self) -> Loss:
-        """Of each example."""
+        """The loss of each example, by the task."""
         return loss_of(self.task, int(self.train.sizes().max()) if self.task == "least_squares" else 1)
 
 

@@ -37,7 +37,7 @@ class Method:
 
 @dataclass(frozen=True)
 class SharedSetting:
-    """Methods that were run under the same conditions.
+    """One setting (data, clients, rounds and so on, all alike) with the methods that were run in it.
 
     Attributes:
         label: the keys that tell it from the other settings; "" when there is only one.
@@ -49,7 +49,7 @@ class SharedSetting:
 
 
 def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list[SharedSetting], list[Run]]:
-    """Group runs.
+    """Group runs into settings, and those of a setting into methods.
 
     Args:
         runs: as read.

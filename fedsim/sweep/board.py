@@ -72,7 +72,7 @@ class Board:
         self._runs[state.identity] = _Run(time.monotonic())
 
     def ended(self, state: State) -> None:
-        """A job is over, one way or another."""
+        """A job is over, whatever its status."""
         self._states[state.identity] = state
         run = self._runs.pop(state.identity)
         if state.status in ("failed", "diverged"):
@@ -84,7 +84,7 @@ class Board:
             self._console.print("  ".join(part for part in parts if part), markup=False, soft_wrap=True)
 
     def stopped(self) -> None:
-        """Ctrl-C came."""
+        """Say that Ctrl-C stopped the sweep, and how to go on."""
         self._console.print("stopped; the same command goes on from here")
 
     def refresh(self) -> None:
@@ -142,7 +142,7 @@ def skipped(states: Sequence[State], todo: Sequence[State], console: Console | N
 
 
 def failure_line(state: State, sweep: Path) -> str:
-    """A job that came to no good end, in one line."""
+    """One line about a job that failed or diverged: its name, why, and where its output is."""
     log = sweep / state.folder / "output.log"
     end = f"the run diverged: {state.message}" if state.status == "diverged" else state.message
     return f"{state.name}: {end}" + (f" ({_relative(log)})" if log.exists() else "")
@@ -213,5 +213,5 @@ def _style(counts: Mapping[Any, int]) -> str:
 
 
 def _relative(path: Path) -> str:
-    """As short as it can be from here."""
+    """The path from the current folder where it lies in there, else the whole path."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

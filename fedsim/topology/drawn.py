@@ -176,6 +176,7 @@ def _regular(n: int, degree: int, rng: np.random.Generator) -> list[tuple[int, i
     uniform = _uniforms(rng)
     while True:
         stubs, pairs, refused = [node for node in range(n) for _ in range(degree)], set[tuple[int, int]](), 0
+        # After some refusals in a row the stubs left may allow no pair at all; looking that up each time would be slow.
         while stubs and (refused < 20 or _open(set(stubs), pairs)):
             low, high = sorted((int(next(uniform) * len(stubs)), int(next(uniform) * len(stubs))))
             pair = (min(stubs[low], stubs[high]), max(stubs[low], stubs[high]))
