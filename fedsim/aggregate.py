@@ -176,6 +176,6 @@ def fold(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Parts:
 
 
 def merge_all(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Sums:
-    """The sums of all jobs as one: ``fold``, then what it leaves, where jobs are no power of two, from left to right."""
+    """The sums of all jobs as one: ``fold``, then from left to right what it leaves (jobs that are no power of two)."""
     folded = fold(parts, merge)
     return reduce(merge, (folded[place] for place in sorted(folded)))

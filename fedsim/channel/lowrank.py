@@ -69,7 +69,7 @@ class LowRank:
         return 1.0 if self.rank * (m + p) >= d else self.rank / p
 
     def omega(self, d: int) -> float | None:
-        """Biased."""
+        """None: what arrives is biased."""
         return None
 
 

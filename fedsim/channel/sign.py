@@ -65,5 +65,5 @@ class Sign:
         return 1 / width(d, self.bucket) if self.scale == "l1" else None
 
     def omega(self, d: int) -> float | None:
-        """Biased."""
+        """None: what arrives is biased."""
         return None

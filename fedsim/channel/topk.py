@@ -62,7 +62,7 @@ class TopK:
         return entries_to_keep(self.k, self.ratio, d) / d
 
     def omega(self, d: int) -> float | None:
-        """Biased."""
+        """None: what arrives is biased."""
         return None
 
 

@@ -119,6 +119,7 @@ def _header(name: str, dtype: torch.dtype, shape: torch.Size, sides: tuple[Side,
     require(dtype in _CODES, f"field {name!r}", f"have one of the dtypes {_DTYPES}", dtype)
     require(len(shape) < 16 and len(sides) < 16, f"field {name!r}", "have at most 15 dimensions and sides", shape)
     require(max(shape, default=0) < 2**32, f"field {name!r}", "have dimensions below 2^32", shape)
+    # Both counts are below 16 and share a byte: a header is sent with every field of every message.
     counts = bytes([_CODES[dtype], len(shape) | len(sides) << 4])
     return bytes([len(raw)]) + raw + counts + struct.pack(f"<{len(shape)}I", *shape)
 

@@ -93,6 +93,7 @@ class RayPool:
             remote = ray.remote(
                 num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy=where
             )
+            # Neither restarts nor retries by Ray: a lost actor is replaced, and its jobs sent again, in ``map``.
             self._class = remote(_Actor)
             self._setup = [_put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
             self._actors = [self._spawn() for _ in range(engine.actors)]
@@ -146,6 +147,8 @@ class RayPool:
                 return done[0]
             for key, call in pending.items():
                 if call.deadline <= time.monotonic():
+                    # Its call then fails with an error of the actor, which ``map`` takes like any lost actor. It may
+                    # not be ended twice, hence no further deadline.
                     ray.kill(self._actors[call.actor])
                     pending[key] = call._replace(deadline=math.inf)
 

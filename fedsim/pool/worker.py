@@ -166,6 +166,7 @@ class Worker:
             for job in jobs:
                 answer = self._train(job, got)
                 answers.append(answer)
+                # Folded here as far as jobs of this worker are siblings: fewer sums of d numbers travel to the driver.
                 parts = fold({**parts, (job.number, 1): answer.sums}, self.setup.aggregate.merge)
         held = {first: (sums, count) for (first, count), sums in parts.items()}
         return [
@@ -249,6 +250,8 @@ class Worker:
     def _gradient(self, job: ObjectiveJob, x: Tensor) -> Sums:
         feed = self.train_feed
         inputs = feed.inputs(feed.x[job.first : job.last], None)
+        # Weights stand in for the mask of a mean over examples. That divides by their sum, but at least by 1 (an empty
+        # minibatch); with the smallest weight scaled to 1 the sum is never below.
         mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
         g, loss = self.evaluators[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
         total = float(job.weights.sum())
@@ -259,9 +262,11 @@ class Worker:
         """Loss and accuracy of each client's own test samples at its own model, the clients in block order."""
         got = to_device(broadcast, self.device)
         with _evaluating(), self.watched():
-            return [_joined([s for block in self._blocks(job) for s in self._own(job, *block, got)]) for job in jobs]
+            return [
+                _joined([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]) for job in jobs
+            ]
 
-    def _own(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
+    def _own_scores(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
         models = self.blocks[job.architecture].models(clients, mine, got, job.round)
         for i, x in zip(clients, models, strict=True):
             first, last = (int(self.test_feed.start[j]) for j in (i, i + 1))
