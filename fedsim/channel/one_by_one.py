@@ -13,9 +13,9 @@ from fedsim.ground.opaque import opaque
 
 
 def one_by_one(alone: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Call ``alone(*arguments)``; inside vmap for each client in turn, with the bits that it gives for one client alone.
+    """Call ``alone(*arguments)``; inside vmap for each client in turn, with the bits that one client alone has.
 
-    Under vmap there is one value for all clients and no real number to look at; and batched factorisations round
+    Under vmap there is one value for all clients and no real number to look at; and batched factorisations may round
     otherwise than single ones, so that a client's message would depend on the size of its block.
 
     Args:
