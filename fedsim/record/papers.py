@@ -143,6 +143,7 @@ def _authors(before: str) -> tuple[str, ...]:
 @lru_cache(maxsize=1024)
 def _parsed(module: str) -> ast.Module | None:
     """The syntax tree of a module found on ``sys.path`` without importing anything, or None."""
+    # Importing a method to read its docstring would import torch, and run a user's own module just to list papers.
     places: list[str] | None = list(sys.path)
     spec = None
     for part in module.split("."):

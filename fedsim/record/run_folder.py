@@ -76,6 +76,8 @@ class RunFolder:
         path = Path(path).absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
+            # Exclusive: of two runs that begin in one folder at once, one gets an error. Unbuffered: a line is with the
+            # system when the call returns, so that a killed process loses none.
             metrics = (path / "metrics.jsonl").open("xb", buffering=0)
         except FileExistsError:
             problem = "already holds a run (metrics.jsonl)" if path.is_dir() else "is a file"
@@ -104,6 +106,7 @@ class RunFolder:
             return cls.create(path, config, provenance)
         metrics = (path / "metrics.jsonl").open("r+b", buffering=0)
         _lock(metrics, path)
+        # Rounds after the checkpoint are cut off: they are computed again, and a record must not stand there twice.
         records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
         metrics.truncate(end)
         metrics.seek(end)

@@ -189,6 +189,8 @@ def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str,
         other = theirs.get(run.seed)
         if other is None or run.status != "finished":
             continue
+        # Seeds pair runs only where they decide the same things: other samples on the clients, and the difference is
+        # not one of methods.
         reason = _mismatch(run, other)
         ends = _last(run, tag), _last(other, tag)
         if reason:

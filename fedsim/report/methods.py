@@ -62,6 +62,7 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
     grouped: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, Run]]] = {}
     repeats = []
     for run in runs:
+        # Keys that change no bit, such as the number of actors, make neither a method nor a setting.
         kept = {key: value for key, value in run.flat.items() if not _is_under(key, SAME_BITS)}
         method = tuple(sorted((k, v) for k, v in kept.items() if _is_under(k, under)))
         setting = tuple(sorted((k, v) for k, v in kept.items() if not _is_under(k, under)))

@@ -91,6 +91,8 @@ def search(settings: Search, params: Sequence[Param], choices: Mapping[str, Any]
     rungs = settings.rungs(rounds)
     complete: list[State] = []
     for begin in range(0, settings.trials, settings.batch):
+        # A batch is proposed before any of it is run, and told in the order of its numbers: the search is the same for
+        # any number of jobs side by side.
         trials = [study.ask() for _ in range(begin, min(begin + settings.batch, settings.trials))]
         asked = {trial.number: _asked(trial, params, choices) for trial in trials}
         alive = list(trials)
@@ -118,9 +120,9 @@ def search(settings: Search, params: Sequence[Param], choices: Mapping[str, Any]
 
 
 def _asked(trial: Any, params: Sequence[Param], choices: Mapping[str, Any]) -> dict[Param, str | None]:
-    """The values that a trial proposes; conditions are looked at when the others are known."""
+    """The values that a trial proposes for the keys that vary, but for the seed."""
     chosen: dict[Param, str | None] = {}
-    for p in sorted(params, key=lambda p: p.only is not None):
+    for p in sorted(params, key=lambda p: p.only is not None):  # conditional keys last: they ask what was chosen before
         if p.key == "seed" or (p.only is not None and not holds(p, chosen, choices)):
             continue
         name = p.key if p.only is None else f"{p.key}@{p.only}"

@@ -164,6 +164,8 @@ class SweepFolder:
         for job, config in jobs:
             key = identity(config)
             if key not in known:
+                # A job of more rounds goes on in the folder of one of fewer, from its checkpoint; unless the run is
+                # private.
                 name = job.folder if config.get("privacy") is None else None  # noise depends on the number of rounds
                 if name is None:
                     name = folder_name(job.varied)
