@@ -35,7 +35,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Choice(NamedTuple):
-    """One way to compute blocks."""
+    """One way to compute blocks: the kernel, how many clients a block may have, and why."""
 
     kernel: Kernel
     block: int  # most clients in a block

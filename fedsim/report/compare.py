@@ -154,7 +154,7 @@ def _last(run: Run, tag: str) -> int | None:
 
 
 def _final(method: Method, tags: Sequence[str]) -> Final:
-    """Finished runs at their ends, else those on their way at the last round that all of them have evaluated."""
+    """Where a method ended: finished runs at their ends, else the others at the last round that all have evaluated."""
     runs = [run for run in method.runs if run.status == "finished"]
     at = {run.path: index for run in runs if (index := _last(run, tags[0])) is not None}
     common = None
@@ -181,7 +181,7 @@ def _aim(methods: Sequence[Method], tag: str, finals: Sequence[Final]) -> float 
 
 
 def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str, None]) -> Estimate | None:
-    """Paired by seed, over finished runs with the same data and partition."""
+    """The difference to the reference, paired by seed, over finished runs with the same data and partition."""
     theirs = {run.seed: run for run in reference.runs if run.status == "finished"}
     ours: dict[int, float] = {}
     base: dict[int, float] = {}

@@ -14,7 +14,7 @@ from fedsim.topology.graphs import FixedGraph, circle, placed, require_peers
 
 @dataclass(frozen=True)
 class Ring(FixedGraph):
-    """Peer i with i - 1 and i + 1; with Metropolis weights lambda = 1/3 + 2/3 cos(2 pi / n)."""
+    """A ring: peer i is joined to i - 1 and i + 1; with Metropolis weights lambda = 1/3 + 2/3 cos(2 pi / n)."""
 
     def graph(self, n: int) -> nx.Graph:
         """The cycle of n >= 3 peers."""
@@ -24,7 +24,7 @@ class Ring(FixedGraph):
 
 @dataclass(frozen=True)
 class Path(FixedGraph):
-    """Peer i with i - 1 and i + 1, open at the ends."""
+    """A path: peer i is joined to i - 1 and i + 1, and the first peer not to the last."""
 
     def graph(self, n: int) -> nx.Graph:
         """The path of n >= 2 peers."""
@@ -34,7 +34,7 @@ class Path(FixedGraph):
 
 @dataclass(frozen=True)
 class Star(FixedGraph):
-    """Peer 0 with every other."""
+    """A star: peer 0 is joined to every other, and no others to each other."""
 
     def graph(self, n: int) -> nx.Graph:
         """The star of n >= 2 peers."""
@@ -44,7 +44,7 @@ class Star(FixedGraph):
 
 @dataclass(frozen=True)
 class Complete(FixedGraph):
-    """Everybody with everybody; with Metropolis weights W = 11^T/n."""
+    """Every peer is joined to every other; with Metropolis weights W = 11^T/n."""
 
     def graph(self, n: int) -> nx.Graph:
         """The complete graph of n >= 2 peers."""
@@ -113,7 +113,7 @@ class Hypercube(FixedGraph):
 
 @dataclass(frozen=True)
 class Exponential(FixedGraph):
-    """Peer i with i - 2^k and i + 2^k modulo n, for all 2^k < n: the undirected exponential graph."""
+    """Peer i is joined to i - 2^k and i + 2^k modulo n, for all 2^k < n: the undirected exponential graph."""
 
     def graph(self, n: int) -> nx.Graph:
         """The circulant graph of n >= 2 peers with the powers of two as offsets."""
