@@ -1,4 +1,7 @@
-"""Partitions: rules that divide a data set over clients. Each is a frozen dataclass with ``split(data, seed)``."""
+"""Partitions: rules that divide a data set over clients. Each is a frozen dataclass with ``split(data, seed)``.
+
+A partition knows labels, groups and sizes, and hands out positions of samples; it knows neither models nor rounds.
+"""
 
 from fedsim.partition.classes import Classes, ClassesPerClient, Shards
 from fedsim.partition.dirichlet import Dirichlet, DirichletPerClient

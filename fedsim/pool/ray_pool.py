@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from fedsim.errors import ClientError, InputError, require
-from fedsim.kernels.kernel import line
+from fedsim.kernels.kernel import first_line
 from fedsim.pool import ray_home
 from fedsim.pool.engine import Engine
 from fedsim.pool.worker import Setup, Worker
@@ -93,6 +93,7 @@ class RayPool:
             remote = ray.remote(
                 num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy=where
             )
+            # Neither restarts nor retries by Ray: a lost actor is replaced, and its jobs sent again, in ``map``.
             self._class = remote(_Actor)
             self._setup = [_put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
             self._actors = [self._spawn() for _ in range(engine.actors)]
@@ -146,6 +147,8 @@ class RayPool:
                 return done[0]
             for key, call in pending.items():
                 if call.deadline <= time.monotonic():
+                    # Its call then fails with an error of the actor, which ``map`` takes like any lost actor. It may
+                    # not be ended twice, hence no further deadline.
                     ray.kill(self._actors[call.actor])
                     pending[key] = call._replace(deadline=math.inf)
 
@@ -237,7 +240,7 @@ def shared(address: str | None, cpus: int) -> Iterator[Shared]:
     own = _start(Engine(address=address, actors=cpus), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
     try:
         have = int(ray.cluster_resources().get("CPU", 0))
-        yield Shared(address or ray.get_runtime_context().gcs_address, have, ray_home.told())
+        yield Shared(address or ray.get_runtime_context().gcs_address, have, ray_home.ray_auth())
     finally:
         ray.shutdown()
         if own is not None:
@@ -282,7 +285,7 @@ def _put(setup: Setup) -> Any:
     try:
         return ray.put(setup)
     except (TypeError, RuntimeError) as error:  # its message may hold the whole setup; the reason is in its cause
-        why = line(error.__cause__ or error)
+        why = first_line(error.__cause__ or error)
         raise InputError(
             f"algorithm and model must be picklable for engine=ray, got {why}; use engine=serial"
         ) from error

@@ -1,4 +1,8 @@
-"""Topologies: rules for the gossip matrix of every round, frozen dataclasses with ``mixing(n, index, seed)``."""
+"""Topologies: rules for the gossip matrix of every round, frozen dataclasses with ``mixing(n, index, seed)``.
+
+A topology knows the number of peers, the round and the seed. It knows no model and no algorithm: what peers send along
+its edges is not its business.
+"""
 
 from fedsim.topology.base_k import BaseKPlus1
 from fedsim.topology.drawn import (
