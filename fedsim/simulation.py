@@ -20,7 +20,6 @@ from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.divide import load
 from fedsim.assembly.keeping import Kept, draw, keep
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.prepared import Run
 from fedsim.assembly.roles import require_kind
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
@@ -40,7 +39,8 @@ from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.drawings import draw_confusion
 from fedsim.record.history import History
 from fedsim.record.run_folder import Status
-from fedsim.runs.rounds import Record
+from fedsim.runs.run import Run
+from fedsim.runs.traffic import Record
 from fedsim.schedule import All, Schedule
 from fedsim.topology import Topology
 from fedsim.topology.reading import order_of

@@ -39,10 +39,10 @@ from fedsim import Engine, Evaluate, Local
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.prepared import Run
 from fedsim.data import Dataset, Split
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
+from fedsim.runs.run import Run
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedsim.data.batches import Feed, Samples
 from fedsim.data.losses import Loss
 from fedsim.errors import InputError
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.rng import stream
 from fedsim.kernels.kernel import Kernel, line
@@ -76,7 +77,7 @@ def trial(train: Samples, x0: Tensor, seed: int) -> Trial:
         first, last = (int(zeros[0]), int(zeros[-1])) if len(zeros) else (first, last)
     rows = torch.tensor([[first, middle, first], [last, last, middle]])
     inputs, y = feed.take_many(rows, None)
-    few = torch.rand(4099, generator=stream(seed, "agreement"), dtype=torch.float64).to(x0.dtype)
+    few = torch.rand(4099, generator=stream(seed, addresses.AGREEMENT), dtype=torch.float64).to(x0.dtype)
     few += torch.where(few > 0.5, 1, -1)  # far from 0; repeated, for a large model's own would cost more than its steps
     move = few.repeat(-(-len(x0) // len(few)))[: len(x0)]
     move.mul_(x0.abs().mul_(0.03).masked_fill_(x0 == 0, 0.01))

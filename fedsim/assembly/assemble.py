@@ -14,7 +14,7 @@ from fedsim.assembly.links import compression_notes, linked
 from fedsim.assembly.models import built
 from fedsim.assembly.network import Network, connected
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.prepared import Prepared, Run
+from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
 from fedsim.assembly.rule import require_server_rule
 from fedsim.assembly.setup import set_up
@@ -27,6 +27,7 @@ from fedsim.partition import Population
 from fedsim.pool.local_part import written
 from fedsim.pool.worker import Backend
 from fedsim.privacy.ledger import Ledger
+from fedsim.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from fedsim.assembly.checks import builtin
 from fedsim.assembly.parts import Parts
 from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
-from fedsim.ground.own_code import own_code
+from fedsim.ground.own_code import built_in, own_code
 from fedsim.partition import Partition, Population
 from fedsim.traits.declared import traits_of
 
@@ -50,7 +49,7 @@ def require_population(population: Population, data: Dataset, partition: Partiti
 
     A user's own gives none twice to one client; two clients may hold the same sample, as some rules mean it.
     """
-    where, own = f"partition: {type(partition).__name__}.split", not builtin(partition)
+    where, own = f"partition: {type(partition).__name__}.split", not built_in(partition)
     require(isinstance(population, Population), where, "return a Population", type(population).__name__)
     require(len(population) > 0, where, "return one or more clients", 0)
     counts = {len(population)} if data.test is not None else set()

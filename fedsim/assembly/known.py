@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from fedsim.algorithms.kit.around import name_of
-from fedsim.assembly.rehearsal import Rehearsed, rounds_of_all_fields
 from fedsim.channel.channel import noises
 from fedsim.channel.noise import Addressed
 from fedsim.errors import InputError
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.rng import stream
 from fedsim.ground.tree import tree_map
 from fedsim.pool.local_part import written
+from fedsim.pool.rehearsal import Rehearsed, rounds_of_all_fields
 from fedsim.pool.worker import Setup
 from fedsim.types import Known, Message, Owned, Round, State
 
@@ -44,7 +45,7 @@ def require_known(setup: Setup, state: State, x0: Any, rounds: int, link: State,
     sizes, who = tuple(Layout.of(setup.models[0]).sizes), torch.zeros((), dtype=torch.int64)
     tried = sorted(t for t in {*range(6), *range(rounds - 3, rounds)} if 0 <= t < rounds)
     for t, broadcast in _told(setup, state, server, tried):
-        arrived, link, _ = downlink.send(broadcast, link, noises(setup.seed, "rehearsal", t, who), sizes)
+        arrived, link, _ = downlink.send(broadcast, link, noises(setup.seed, addresses.REHEARSAL, t, who), sizes)
         arrived, far = downlink.receive(arrived, far, 1.0, sizes)
         if lost := next((name for name in broadcast if not _equal(arrived[name], broadcast[name])), None):
             name, layers = name_of(written(algorithm)), [one.name for one in downlink.layers]
@@ -62,10 +63,10 @@ def _told(setup: Setup, state: State, server: Any, rounds: list[int]) -> Iterato
     client, everybody, smallest = Rehearsed(setup, 0), tuple(range(len(sizes))), int(sizes.min())
     for t in rounds:
         if t:
-            noise = Addressed(setup.seed, "rehearsal.server", t, torch.zeros((), dtype=torch.int64))
+            noise = Addressed(setup.seed, addresses.REHEARSAL_SERVER, t, torch.zeros((), dtype=torch.int64))
             rnd = Round(t - 1, everybody, len(sizes), smallest, noise=noise)
             sent, state = client.local(state, server, rnd)
-            one = tree_map(lambda v: v[None], _arbitrary(sent, stream(setup.seed, "rehearsal", t)))
+            one = tree_map(lambda v: v[None], _arbitrary(sent, stream(setup.seed, addresses.REHEARSAL, t)))
             sums = rule.add({}, (0,), one, torch.ones(1, dtype=torch.float64))
             server = algorithm.server(server, rule.finish(tree_map(lambda v: v.numpy(), sums), 1.0, setup.dtype), rnd)
         yield t, algorithm.broadcast(server, Round(t, everybody, len(sizes), smallest))

@@ -10,14 +10,15 @@ import torch
 from fedsim.algorithms.kit.around import name_of
 from fedsim.assembly.known import require_known
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.rehearsal import broadcasts, messages, offers
 from fedsim.assembly.start import Start
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Noises
 from fedsim.channel.order import check_fields
+from fedsim.ground import addresses
 from fedsim.pool.local_part import LocalPart
+from fedsim.pool.rehearsal import broadcasts, messages, offers
 from fedsim.pool.worker import Setup
-from fedsim.runs.rounds import Memory
+from fedsim.runs.start import Memory
 from fedsim.traits.declared import traits_of
 from fedsim.types import State
 
@@ -76,7 +77,7 @@ def _down(parts: Parts, setup: Setup, start: Start, later: Sequence[str]) -> tup
 
 
 def _noise(setup: Setup) -> Noises:
-    return noises(setup.seed, "rehearsal", 0, torch.zeros((), dtype=torch.int64))
+    return noises(setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
 
 
 def compression_notes(algorithm: Any, channel: Channel, downlink: Channel, rounds: int) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fedsim.algorithms.kit.around import name_of
-from fedsim.assembly.checks import builtin, require_cohort, require_mixing
 from fedsim.assembly.parts import Parts
 from fedsim.errors import require
-from fedsim.ground.own_code import own_code
+from fedsim.ground.own_code import built_in, own_code
 from fedsim.runs.events import Graphs, graphs_of
+from fedsim.runs.mixings import require_mixing
 from fedsim.schedule import Events, Schedule, as_accounted
+from fedsim.schedule.cohorts import require_cohort
 from fedsim.schedule.delays import Asynchronous
 from fedsim.topology import Mixing, Topology
 from fedsim.traits.declared import traits_of
@@ -63,7 +64,7 @@ def require_cohorts(schedule: Schedule, n: int, rounds: int, seed: int) -> None:
 
     Before the start this looks at the first ``ROUNDS_AHEAD`` rounds; later ones are looked at as they come.
     """
-    if builtin(schedule):
+    if built_in(schedule):
         return
     rule, somebody = type(schedule).__name__, False
     for index in range(min(rounds, ROUNDS_AHEAD)):

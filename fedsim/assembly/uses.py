@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.assembly.rehearsal import Two, first_round, require_round, tried
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
 from fedsim.data.losses import Term
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.own_code import FAILURES
 from fedsim.kernels.oracle import answer
 from fedsim.models import twin
 from fedsim.objective import Objective
+from fedsim.pool.rehearsal import Two, first_round, require_round, tried
 from fedsim.pool.worker import Setup
 from fedsim.types import Batch, Round, State
 
@@ -48,7 +49,7 @@ def uses(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -> list[fr
         with torch.no_grad():
             for (number, state), t in product(enumerate(states), tried(rounds)):
                 rnd = Round(t, (number,), len(sizes), int(sizes.min()))
-                noise = Addressed(setup.seed, "rehearsal", t, torch.tensor(number))
+                noise = Addressed(setup.seed, addresses.REHEARSAL, t, torch.tensor(number))
                 obj = Objective(oracles[number], two, torch.tensor(1), torch.tensor(2), noise, two, oracles)
                 first_round(setup, obj, state, x0, rnd)
     except FAILURES:  # user code: any type

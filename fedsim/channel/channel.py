@@ -19,6 +19,7 @@ from fedsim.channel.noise import Addressed
 from fedsim.channel.onion import EMPTY, Layer, Noises, Onion, transmit
 from fedsim.channel.order import check_order
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.tree import tree_map
 from fedsim.types import Known, Message, Owned, State
 
@@ -123,5 +124,5 @@ def _is_vector(value: Any) -> bool:
 
 
 def noises(seed: int, link: str, index: int, client: Tensor) -> Noises:
-    """The random numbers of a client's link in a round, by address."""
-    return lambda address: Addressed(seed, f"{link}.{address}", index, client)
+    """The random numbers of a client's link in a round, by layer and field; ``link`` is a purpose of a family."""
+    return lambda address: Addressed(seed, addresses.within(link, address), index, client)

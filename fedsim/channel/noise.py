@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedsim.ground import addresses
 from fedsim.ground.opaque import opaque
 from fedsim.ground.rng import key, stream
 
@@ -20,7 +21,7 @@ class Addressed:
 
     Attributes:
         run: its seed.
-        purpose: which link, layer and field.
+        purpose: of ``fedsim.ground.addresses``, down to the layer and field.
         index: round.
         client: number of the client, int64 scalar.
     """
@@ -32,7 +33,7 @@ class Addressed:
 
     def at(self, part: int) -> Addressed:
         """Other numbers for each part of the use: a local step, a chunk of examples."""
-        return replace(self, purpose=f"{self.purpose}.{part}")
+        return replace(self, purpose=addresses.within(self.purpose, part))
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), in the shape, dtype and device of ``like``."""
@@ -53,15 +54,17 @@ class Addressed:
         """The 63-bit number, int64 scalar, from which anybody draws the same ``subset``."""
 
         def alone(client: Tensor) -> Tensor:
-            number = key(self.run, f"{self.purpose}.subset", self.index, int(client))
+            number = key(self.run, addresses.within(self.purpose, "subset"), self.index, int(client))
             return torch.tensor(number, device=client.device)
 
         drawn: Tensor = opaque(alone, lambda clients: torch.stack([alone(c) for c in clients]), self.client)
         return drawn
 
     def _draw(self, kind: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        purpose = addresses.within(self.purpose, kind)
+
         def alone(client: Tensor) -> Tensor:
-            return draw(stream(self.run, f"{self.purpose}.{kind}", self.index, int(client))).to(client.device)
+            return draw(stream(self.run, purpose, self.index, int(client))).to(client.device)
 
         def together(clients: Tensor) -> Tensor:
             return torch.stack([alone(client) for client in clients])

@@ -1,8 +1,8 @@
 """From a client and a round to its minibatches: which samples, in which order, and the tensors themselves.
 
-The order is addressed: (seed, "batches", round, client) draws a fresh permutation per epoch, or for Poisson sampling
-one number per example and step; (seed, "augment", round, client) the augmentation of every sample of every step.
-Samples lie in client order, so a client is a range of rows.
+Draws are addressed by round and client: a fresh permutation per epoch, or for Poisson sampling one number per example
+and step; and the augmentation of every sample of every step. Samples lie in client order, so a client is a range of
+rows.
 
 Poisson minibatches are padded to the largest one really drawn among the clients of a block: no draw is cut or repeated,
 so that their law is exact.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.augment import Augment
-from fedsim.ground import rng
+from fedsim.ground import addresses, rng
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import opaque
 from fedsim.local import Local
@@ -120,7 +120,7 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
         return Work(clients, steps, sizes, expected, counts, None, None)
     drawn = []  # of each client: what its minibatches hold [k], and which examples, padded to the largest [k, m]
     for i, n, k, size in zip(clients, sizes.tolist(), steps.tolist(), expected.tolist(), strict=True):
-        generator = rng.stream(seed, "batches", index, i)
+        generator = rng.stream(seed, addresses.BATCHES, index, i)
         if local.sampling == "poisson" and size < n:
             drawn.append(_poisson(generator, n, k, size / n))
         else:
@@ -133,7 +133,7 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
         counts[b, :k] = taken
         size = chosen.shape[1]
         if draws is not None and feed.augment is not None:  # by the client's own shape, whoever shares its block
-            decisions = feed.augment.draw(rng.stream(seed, "augment", index, i), k * size)
+            decisions = feed.augment.draw(rng.stream(seed, addresses.AUGMENT, index, i), k * size)
             draws[b, :k, :size] = decisions.view(k, size, -1)
         rows[b, :k, :size] += chosen
     order = torch.from_numpy(rows).to(feed.device)

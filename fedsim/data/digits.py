@@ -19,6 +19,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.files import read_path
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 _CSV = "datasets/data/digits.csv.gz"  # 64 pixels in 0..16 and the class on each line
@@ -50,5 +51,5 @@ class Digits:
         table = np.loadtxt(io.BytesIO(read_path(path, _MD5, "install scikit-learn again")), delimiter=",")
         x = (table[:, :-1] / 16).astype(np.float32).reshape(-1, 1, 8, 8)
         y = table[:, -1].astype(np.int64)
-        train, test = divide(holdout(y, self.test_share, numpy_stream(seed, "data.split")), x, y)
+        train, test = divide(holdout(y, self.test_share, numpy_stream(seed, addresses.DATA_SPLIT)), x, y)
         return with_digest(Dataset("digits", train, test, "classification", outputs=10))

@@ -17,6 +17,7 @@ from fedsim.data.files import DataFile, data_root, locate, read_all
 from fedsim.data.svmlight import dense, parse
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 FEATURES, CLASSES = 128, 6
@@ -71,7 +72,7 @@ class GasSensorDrift:
         read_batches = [_batch(content, file.path) for content, file in zip(contents, files, strict=True)]
         x, y = (np.concatenate(arrays) for arrays in zip(*read_batches, strict=True))
         group = np.repeat(np.arange(len(chosen)), [len(labels) for _, labels in read_batches])
-        parts = holdout(group * CLASSES + y, self.test_share, numpy_stream(seed, "data.split"))
+        parts = holdout(group * CLASSES + y, self.test_share, numpy_stream(seed, addresses.DATA_SPLIT))
         train, test = divide(parts, x, y, group)
         scaled = standardise(train.x, *([] if test is None else [test.x]))
         train = replace(train, x=scaled[0])

@@ -20,6 +20,7 @@ from fedsim.data.dataset import Dataset, Split
 from fedsim.data.files import DataFile, data_root, read
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 HOUSING_FILE = DataFile("california-housing/housing.csv", {"": "d1c47305887e2252bf1ccbd74ff159a6"})
@@ -85,7 +86,7 @@ def prepare(table: np.ndarray, test_share: float, seed: int) -> Dataset:
         test_share: share held out, in [0, 1).
         seed: of the run.
     """
-    parts = holdout(np.zeros(len(table), np.int64), test_share, numpy_stream(seed, "data.split"))
+    parts = holdout(np.zeros(len(table), np.int64), test_share, numpy_stream(seed, addresses.DATA_SPLIT))
     inputs, target = table[:, :-1], table[:, -1]
     inputs = np.where(np.isnan(inputs), np.nanmedian(inputs[parts.train], axis=0), inputs)
     y = (target / np.abs(target[parts.train]).max()).astype(np.float32)

@@ -18,6 +18,7 @@ from fedsim.data.files import DataFile, data_root, read_all, read_path
 from fedsim.data.svmlight import Sparse, dense, parse
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 
@@ -87,7 +88,7 @@ class LibSVM:
         classes = np.unique(train.labels)
         x, y = dense(train, features, name), _classes(train.labels, classes, name)
         if test is None:
-            parts = holdout(y, self.test_share, numpy_stream(seed, "data.split"))
+            parts = holdout(y, self.test_share, numpy_stream(seed, addresses.DATA_SPLIT))
             splits = divide(parts, x, y)
         else:
             where = f"{name} (test)"

@@ -18,6 +18,7 @@ from fedsim.data.arrays import check_memory, with_digest
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 _NAMES = ("A", "b", "x0")
@@ -69,7 +70,7 @@ class Quadratic:
 
     def _generate(self, seed: int) -> tuple[np.ndarray, np.ndarray, None]:
         """Rows of A are N(0, 1/m), so that A_i' A_i is about the identity; A_i x_i = b_i with x_i near a common x."""
-        rng = numpy_stream(seed, "data.quadratic")
+        rng = numpy_stream(seed, addresses.DATA_QUADRATIC)
         if self.family == "scaled":
             i = np.arange(1, self.clients + 1)
             identities = (i / np.sqrt(self.clients))[:, None, None] * np.eye(self.dim)

@@ -24,6 +24,7 @@ from fedsim.data.arrays import check_memory, check_share, with_digest
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 FEATURES, CLASSES = 60, 10
@@ -64,7 +65,7 @@ class Synthetic:
 
     def load(self, seed: int) -> Dataset:
         """Generate; everything follows from the seed."""
-        drawn = numpy_stream(seed, "data.synthetic.size").lognormal(4, 2, self.clients)
+        drawn = numpy_stream(seed, addresses.DATA_SYNTHETIC_SIZE).lognormal(4, 2, self.clients)
         sizes = np.minimum(drawn.astype(np.int64) + MIN_SIZE, self.max_size).tolist()
         check_memory("clients", (sum(sizes), FEATURES), 4, "lower clients or max_size")
         x, y = (
@@ -81,10 +82,10 @@ class Synthetic:
 
     def _client(self, seed: int, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """x [size, 60] and y [size] of client k."""
-        rng = numpy_stream(seed, "data.synthetic", k)
+        rng = numpy_stream(seed, addresses.DATA_SYNTHETIC, k)
         u, centre = rng.normal(0, self.alpha), rng.normal(0, self.beta)
         v = np.zeros(FEATURES) if self.iid else rng.normal(centre, 1, FEATURES)
-        model = numpy_stream(seed, "data.synthetic.model") if self.iid else rng
+        model = numpy_stream(seed, addresses.DATA_SYNTHETIC_MODEL) if self.iid else rng
         mean = 0.0 if self.iid else u
         weights, bias = model.normal(mean, 1, (FEATURES, CLASSES)), model.normal(mean, 1, CLASSES)
         x = v + SPREAD * rng.standard_normal((size, FEATURES))

@@ -1,7 +1,8 @@
 """Addressed random numbers: every draw is a function of (seed, purpose, address), never of execution order.
 
-``stream(seed, "batches", round, client)`` gives the same numbers in every process, on every backend and in every
-order of execution. Creating a stream costs a few microseconds and leaves no state behind.
+``stream(seed, addresses.BATCHES, round, client)`` gives the same numbers in every process, on every backend and in
+every order of execution. Creating a stream costs a few microseconds and leaves no state behind. The purposes at which
+fedsim draws, and how you name your own, are in ``fedsim.ground.addresses``.
 
 Never split one draw into pieces: ``torch.randn(n)`` uses another algorithm for n < 16.
 """

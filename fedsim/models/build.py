@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fedsim.errors import InputError
+from fedsim.ground import addresses
 from fedsim.ground.own_code import FAILURES, line, own_code, place, said
 from fedsim.ground.rng import scoped
 from fedsim.models.pure import pure
@@ -60,7 +61,7 @@ def build(
             raise InputError(f"model {name} has no option {unknown[0]}; its options are: {', '.join(known) or 'none'}")
         given = {"input_shape": input_shape, "outputs": outputs}
         given = {key: value for key, value in given.items() if takes_all or key in parameters}
-        with scoped(seed, "init"):
+        with scoped(seed, addresses.INIT):
             try:
                 model = factory(**given, **options)
             except InputError:
@@ -71,7 +72,7 @@ def build(
                 raise InputError(what + (f" ({where})" if where else "")) from error
     checked = validate(model)
     _detach_weight_norm(checked)
-    with scoped(seed, "init"):
+    with scoped(seed, addresses.INIT):
         for training in (False, True):
             checked.train(training)
             _probe(twin(checked), name, input_shape, outputs, tokens=tokens)

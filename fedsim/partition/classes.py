@@ -10,6 +10,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset
 from fedsim.errors import require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 from fedsim.partition.population import (
     Population,
@@ -71,7 +72,7 @@ class Classes:
         require(self.per_client <= len(present), "partition.per_client", must, self.per_client)
         must = f"be < the {len(y)} training samples of data {data.name}"
         require(self.held_out < len(y), "partition.held_out", must, self.held_out)
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         if self.held_out:
             y = y.copy()
             y[rng.choice(len(y), size=self.held_out, replace=False)] = -1  # of no class
@@ -154,7 +155,7 @@ class ClassesPerClient:
         classes = len(np.unique(y))
         must = f"be <= the {classes} classes of data {data.name}"
         require(self.per_client <= classes, "partition.per_client", must, self.per_client)
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         chosen = rng.permuted(np.tile(np.arange(classes) < self.per_client, (self.clients, 1)), axis=1)
         return populate(data, refilled(y, chosen / self.per_client, rng), rng)
 
@@ -187,7 +188,7 @@ class Shards:
         shards, total = self.clients * self.per_client, len(y)
         must = f"be <= the {total} training samples of data {data.name}"
         require(shards <= total, "partition.clients * partition.per_client", must, shards)
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         holder = rng.permutation(np.repeat(np.arange(self.clients), self.per_client))  # [shards]
         owners = np.repeat(holder, even(total, shards))
         return populate(data, bundle(by_class(y, rng), owners, self.clients), rng)

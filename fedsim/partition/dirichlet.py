@@ -9,6 +9,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 from fedsim.partition.population import (
     Population,
@@ -67,7 +68,7 @@ class Dirichlet:
         sizes = np.bincount(y, minlength=data.outputs)
         best = 0
         for attempt in range(self.attempts):
-            rng = numpy_stream(seed, "partition", attempt)
+            rng = numpy_stream(seed, addresses.PARTITION, attempt)
             counts = self._counts(sizes, rng)
             smallest = int(counts.sum(axis=0).min())
             if smallest >= self.min_samples:
@@ -131,6 +132,6 @@ class DirichletPerClient:
         """Divide ``data`` over the clients."""
         y = labels(data, "dirichlet_per_client")
         require_clients(self.clients, data)
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         priors = rng.dirichlet(np.full(len(np.unique(y)), self.alpha), size=self.clients)
         return populate(data, refilled(y, priors, rng), rng)

@@ -9,6 +9,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 from fedsim.partition.population import Population, bundle, populate
 
@@ -45,7 +46,7 @@ class Natural:
         require(
             len(groups) > 0, "partition.min_samples", f"be <= {most}, the size of the largest group", self.min_samples
         )
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         if self.clients is not None:
             must = f"be <= the {len(groups)} groups of data {data.name} with >= {self.min_samples} samples"
             require(self.clients <= len(groups), "partition.clients", must, self.clients)

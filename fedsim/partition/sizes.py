@@ -9,6 +9,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 from fedsim.partition.population import Population, apportion, bundle, even, populate, require_alpha, require_clients
 
@@ -30,7 +31,7 @@ class Iid:
     def split(self, data: Dataset, seed: int) -> Population:
         """Divide ``data`` over the clients."""
         require_clients(self.clients, data)
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         owners = np.repeat(np.arange(self.clients), even(len(data.train), self.clients))
         return populate(data, bundle(rng.permutation(len(data.train)), owners, self.clients), rng)
 
@@ -65,7 +66,7 @@ class Quantity:
         most = len(data.train) // self.clients
         must = f"be <= {most} for {self.clients} clients on the {len(data.train)} training samples of data {data.name}"
         require(self.min_samples <= most, "partition.min_samples", must, self.min_samples)
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         weights = rng.lognormal(sigma=self.sigma, size=self.clients)
         sizes = apportion(len(data.train), weights, rng, at_least=self.min_samples)
         owners = np.repeat(np.arange(self.clients), sizes)
@@ -105,7 +106,7 @@ class QuantityDirichlet:
         """Divide ``data`` over the clients."""
         require_clients(self.clients, data)
         total = len(data.train)
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         best = 0.0
         for _ in range(self.attempts):
             proportions = rng.dirichlet(np.full(self.clients, self.alpha))
@@ -151,7 +152,7 @@ class Blocks:
                 f"partition.sort must be false for data {data.name}, whose samples have several targets each"
             )
         samples = np.argsort(data.train.y, kind="stable") if self.sort else np.arange(len(data.train))
-        rng = numpy_stream(seed, "partition")
+        rng = numpy_stream(seed, addresses.PARTITION)
         if self.mixed:
             chosen = rng.random(len(samples)) < self.mixed
             samples = np.concatenate([samples[~chosen], rng.permutation(samples[chosen])])

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
+from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
@@ -92,7 +93,7 @@ class Blocks:
             message, state = self.algorithm.local(obj, state, got, rnd)
             arrived, sent = message, torch.zeros_like(client)
             if self.uplink:
-                noise = noises(self.seed, "uplink", rnd.index, client)
+                noise = noises(self.seed, addresses.UPLINK, rnd.index, client)
                 sizes = tuple(self.oracle.layout.sizes)
                 arrived, links, size = self.uplink.send(_checked(message), links, noise, sizes)
                 sent = sent + size
@@ -134,7 +135,7 @@ class Blocks:
     def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
         batches = Minibatches(self.feed, work, lane, alone=alone)
         everything = Everything(self.feed, work, lane, alone=alone)
-        noise = Addressed(self.seed, "local", index, lane["client"])
+        noise = Addressed(self.seed, addresses.LOCAL, index, lane["client"])
         return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
 
     def _alone(self, work: Client, client: int, row: State, rnd: Round) -> Any:

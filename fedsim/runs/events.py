@@ -17,6 +17,7 @@ import numpy as np
 
 from fedsim.algorithms.kit.protocols import Constants
 from fedsim.errors import InputError
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 from fedsim.schedule import Events
 from fedsim.topology import Mixing, Topology, chi1, chi2, edge_rates
@@ -93,11 +94,14 @@ def _constants(mixing: Mixing, topology: Topology) -> tuple[np.ndarray, np.ndarr
 
 
 def draw(n: int, stretches: Sequence[Stretch], until: float, seed: int) -> Timeline:
-    """All events of n peers, at streams (seed, "events.peer") and (seed, "events.edge", number of the stretch)."""
-    t, i = _clocks(np.ones(n), 0.0, until, seed, "events.peer")
+    """All events of n peers; random numbers of the stretches' edges are addressed by the number of the stretch."""
+    gaps, picks = numpy_stream(seed, addresses.EVENTS_PEER_GAPS), numpy_stream(seed, addresses.EVENTS_PEER_PICKS)
+    t, i = _clocks(np.ones(n), 0.0, until, gaps, picks)
     times, ends = [t], [np.stack([i, np.full_like(i, -1)], axis=1)]
     for r, (start, end, edges, rates) in enumerate(stretches):
-        t, which = _clocks(rates, start, min(end, until), seed, "events.edge", r)
+        gaps = numpy_stream(seed, addresses.EVENTS_EDGE_GAPS, r)
+        picks = numpy_stream(seed, addresses.EVENTS_EDGE_PICKS, r)
+        t, which = _clocks(rates, start, min(end, until), gaps, picks)
         times.append(t)
         ends.append(edges[which])
     at = np.concatenate(times)
@@ -107,10 +111,9 @@ def draw(n: int, stretches: Sequence[Stretch], until: float, seed: int) -> Timel
 
 
 def _clocks(
-    rates: np.ndarray, start: float, end: float, seed: int, purpose: str, *address: int
+    rates: np.ndarray, start: float, end: float, gaps: np.random.Generator, picks: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """When clocks of these rates ring in (start, end], and which: [k] and [k]."""
-    gaps, picks = (numpy_stream(seed, f"{purpose}.{kind}", *address) for kind in ("gaps", "picks"))
     cumulated = np.cumsum(rates)
     times, which, now = [], [], start
     while now <= end:

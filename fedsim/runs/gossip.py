@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.channel import message
 from fedsim.channel.channel import Channel, noises
+from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.topology.mixing import Mixing
@@ -91,7 +92,8 @@ class Gossip:
             arrived = offered
             if self.channel:
                 mine, theirs = link
-                noise = noises(self.seed, f"gossip.{step}" if step else "gossip", rnd.index, i)
+                purpose = addresses.within(addresses.GOSSIP, step) if step else addresses.GOSSIP
+                noise = noises(self.seed, purpose, rnd.index, i)
                 arrived, mine, size = self.channel.send(offered, mine, noise, self.parameters)
                 arrived, theirs = self.channel.receive(arrived, theirs, 1.0, self.parameters)
                 link = (mine, theirs)

@@ -7,6 +7,7 @@ from math import exp
 
 from fedsim.errors import require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 
@@ -61,14 +62,14 @@ class Asynchronous:
         """How long a participation takes.
 
         Args:
-            seed: of the run; draws are at (seed, "delay.speed", client), (seed, "delay.jitter", client, participation).
+            seed: of the run.
             client: its number.
             participation: how often the client began before.
             steps: local steps.
             down: bytes that it gets.
             up: bytes that it sends.
         """
-        log = self.jitter_sigma * numpy_stream(seed, "delay.jitter", client, participation).standard_normal()
-        log -= self.speed_sigma * numpy_stream(seed, "delay.speed", client).standard_normal()
+        log = self.jitter_sigma * numpy_stream(seed, addresses.DELAY_JITTER, client, participation).standard_normal()
+        log -= self.speed_sigma * numpy_stream(seed, addresses.DELAY_SPEED, client).standard_normal()
         links = sum(8e-6 * size / rate for size, rate in ((down, self.downlink_mbps), (up, self.uplink_mbps)) if rate)
         return self.latency_s + links + steps * self.step_s * exp(log)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 
 
@@ -76,7 +77,7 @@ class Uniform:
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """The cohort of round ``index``, at stream (seed, "cohort", index)."""
-        return _draw(self.cohort, population, numpy_stream(seed, "cohort", index))
+        return _draw(self.cohort, population, numpy_stream(seed, addresses.COHORT, index))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Cyclic:
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """Group ``index`` modulo their number; the shuffle is at stream (seed, "cohort")."""
         groups = population // self.cohort
-        order = numpy_stream(seed, "cohort").permutation(population)
+        order = numpy_stream(seed, addresses.COHORT).permutation(population)
         return tuple(np.sort(order[index % groups :: groups]).tolist())
 
 
@@ -145,7 +146,7 @@ class Bernoulli:
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """The cohort of round ``index``, at stream (seed, "cohort", index)."""
-        rng = numpy_stream(seed, "cohort", index)
+        rng = numpy_stream(seed, addresses.COHORT, index)
         for _ in range(1000):
             size = int(rng.binomial(population, self.rate))
             if size or self.empty == "keep":

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
 from fedsim.topology.mixing import Mixing
 from fedsim.topology.rates import Rates
@@ -83,13 +84,13 @@ class Drawn(Weighted):
 def draw(
     sample: Callable[[np.random.Generator], nx.Graph], seed: int, index: int, attempts: int, more_edges: str
 ) -> nx.Graph:
-    """The first connected graph among the draws at stream (seed, "topology", index, 0..attempts-1).
+    """The first connected graph among the draws 0..attempts-1 of round ``index``.
 
     Raises:
         InputError: none was connected; says to ``more_edges``.
     """
     for attempt in range(attempts):
-        graph = sample(numpy_stream(seed, "topology", index, attempt))
+        graph = sample(numpy_stream(seed, addresses.TOPOLOGY, index, attempt))
         if connected(graph):
             return graph
     raise InputError(

@@ -23,6 +23,7 @@ from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
 from fedsim.data.losses import loss_of
 from fedsim.errors import Diverged, InputError
+from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.own_code import FAILURES, said
 from fedsim.ground.tree import tensors, tree_map
@@ -105,7 +106,7 @@ class Rehearsed:
 
     def objective(self, index: int) -> Objective:
         """What it works on in round ``index``."""
-        noise = Addressed(self.setup.seed, "rehearsal", index, torch.tensor(self.architecture))
+        noise = Addressed(self.setup.seed, addresses.REHEARSAL, index, torch.tensor(self.architecture))
         oracle, two = self.oracles[self.architecture], torch.tensor(2)
         return Objective(oracle, self.batches, torch.tensor(1), two, noise, self.batches, self.oracles)
 
@@ -137,7 +138,7 @@ def first_round(setup: Setup, obj: Any, state: State, x0: Any, rnd: Round) -> No
         return
     sums = rule.add({}, rnd.clients, one, torch.ones(1, dtype=torch.float64))
     received = rule.finish(tree_map(lambda v: v.numpy(), sums), 1.0, setup.dtype)
-    noise = Addressed(setup.seed, "rehearsal.server", rnd.index, torch.zeros((), dtype=torch.int64))
+    noise = Addressed(setup.seed, addresses.REHEARSAL_SERVER, rnd.index, torch.zeros((), dtype=torch.int64))
     after = algorithm.server(server, received, replace(rnd, noise=noise))
     tensors(after, "server")
     kind, had, has = type(server).__name__, getattr(server, "x", None), getattr(after, "x", None)
