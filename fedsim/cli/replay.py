@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from fedsim.algorithms.kit.around import innermost
-from fedsim.assembly.assemble import Assembled, configured
+from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.configuration import build_run
+from fedsim.assembly.parts import Parts
 from fedsim.cli.folder import config_folder
 from fedsim.cli.resume import stopped
 from fedsim.errors import Diverged, InputError, require
@@ -98,7 +99,7 @@ def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug
     then, now = recorded_capability(folder), cpu_capability()
     if then not in (None, now):
         note(f"the run's CPU capability was {then}, here it is {now}: numbers may differ from the run's in rounding")
-    assembled = configured(build_run(config))
+    assembled = assemble(Parts(**build_run(config)))
     setup = assembled.prepared.setup
     each: Kernel = "loop"
     kernels = (each,) * len(setup.kernels)
@@ -143,7 +144,7 @@ def find(assembled: Assembled, folder: Path, round_: int, clients: tuple[int, ..
     backend = assembled.start()
     catch = CatchWork(backend, clients)
     try:
-        run = assembled.orchestrator(catch, Evaluate(every=assembled.rounds))
+        run = assembled.orchestrator(catch, Evaluate(every=assembled.parts.planned_rounds))
         saved = Checkpoints(folder / "checkpoints", Checkpointing()).newest(round_ - 1)
         if saved is not None:
             of_run = replace(

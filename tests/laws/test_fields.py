@@ -42,6 +42,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.record.history": {"History"},
     "fedsim.ground.layout": {"Layout"},
     "fedsim.record.papers": {"Paper"},
+    "fedsim.assembly.choose": {"Chosen"},
     "fedsim.assembly.parts": {"Parts"},  # what tests/test_own_code.py checks, field by field
     "fedsim.assembly.roles": {"Role"},
     "fedsim.assembly.start": {"Start"},
