@@ -3,7 +3,7 @@
 from fedsim.partition.classes import Classes, ClassesPerClient, Shards
 from fedsim.partition.dirichlet import Dirichlet, DirichletPerClient
 from fedsim.partition.natural import Natural
-from fedsim.partition.population import Partition, Population
+from fedsim.partition.population import Partition, Population, populate
 from fedsim.partition.sizes import Blocks, Iid, Quantity, QuantityDirichlet
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Quantity",
     "QuantityDirichlet",
     "Shards",
+    "populate",
 ]
