@@ -6,7 +6,7 @@ A partition knows labels, groups and sizes, and hands out positions of samples; 
 from fedsim.partition.classes import Classes, ClassesPerClient, Shards
 from fedsim.partition.dirichlet import Dirichlet, DirichletPerClient
 from fedsim.partition.natural import Natural
-from fedsim.partition.population import Partition, Population
+from fedsim.partition.population import Partition, Population, populate
 from fedsim.partition.sizes import Blocks, Iid, Quantity, QuantityDirichlet
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "Quantity",
     "QuantityDirichlet",
     "Shards",
+    "populate",
 ]

@@ -26,6 +26,7 @@ from fedsim.topology.fixed import (
     Torus,
 )
 from fedsim.topology.given import File, Networkx
+from fedsim.topology.graphs import Drawn, Fixed
 from fedsim.topology.mixing import Mixing, Topology, edge_array
 from fedsim.topology.rates import Rates, chi1, chi2, edge_rates, minimal_rates
 from fedsim.topology.spectrum import lam, spectral_gap
@@ -37,10 +38,12 @@ __all__ = [
     "BaseKPlus1",
     "Bipartite",
     "Complete",
+    "Drawn",
     "ErdosRenyi",
     "Exponential",
     "ExponentialDirected",
     "File",
+    "Fixed",
     "Grid",
     "Hypercube",
     "Mixing",
