@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -98,8 +99,11 @@ def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Mod
     Raises:
         InputError: the module cannot be copied.
     """
+    known = dict(instead or {})
+    for module in model.modules():  # eleven dictionaries for hooks, mostly empty, took most of the time of a copy
+        known.update((id(v), OrderedDict()) for v in vars(module).values() if type(v) is OrderedDict and not v)
     try:
-        return copy.deepcopy(model, dict(instead or {}))
+        return copy.deepcopy(model, known)
     except FAILURES as error:  # user code: any type
         raise InputError(
             f"model {type(model).__name__} cannot be copied for the workers: {error_line(error)}; modules "
