@@ -23,9 +23,10 @@ from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
-from fedsim.errors import require
+from fedsim.errors import Interrupted, require
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
+from fedsim.ground.interrupts import Stopping
 from fedsim.ground.own_code import own_code
 from fedsim.ground.public_names import name_of_class
 from fedsim.ground.tree import tree_map
@@ -107,6 +108,9 @@ def simulate(
 ) -> Result:
     """Run a federated simulation.
 
+    Signal handlers, torch's threads and whatever else a run changes in the process are as before when it returns or
+    raises.
+
     Args:
         algorithm: for example ``FedAvg(lr=0.1)``.
         data: a source such as ``fedsim.data.Digits()``, or a ``Dataset`` already in memory.
@@ -134,11 +138,14 @@ def simulate(
         config: what config.yaml shall hold; by default the parts themselves.
 
     Returns:
-        Metrics and final model. A run that diverges or is interrupted (Ctrl-C) returns what it had, with its status.
+        Metrics and final model. A run that diverges returns what it had, with its status.
 
     Raises:
         InputError: something cannot be run; raised before anything is spawned.
         ClientError: a client's computation failed.
+        Interrupted: Ctrl-C, a KeyboardInterrupt, after records, checkpoint and summary (status ``interrupted``) were
+            saved; ``error.result`` is what the run had. Another Ctrl-C within five seconds does not cut the saving.
+            Before the first round a KeyboardInterrupt is raised as it came.
     """
     given: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "schedule": schedule}
     given |= {"local": local, "aggregate": aggregate, "topology": topology, "channel": channel, "downlink": downlink}
@@ -164,6 +171,7 @@ def simulate(
         rounds = len(schedule.times(rounds))
     begun = time.perf_counter()
     with ExitStack() as stack:
+        stopping = stack.enter_context(Stopping())
         bar = stack.enter_context(Progress(rounds)) if progress else None
         say = bar.status if bar else lambda text: None
         say("reading the data")
@@ -233,7 +241,7 @@ def simulate(
         if saved:
             history.resume(saved)
         try:
-            status, message = history.loop()
+            status, message = history.loop(stopping)
         except Exception as error:
             history.catch_up()
             if not isinstance(error, OSError):
@@ -247,9 +255,12 @@ def simulate(
         final = prepared.module(run.model())  # before anything says that the run has finished
         summary = history.finish(status, message)
     where = folder.path if folder else None
-    return Result(
+    result = Result(
         status, history.records, summary, final, run.server, history.trajectory(), where, message, tuple(run.stores)
     )
+    if status == "interrupted":
+        raise Interrupted(message, result)
+    return result
 
 
 def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:

@@ -39,6 +39,7 @@ from fedsim import Engine, Evaluate, Local, Mean
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.prepare import prepare
 from fedsim.data import Dataset, Split
+from fedsim.ground.process import claim
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
 from fedsim.runs.rounds import Orchestrator
@@ -319,4 +320,5 @@ def machine(device: str) -> str:
 
 
 if __name__ == "__main__":
+    claim()
     main()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,6 +27,9 @@ from fedsim.models import cnn
 # closes it when Hydra configures logging: give it the real one.
 with suppress(ImportError):
     import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
+
+# A Ray that a test starts itself is told what fedsim tells those that it starts.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @pytest.fixture(autouse=True)
