@@ -77,7 +77,7 @@ def cases(configs: Path, scratch: Path) -> dict[str, tuple[str, ...]]:
     peers = ("algorithm=dpsgd", "partition.clients=8")
     own = {"cohorts": (f"schedule.path={cohorts}",), "file": (f"topology.path={edges}",)}
     kinds = {"async": "fedbuff", "events": "ad_psgd"}
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[str, ...]] = {f"preset {n}": (f"experiment={n}",) for n in _options(configs, "experiment")}
     for n in _options(configs, "algorithm"):
         found[f"algorithm {n}"] = (f"algorithm={n}",)
         found[f"algorithm {n} plain"] = (f"algorithm={n}", "channel=[]", "downlink=[]", "schedule=all")
@@ -104,8 +104,7 @@ def cases(configs: Path, scratch: Path) -> dict[str, tuple[str, ...]]:
     full = ("partition=iid", "partition.clients=4", "local.batch_size=full")
     for n in PRIVATE:
         found[f"privacy own {n}"] = (f"algorithm={n}", "privacy=own", *noise, *full)
-    found |= {f"more {name}": line for name, line in MORE.items()}
-    return found | {f"preset {n}": (f"experiment={n}",) for n in _options(configs, "experiment")}
+    return found | {f"more {name}": line for name, line in MORE.items()}
 
 
 def _options(configs: Path, group: str) -> list[str]:
@@ -114,13 +113,11 @@ def _options(configs: Path, group: str) -> list[str]:
 
 def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of the same parts with two rounds of little work."""
-    local, schedule = config["local"], config["schedule"]
+    local = config["local"]
     epochs = local["epochs"] is not None or local["steps"] is None
     local |= {"steps": 2 if epochs else min(local["steps"], 2), "epochs": None}
     if local["batch_size"] != "full":
         local["batch_size"] = min(local["batch_size"], 4)
-    if "t_end" in schedule:
-        schedule["t_end"] = min(schedule["t_end"], 5.0)
     if config["partition"].get("held_out"):
         config["partition"]["held_out"] = 100
     config["evaluate"]["every"] = 1
@@ -174,6 +171,8 @@ def outcome(line: tuple[str, ...], compose: Any, build: Any, simulate: Any) -> d
         small = line[0].startswith(("experiment=", "data=", "model="))
         if line[0].startswith("experiment=") and "resnet18" in config["model"].get("_target_", ""):
             config["model"] = compose(["model=resnet_small_gn"])["model"]  # the large one has cases of its own
+        if "t_end" in config["schedule"]:
+            config["schedule"]["t_end"] = min(config["schedule"]["t_end"], 5.0)
         parts = build(shrunk(config) if small else config)
         if small:
             parts["data"] = cut(parts["data"], config["seed"])
@@ -208,13 +207,11 @@ def main(checkout: str, out: str, *only: str) -> None:
         every = cases(Path(checkout).resolve() / "configs", Path(scratch))
         chosen = {name: line for name, line in every.items() if not only or any(text in name for text in only)}
         found: dict[str, Any] = {}
-        try:
-            for i, (name, line) in enumerate(chosen.items()):
-                _say(f"{i + 1}/{len(chosen)} {name}")
-                found[name] = outcome(line, *doors)
-        finally:  # what there is, also after Ctrl-C
+        for i, (name, line) in enumerate(chosen.items()):
+            _say(f"{i + 1}/{len(chosen)} {name}")
+            found[name] = outcome(line, *doors)
             Path(out).write_text(json.dumps(found, indent=1, sort_keys=True))
-            _say("")
+        _say("")
 
 
 def _say(text: str) -> None:
