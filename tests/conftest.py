@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ from fedsim.models import cnn
 # closes it when Hydra configures logging: give it the real one.
 with suppress(ImportError):
     import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
+
+# A Ray that a test starts itself is told what fedsim tells those that it starts.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @pytest.fixture(autouse=True)

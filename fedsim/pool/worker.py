@@ -6,9 +6,7 @@ be given to another one, and any number of workers gives the same bits.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from fedsim.data.losses import Loss, guess, loss_of, score_of
 from fedsim.errors import ClientError
 from fedsim.ground.layout import aligned
 from fedsim.ground.own_code import FAILURES, error_line
+from fedsim.ground.process import keep_memory
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle
@@ -116,16 +115,16 @@ class Scores(NamedTuple):
     guesses: np.ndarray  # [rows] predicted classes, empty where the task is not classification
 
 
-def keep_memory() -> None:
-    """Tell glibc to keep freed buffers instead of handing them back to the kernel, page by page, at every step.
-
-    Stacked gradients are tens of megabytes; faulting them in afresh costs a fifth of a round of a small MLP. Costs up
-    to 100 MB of resident memory. Elsewhere than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(option, value)
+@contextmanager
+def torch_given_back() -> Iterator[None]:
+    """A block after which torch has the threads and the flags of cuDNN that it had, whatever a worker needed."""
+    cudnn = torch.backends.cudnn
+    threads, flags = torch.get_num_threads(), (cudnn.allow_tf32, cudnn.deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.allow_tf32, cudnn.deterministic = flags
 
 
 class Worker:
@@ -133,9 +132,9 @@ class Worker:
 
     def __init__(self, setup: Setup):
         keep_memory()
-        torch.set_num_threads(setup.threads)
         self.setup = setup
         self.device = torch.device(setup.device)
+        torch.set_num_threads(setup.threads)
         if self.device.type == "cuda":  # convolutions in float32, and the same bits every time
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.deterministic = True

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.errors import Diverged, require
 from fedsim.ground.console import Progress
-from fedsim.ground.interrupts import uninterrupted
+from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
 from fedsim.record.checkpoint import Checkpointing, Checkpoints, Saved
 from fedsim.record.fingerprint import check_fingerprint, fingerprint
@@ -98,7 +98,7 @@ class History:
         if self.bar:
             self.bar.update(self.records[-1])
 
-    def loop(self) -> tuple[Status, str]:
+    def loop(self, stopping: Stopping) -> tuple[Status, str]:
         """All rounds, or as many as go well; every finished round is on record whatever happens next."""
         run = self.run
         try:
@@ -116,6 +116,7 @@ class History:
         except Diverged as error:
             return "diverged", str(error)
         except KeyboardInterrupt as stop:
+            stopping.begin()
             self.catch_up()
             return "interrupted", f"{type(stop).__name__} after round {run.done}"
         return "finished", ""

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from fedsim.errors import InputError
+from fedsim.ground.process import claim
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -88,6 +89,7 @@ def serve(line: Connection, sweep: Path) -> None:
     from fedsim.sweep.attempt import attempt
     from fedsim.sweep.state import SweepFolder
 
+    claim()
     gc.freeze()  # what was imported before the fork is never garbage; looking through it would also copy shared pages
     gc.enable()
     folder = SweepFolder(sweep)

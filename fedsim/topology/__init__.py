@@ -26,7 +26,7 @@ from fedsim.topology.fixed import (
     Torus,
 )
 from fedsim.topology.given import File, Networkx
-from fedsim.topology.graphs import Drawn, Fixed
+from fedsim.topology.graphs import FixedGraph, RandomGraph
 from fedsim.topology.mixing import Mixing, Topology, edge_array
 from fedsim.topology.rates import Rates, chi1, chi2, edge_rates, minimal_rates
 from fedsim.topology.spectrum import lam, spectral_gap
@@ -38,12 +38,11 @@ __all__ = [
     "BaseKPlus1",
     "Bipartite",
     "Complete",
-    "Drawn",
     "ErdosRenyi",
     "Exponential",
     "ExponentialDirected",
     "File",
-    "Fixed",
+    "FixedGraph",
     "Grid",
     "Hypercube",
     "Mixing",
@@ -51,6 +50,7 @@ __all__ = [
     "OnePeerExponential",
     "Path",
     "RandomGeometric",
+    "RandomGraph",
     "RandomRegular",
     "Rates",
     "Ring",
