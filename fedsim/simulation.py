@@ -39,7 +39,7 @@ from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.history import History, opened
 from fedsim.record.provenance import provenance
 from fedsim.record.run_folder import RunFolder, Status
-from fedsim.runs.rounds import Record
+from fedsim.runs.traffic import Record
 from fedsim.schedule import All, Events, Schedule
 from fedsim.topology import Mixing, Topology
 from fedsim.topology.reading import order_of

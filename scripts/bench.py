@@ -41,7 +41,7 @@ from fedsim.assembly.prepare import prepare
 from fedsim.data import Dataset, Split
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
-from fedsim.runs.rounds import Orchestrator
+from fedsim.runs.run import Run
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
 
@@ -226,7 +226,7 @@ class TwoProcesses:
 
 
 @contextmanager
-def engine_run(load: Workload, engine: Engine) -> Iterator[Orchestrator]:
+def engine_run(load: Workload, engine: Engine) -> Iterator[Run]:
     """Our engine on the workload, ready to step."""
     data = gaussian_classes(load)
     population = Blocks(clients=load.clients).split(data, 0)
@@ -235,18 +235,7 @@ def engine_run(load: Workload, engine: Engine) -> Iterator[Orchestrator]:
     prepared = prepare(rule, data, population, [load.model()], Local(batch_size=load.batch), Mean(), engine, 0)
     backend = prepared.start(engine)
     try:
-        yield Orchestrator(
-            prepared.setup,
-            backend,
-            Uniform(cohort=load.cohort),
-            Evaluate(every=10**9),
-            prepared.x0,
-            prepared.rows,
-            prepared.memory,
-            blocks=prepared.blocks,
-            jobs=engine.jobs,
-            rounds=10**9,
-        )
+        yield prepared.orchestrator(backend, Uniform(cohort=load.cohort), Evaluate(every=10**9), engine, 10**9)
     finally:
         backend.close()
 

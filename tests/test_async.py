@@ -27,7 +27,7 @@ from fedsim.errors import Diverged, InputError
 from fedsim.ground.rng import numpy_stream
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.runs.arrivals import AsynchronousServer
+from fedsim.runs.arrivals import Arrivals
 from fedsim.schedule.delays import Asynchronous
 from tests.conftest import Quadratics
 
@@ -46,25 +46,17 @@ def asynchronous(
     local: Local = Local(steps=2, batch_size="full"),  # noqa: B008
     engine: Engine = SERIAL,
     channel: Channel = Channel(),  # noqa: B008
-) -> AsynchronousServer:
+) -> Arrivals:
     """A run before its first start; the caller closes ``run.backend``."""
     dataset = (data or Quadratics(n=9)).dataset()
     split = Natural().split(dataset, 0)
     prepared = prepare(algorithm, dataset, split, [linear_zero], local, Stack(), engine, 5, channel)
-    return AsynchronousServer(
-        prepared.setup,
-        prepared.start(engine),
-        schedule,
-        Evaluate(every=1000),
-        prepared.x0,
-        prepared.rows[0],
-        blocks=prepared.blocks,
-        jobs=engine.jobs,
-        rounds=rounds,
-    )
+    run = prepared.orchestrator(prepared.start(engine), schedule, Evaluate(every=1000), engine, rounds)
+    assert isinstance(run, Arrivals)
+    return run
 
 
-def finish(run: AsynchronousServer) -> np.ndarray:
+def finish(run: Arrivals) -> np.ndarray:
     """The server's model [rounds, d] after each of its steps."""
     points: list[np.ndarray] = []
     while run.done < run.rounds:
@@ -134,7 +126,7 @@ def test_servers_are_their_event_loops(algorithm: Any, concurrency: int) -> None
         algorithm = replace(algorithm, buffer=5)
     run = asynchronous(algorithm, schedule, 40, data=data)
     np.testing.assert_allclose(finish(run), loop(algorithm, schedule, 40, data), rtol=0, atol=1e-10)
-    assert run.now > 0
+    assert run.state.now > 0
     assert run.record["round"] == 40
 
 
@@ -160,7 +152,7 @@ def test_a_buffer_of_all_clients_that_are_equally_fast_is_fedavg() -> None:
         np.testing.assert_allclose(finish(run), rounds.trajectory[1:], rtol=0, atol=1e-12)
         assert run.record["async/staleness_max"] == 0
         seconds = 5 * local.count(7)  # rounds, local steps of one second
-        assert run.now == pytest.approx(seconds)
+        assert run.state.now == pytest.approx(seconds)
 
 
 def test_one_client_at_a_time_without_discount_is_sequential_training() -> None:
@@ -190,15 +182,15 @@ def test_links_take_the_time_of_their_bytes_and_bytes_are_counted() -> None:
     schedule = Asynchronous(3, step_s=0.0, downlink_mbps=2.0, uplink_mbps=0.5, latency_s=0.25)
     run = asynchronous(FedBuff(lr=0.1, buffer=3), schedule, 4)
     finish(run)
-    assert run.now == pytest.approx(4 * (0.25 + 8e-6 * (down / 2 + plain / 0.5)))
-    assert run.totals == {"comm/uplink_total_bytes": 12 * plain, "comm/downlink_total_bytes": 12 * down}
+    assert run.state.now == pytest.approx(4 * (0.25 + 8e-6 * (down / 2 + plain / 0.5)))
+    assert run.traffic.totals == {"comm/uplink_total_bytes": 12 * plain, "comm/downlink_total_bytes": 12 * down}
     sparse = Channel((Layer("ef14", EF14()), Layer("topk", TopK(k=1))))
     small = asynchronous(FedBuff(lr=0.1, buffer=3), schedule, 4, channel=sparse)
     finish(small)
-    size = small.totals["comm/uplink_total_bytes"] // 12
+    size = small.traffic.totals["comm/uplink_total_bytes"] // 12
     assert size < plain
-    assert small.totals["comm/uplink_total_bytes"] == 12 * size
-    assert small.now == pytest.approx(4 * (0.25 + 8e-6 * (down / 2 + size / 0.5)))
+    assert small.traffic.totals["comm/uplink_total_bytes"] == 12 * size
+    assert small.state.now == pytest.approx(4 * (0.25 + 8e-6 * (down / 2 + size / 0.5)))
     assert small.record["comm/uplink_ratio"] == pytest.approx(plain / size)
 
 
@@ -225,13 +217,13 @@ def test_a_snapshot_is_all_that_later_steps_depend_on() -> None:
     for _ in range(5):
         half.step()
     half.backend.close()
-    assert {flight.ready for flight in half.flights} == {True, False}
+    assert {flight.ready for flight in half.state.flights} == {True, False}
     rest = asynchronous(rule, SPREAD, 12, local=local, channel=sparse)
     fresh = rest.snapshot()
     rest.restore(half.snapshot())
     np.testing.assert_array_equal(finish(rest), points[5:])
     assert rest.digest() == whole.digest()
-    assert rest.totals == whole.totals
+    assert rest.traffic == whole.traffic
     assert len(fresh["flights"].ids) == 0
 
 

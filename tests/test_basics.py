@@ -35,7 +35,10 @@ def test_a_stream_is_a_function_of_its_address() -> None:
 
 
 def test_streams_are_equal_in_another_process() -> None:
-    code = "from fedsim.ground import rng; print(rng.key(5, 'cohort', 9), rng.numpy_stream(5, 'cohort', 9).integers(10**9))"
+    code = (
+        "from fedsim.ground.rng import key, numpy_stream;"
+        "print(key(5, 'cohort', 9), numpy_stream(5, 'cohort', 9).integers(10**9))"
+    )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=_root())
     assert other.stdout.split() == [
         str(rng.key(5, "cohort", 9)),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
-from fedsim.algorithms.fedavg import FedAvg, ServerState
+from fedsim.algorithms.fedavg import FedAvg, FedAvgServer
 from fedsim.assembly.prepare import prepare
 from fedsim.data import Dataset, Split
 from fedsim.data.augment import Augment
@@ -21,7 +21,6 @@ from fedsim.errors import ClientError, InputError
 from fedsim.models import cnn, mlp
 from fedsim.objective import Objective
 from fedsim.partition import Natural, Population
-from fedsim.runs.rounds import Orchestrator
 from fedsim.types import Message, Round
 
 SIZES = (40, 16, 9, 33, 2, 1, 17, 28)
@@ -119,26 +118,15 @@ def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
     prepared = prepare(Remembers(lr=0.05), data, Natural().split(data, 0), [mlp], local, Mean(), engine, 0)
     backend = prepared.start(engine)
     n, turns = len(SIZES), Turns()
-    orchestrator = Orchestrator(
-        prepared.setup,
-        backend,
-        turns,
-        Evaluate(every=99),
-        prepared.x0,
-        prepared.rows,
-        prepared.memory,
-        blocks=prepared.blocks,
-        jobs=engine.jobs,
-        rounds=99,
-    )
+    run = prepared.orchestrator(backend, turns, Evaluate(every=99), engine, 99)
     count, last = np.zeros(n, dtype=np.int64), np.full((n, 2), -1.0)
     for t in range(2 * n + 3):
-        orchestrator.step()
+        run.step()
         for i in turns.clients(t, n, 0):
             count[i] += 1
             last[i] = SIZES[i], -(-SIZES[i] // 8) + 100 * t
     backend.close()
-    diary = orchestrator.stores[0].read(range(n))[0]
+    diary = run.stores[0].read(range(n))[0]
     np.testing.assert_array_equal(diary.count, count)
     np.testing.assert_array_equal(diary.seen, (count * np.array(SIZES))[:, None].repeat(3, 1))
     np.testing.assert_array_equal(diary.last, last)
@@ -153,9 +141,9 @@ class ManyFields(FedAvg):
         kinds = {"n": obj.examples, "flag": obj.examples > 10, "same": torch.arange(4), "half": obj.examples.half() / 2}
         return {**message, **kinds, "matrix": obj.examples * torch.ones(2, 3), "nothing": torch.zeros(0)}, ()
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedAvgServer, received: Message, rnd: Round) -> FedAvgServer:
         parts = [received[k].reshape(-1) for k in ("n", "flag", "same", "half", "matrix", "nothing")]
-        return ServerState(server.x, torch.cat(parts))
+        return FedAvgServer(server.x, torch.cat(parts))
 
 
 @pytest.mark.parametrize("options", KERNELS, ids=str)
@@ -232,8 +220,8 @@ class Drifts(FedAvg):
 
 @dataclass(frozen=True)
 class CountsOnTheServer(FedAvg):
-    def server(self, server: ServerState, received: Message, rnd: Round) -> Any:
-        return ServerState(server.x, rnd.index)  # type: ignore[arg-type]
+    def server(self, server: FedAvgServer, received: Message, rnd: Round) -> Any:
+        return FedAvgServer(server.x, rnd.index)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", KERNELS, ids=str)

@@ -85,7 +85,7 @@ def test_waves_are_the_events_one_by_one(rule: DADAO | A2CiD2) -> None:
     assert len(each) > 80
     assert len(np.unique(run.levels)) < len(each) / 2
     np.testing.assert_allclose(together, last, rtol=0, atol=1e-12)  # blocks of other sizes: rounding
-    assert run.totals == alone.totals
+    assert run.traffic == alone.traffic
 
 
 def test_a_measurement_changes_no_bit_and_minibatches_differ_between_events() -> None:
@@ -133,7 +133,7 @@ def test_a_snapshot_is_all_that_later_steps_depend_on() -> None:
     runs[2].restore(runs[1].snapshot())
     *_, rest = finish(runs[2])
     np.testing.assert_array_equal(rest, whole)
-    assert runs[2].totals == runs[0].totals
+    assert runs[2].traffic == runs[0].traffic
     assert runs[2].record["round"] == 4
 
 

@@ -23,11 +23,12 @@ from fedsim.aggregate import Stack, fold, whole
 from fedsim.algorithms.fd import FD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedavg_ft import FedAvgFT
-from fedsim.algorithms.fedgh import FedGH, ServerState
+from fedsim.algorithms.fedgh import FedGH
 from fedsim.algorithms.fedper import FedPer
 from fedsim.algorithms.fedproto import FedProto
 from fedsim.algorithms.fedrep import FedRep
 from fedsim.algorithms.fml import FML
+from fedsim.algorithms.kit.shared_head import GlobalHead
 from fedsim.algorithms.lg_fedavg import LGFedAvg
 from fedsim.algorithms.mesa import Mesa
 from fedsim.algorithms.scaffold import Scaffold
@@ -117,7 +118,7 @@ class Listens(FedGH):
         return Archive(x0, x0.new_zeros(0), x0.new_zeros(0))
 
     def server(self, server: Any, received: Message, rnd: Round) -> Any:
-        return Archive(super().server(ServerState(server.head), received, rnd).head, *received["representations"])
+        return Archive(super().server(GlobalHead(server.head), received, rnd).head, *received["representations"])
 
 
 RULE = Listens(lr=0.1, header_lr=0.1)
@@ -174,7 +175,7 @@ def test_one_step_on_one_pair_is_the_hand_computation(label: int) -> None:
     values, mask = torch.zeros(1, 3, 2, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.bool)
     values[0, label], mask[0, label] = torch.from_numpy(r), True
     rule = FedGH(lr=0.1, lr_decay=0.5, header_lr=0.3)
-    after = rule.server(ServerState(theta), {"representations": Owned(values, mask)}, Round(2, (0,), 1)).head.numpy()
+    after = rule.server(GlobalHead(theta), {"representations": Owned(values, mask)}, Round(2, (0,), 1)).head.numpy()
     e = np.exp(w @ r + b)
     error = e / e.sum() - np.eye(3)[label]
     np.testing.assert_allclose(after[:, :2], w - 0.3 * 0.25 * np.outer(error, r), rtol=0, atol=1e-14)

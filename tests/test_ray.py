@@ -22,7 +22,7 @@ from torch import nn
 
 from fedsim import Engine, Evaluate, Local, Result, simulate
 from fedsim.aggregate import Stack
-from fedsim.algorithms.fedavg import FedAvg, ServerState
+from fedsim.algorithms.fedavg import FedAvg, FedAvgServer
 from fedsim.algorithms.fedgh import FedGH
 from fedsim.data import Dataset
 from fedsim.errors import ClientError, InputError
@@ -112,9 +112,9 @@ class Fragile(FedAvg):
 class Dots(FedAvg):
     """FedAvg whose server divides by sums over all coordinates, whose bits depend on the number of threads."""
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedAvgServer, received: Message, rnd: Round) -> FedAvgServer:
         u = received["update"]
-        return ServerState(server.x + u / (u @ u + u.sum()), server.v)
+        return FedAvgServer(server.x + u / (u @ u + u.sum()), server.v)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def test_no_process_is_left_behind() -> None:
     """A run starts a Ray of its own, whatever others run here, and stops it: nothing with its environment is left."""
     code = """
         from fedsim import Engine, simulate
-        from fedsim.algorithms.fedavg import FedAvg, ServerState
+        from fedsim.algorithms.fedavg import FedAvg, FedAvgServer
         from fedsim.models import mlp
         from fedsim.partition import Iid
         from tests.conftest import images

@@ -28,7 +28,7 @@ from fedsim.errors import InputError
 from fedsim.ground.tree import leaves
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.run_folder import RunFolder
-from fedsim.runs.rounds import Orchestrator
+from fedsim.runs.run import Run
 from fedsim.runs.store import Store
 from fedsim.schedule import Uniform
 from tests.test_cli import ROOT, composed, main  # noqa: F401 - a fixture
@@ -184,16 +184,16 @@ def during_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def during_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = Orchestrator.evaluate
+    evaluate = Run.evaluate
     times: list[int] = []
 
-    def interrupted(self: Orchestrator) -> dict[str, float]:
+    def interrupted(self: Run) -> dict[str, float]:
         if self.done == 4 and len(times) < 2:  # the first resume is stopped there again
             times.append(4)
             signal.raise_signal(signal.SIGINT)
         return evaluate(self)
 
-    monkeypatch.setattr(Orchestrator, "evaluate", interrupted)
+    monkeypatch.setattr(Run, "evaluate", interrupted)
 
 
 @pytest.mark.parametrize("when", [during_the_commit, during_the_record, during_the_evaluation])

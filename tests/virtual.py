@@ -58,18 +58,10 @@ def virtual(
         seed,
         topology=topology,
     )
-    prepared = replace(prepared, setup=tuned(prepared.setup, graphs))
-    return VirtualTime(
-        graphs,
-        prepared.setup,
-        prepared.start(engine),
-        schedule,
-        Evaluate(every=1000),
-        prepared.rows[0][0],
-        blocks=prepared.blocks,
-        jobs=engine.jobs,
-        rounds=rounds,
-    )
+    prepared = replace(prepared, setup=tuned(prepared.setup, graphs), graphs=graphs)
+    run = prepared.orchestrator(prepared.start(engine), schedule, Evaluate(every=1000), engine, rounds)
+    assert isinstance(run, VirtualTime)
+    return run
 
 
 def finish(run: VirtualTime) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class A2CiD2Peer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] model
@@ -54,30 +54,23 @@ class A2CiD2(EventSGD):
         """With the graph's chi1 and chi2, unless they were given."""
         return replace(self, chi1=self.chi1 or constants.chi1, chi2=self.chi2 or constants.chi2)
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> A2CiD2Peer:
         """x and its momentum at x0."""
-        return PeerState(x0, x0, torch.zeros_like(x0))
+        return A2CiD2Peer(x0, x0, torch.zeros_like(x0))
 
-    def model(self, peer: PeerState) -> Tensor:
-        """x [d]."""
-        return peer.x
-
-    def flow(self, peer: PeerState, dt: Tensor) -> PeerState:
+    def flow(self, peer: A2CiD2Peer, dt: Tensor) -> A2CiD2Peer:
         """x' = eta (x~ - x), x~' = eta (x - x~): their mean stays, their difference shrinks by exp(-2 eta dt)."""
         eta = 1 / (2 * sqrt(self.chi1 * self.chi2))
+        # the exact solution after dt; expm1 keeps its digits where events follow each other closely
         moved = 0.5 * (-torch.expm1(-2 * eta * dt)).to(peer.x.dtype) * (peer.x_tilde - peer.x)
         return peer._replace(x=peer.x + moved, x_tilde=peer.x_tilde - moved)
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: A2CiD2Peer, rnd: Round) -> A2CiD2Peer:
         """A gradient event: both variables take the SGD step at x."""
-        v = self.push(obj, peer.x, peer.v)
-        return PeerState(peer.x - self.lr * v, peer.x_tilde - self.lr * v, v)
+        v = self.push(obj, peer.x, peer.v)  # a step alike on both leaves their difference to the gossip
+        return A2CiD2Peer(peer.x - self.lr * v, peer.x_tilde - self.lr * v, v)
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
-        """x [d]."""
-        return {"x": peer.x}
-
-    def meet(self, peer: PeerState, got: Message, rnd: Round) -> PeerState:
+    def meet(self, peer: A2CiD2Peer, got: Message, rnd: Round) -> A2CiD2Peer:
         """x moves to the average of the two, x~ by sqrt(chi1 / chi2) times as much."""
         alpha, alpha_t = 0.5, 0.5 * sqrt(self.chi1 / self.chi2)
         m = peer.x - got["x"]

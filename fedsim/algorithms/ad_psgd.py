@@ -22,7 +22,7 @@ from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class ADPSGDPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] model
@@ -44,28 +44,20 @@ class ADPSGD(EventSGD):
         """No constant depends on the graph."""
         return self
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> ADPSGDPeer:
         """x0, where the first gradient begins."""
-        return PeerState(x0, x0, torch.zeros_like(x0))
+        return ADPSGDPeer(x0, x0, torch.zeros_like(x0))
 
-    def model(self, peer: PeerState) -> Tensor:
-        """x [d]."""
-        return peer.x
-
-    def flow(self, peer: PeerState, dt: Tensor) -> PeerState:
+    def flow(self, peer: ADPSGDPeer, dt: Tensor) -> ADPSGDPeer:
         """Nothing happens between events."""
         return peer
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: ADPSGDPeer, rnd: Round) -> ADPSGDPeer:
         """A gradient event: x <- x - lr g(x_hat); the next gradient begins there."""
-        v = self.push(obj, peer.x_hat, peer.v)
+        v = self.push(obj, peer.x_hat, peer.v)  # the gradient was begun at x_hat; meetings have moved x since
         x = peer.x - self.lr * v
-        return PeerState(x, x, v)
+        return ADPSGDPeer(x, x, v)
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
-        """x [d]."""
-        return {"x": peer.x}
-
-    def meet(self, peer: PeerState, got: Message, rnd: Round) -> PeerState:
+    def meet(self, peer: ADPSGDPeer, got: Message, rnd: Round) -> ADPSGDPeer:
         """x <- the average of the two."""
         return peer._replace(x=0.5 * (peer.x + got["x"]))

@@ -17,7 +17,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.gradients import mean_gradient
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
@@ -25,7 +26,7 @@ from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class ADOMPlusPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] model
@@ -41,7 +42,7 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ADOMPlus:
+class ADOMPlus(ModelPeer):
     """ADOM+ for strongly convex smooth losses and a symmetric W.
 
     Attributes:
@@ -70,7 +71,7 @@ class ADOMPlus:
     @property
     def chi(self) -> float:
         """Condition number of gossip: ||W^Q v||^2 <= (1 - 1/chi) ||v||^2 for v that sum to zero."""
-        return 1 / (1 - (1 - self.gap) ** (2 * self.gossip_steps))
+        return 1 / (1 - (1 - self.gap) ** (2 * self.gossip_steps))  # W^Q shrinks v by (1 - gap)^Q
 
     @property
     def sigma2(self) -> float:
@@ -87,46 +88,45 @@ class ADOMPlus:
         """Step of z."""
         return self.mu / 2 / (14 * self.sigma2 * self.chi**2)
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> ADOMPlusPeer:
         """x at x0, everything else at zero."""
         zero = torch.zeros_like(x0)
-        return PeerState(x0, x0, *[zero] * 8)
+        return ADOMPlusPeer(x0, x0, *[zero] * 8)
 
-    def model(self, peer: PeerState) -> Tensor:
-        """x [d]."""
-        return peer.x
-
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: ADOMPlusPeer, rnd: Round) -> ADOMPlusPeer:
         """The last round's step on z, then the implicit step on x and y."""
         mu, smooth, nu = self.mu, self.smooth, self.mu / 2
         tau1, tau2 = 1 / (sqrt(smooth / mu) + 0.5), sqrt(mu / smooth)
         eta, theta = 1 / (smooth * tau2), nu / (4 * self.sigma2)
         alpha, beta = mu / 2, 1 / (2 * smooth)
         z, z_f = self._settled(peer)
+        # the points in between at which Nesterov's acceleration takes gradients, of x and of y
         x_g = tau1 * peer.x + (1 - tau1) * peer.x_f
         y_g = self.sigma1 * peer.y + (1 - self.sigma1) * peer.y_f
         s = y_g + self.sigma1 * z + (1 - self.sigma1) * z_f
         g = mean_gradient(obj, x_g) + (self.weight_decay - nu) * x_g
-        # x+ = known + share y+, put into y+ = y + theta beta (g - y+) - theta (s / nu + x+)
+        # the box's steps on x and y are implicit: each needs the other's new value. With x+ = known + share y+ put into
+        # y+ = y + theta beta (g - y+) - theta (s / nu + x+) one linear equation for y+ is left
         known = (peer.x + eta * alpha * x_g - eta * g) / (1 + eta * alpha)
         share = eta / (1 + eta * alpha)
         y = (peer.y + theta * beta * g - theta * (s / nu + known)) / (1 + theta * beta + theta * share)
         x = known + share * y
         q = self.gamma / nu * s + peer.mixed_q  # what gossip left of the last q is m
         x_f, y_f = x_g + tau2 * (x - peer.x), y_g + self.sigma2 * (y - peer.y)
-        return PeerState(x, x_f, y, y_f, z, z_f, s, q, s, q)
+        return ADOMPlusPeer(x, x_f, y, y_f, z, z_f, s, q, s, q)
 
-    def _settled(self, peer: PeerState) -> tuple[Tensor, Tensor]:
+    def _settled(self, peer: ADOMPlusPeer) -> tuple[Tensor, Tensor]:
         """z and z_f [d] after the gossip of the last round."""
         delta, zeta = 1 / (17 * self.smooth), 0.5
         z_g = self.sigma1 * peer.z + (1 - self.sigma1) * peer.z_f
+        # I - W^Q is applied to q and to s: what a peer sent less what gossip has made of it
         z = peer.z + self.gamma * delta * (z_g - peer.z) - (peer.q - peer.mixed_q)
         return z, z_g - zeta * (peer.s - peer.mixed_s)
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: ADOMPlusPeer, rnd: Round) -> Message:
         """s and q, as far as they are mixed: 2 d numbers."""
         return {"s": peer.mixed_s, "q": peer.mixed_q}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: ADOMPlusPeer, mixed: Message, rnd: Round) -> ADOMPlusPeer:
         """One more product with W."""
         return peer._replace(mixed_s=mixed["s"], mixed_q=mixed["q"])

@@ -21,15 +21,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import full_gradient, mean_gradient
 from fedsim.algorithms.kit.local_sgd import LocalSGD
-from fedsim.algorithms.sgd import full_gradient, mean_gradient
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class BeerPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] its model
@@ -42,7 +43,7 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Beer(LocalSGD):
+class Beer(ModelPeer, LocalSGD):
     """Gradient tracking with compressed communication.
 
     Attributes:
@@ -58,33 +59,29 @@ class Beer(LocalSGD):
         super().__post_init__()
         require(0 < self.gamma <= 1, "gamma", "be in (0, 1]", self.gamma)
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> BeerPeer:
         """Every peer starts from the same model; the first round begins with the gradient there."""
         zero = torch.zeros_like(x0)
-        return PeerState(x0, zero, zero, zero, zero, zero, zero)
+        return BeerPeer(x0, zero, zero, zero, zero, zero, zero)
 
-    def model(self, peer: PeerState) -> Tensor:
-        """The peer's model [d]."""
-        return peer.x
-
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: BeerPeer, rnd: Round) -> BeerPeer:
         """x <- x + gamma (W - I) H - lr v; v <- v + gamma (W - I) G + gradient there - gradient before."""
         v, before = peer.v, peer.g
-        if rnd.index == 0:
+        if rnd.index == 0:  # the box starts from V = the full gradients
             v = before = self.bounded(peer.x, full_gradient(obj, peer.x))
         x = peer.x + self.gamma * peer.x_pull - self.rate(rnd) * v
-        g = self.bounded(x, mean_gradient(obj, x))
+        g = self.bounded(x, mean_gradient(obj, x))  # at the new x: the difference to the last one is what V tracks
         return peer._replace(x=x, v=v + self.gamma * peer.v_pull + g - before, g=g)
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: BeerPeer, rnd: Round) -> Message:
         """What the neighbours do not know yet of x and of v, [d] each."""
         return {"x": peer.x - peer.x_hat, "v": peer.v - peer.v_hat}
 
-    def publish(self, peer: PeerState, arrived: Message, rnd: Round) -> tuple[PeerState, Message]:
+    def publish(self, peer: BeerPeer, arrived: Message, rnd: Round) -> tuple[BeerPeer, Message]:
         """H <- H + C(x - H), G <- G + C(v - G), at the peer and at its neighbours alike; what is mixed are H and G."""
         x_hat, v_hat = peer.x_hat + arrived["x"], peer.v_hat + arrived["v"]
         return peer._replace(x_hat=x_hat, v_hat=v_hat), {"x_hat": x_hat, "v_hat": v_hat}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: BeerPeer, mixed: Message, rnd: Round) -> BeerPeer:
         """Keeps (W - I) H and (W - I) G, with which the next round begins."""
         return peer._replace(x_pull=mixed["x_hat"] - peer.x_hat, v_pull=mixed["v_hat"] - peer.v_hat)

@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class ChocoSGDPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] its model
@@ -38,7 +39,7 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ChocoSGD(MomentumSGD):
+class ChocoSGD(ModelPeer, MomentumSGD):
     """Decentralized SGD with compressed differences.
 
     Attributes:
@@ -54,27 +55,24 @@ class ChocoSGD(MomentumSGD):
         super().__post_init__()
         require(0 < self.gamma <= 1, "gamma", "be in (0, 1]", self.gamma)
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> ChocoSGDPeer:
         """Every peer starts from the same model."""
-        return PeerState(x0, torch.zeros_like(x0) if self.copies == "zero" else x0)
+        return ChocoSGDPeer(x0, torch.zeros_like(x0) if self.copies == "zero" else x0)
 
-    def model(self, peer: PeerState) -> Tensor:
-        """The peer's model [d]."""
-        return peer.x
-
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: ChocoSGDPeer, rnd: Round) -> ChocoSGDPeer:
         """X_half: K local steps from the peer's model."""
         return peer._replace(x=self.solve(obj, peer.x, self.rate(rnd)))
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: ChocoSGDPeer, rnd: Round) -> Message:
         """What the neighbours do not know yet, x_half - x_hat [d]."""
         return {"difference": peer.x - peer.x_hat}
 
-    def publish(self, peer: PeerState, arrived: Message, rnd: Round) -> tuple[PeerState, Message]:
+    def publish(self, peer: ChocoSGDPeer, arrived: Message, rnd: Round) -> tuple[ChocoSGDPeer, Message]:
         """x_hat <- x_hat + q, at the peer and at its neighbours alike; what is mixed is x_hat."""
         x_hat = peer.x_hat + arrived["difference"]
         return peer._replace(x_hat=x_hat), {"x_hat": x_hat}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: ChocoSGDPeer, mixed: Message, rnd: Round) -> ChocoSGDPeer:
         """x_i <- x_half_i + gamma (sum_j w_ij x_hat_j - x_hat_i)."""
+        # over all peers the bracket sums to zero, W being doubly stochastic: gossip about copies moves no mean
         return peer._replace(x=peer.x + self.gamma * (mixed["x_hat"] - peer.x_hat))

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from fedsim.algorithms.kit.dual import Dual
 from fedsim.algorithms.kit.protocols import Constants
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class ContinuizedPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] grad f_i*(y) when it last met a neighbour, the model; x0 before
@@ -35,7 +36,7 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Continuized(Dual):
+class Continuized(ModelPeer, Dual):
     """Accelerated coordinate descent on the dual, an edge at a time, for least squares with a linear model.
 
     Attributes:
@@ -59,31 +60,25 @@ class Continuized(Dual):
         chi1, chi2 = self.chi1 or constants.chi1, self.chi2 or constants.chi2
         return replace(self, mu=mu, smooth=smooth, chi1=chi1, chi2=chi2)
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> ContinuizedPeer:
         """The dual points at zero; x0 is only where the first gradient is taken."""
         zero = torch.zeros_like(x0)
-        return PeerState(x0, zero, zero)
+        return ContinuizedPeer(x0, zero, zero)
 
-    def model(self, peer: PeerState) -> Tensor:
-        """x [d]."""
-        return peer.x
-
-    def flow(self, peer: PeerState, dt: Tensor) -> PeerState:
+    def flow(self, peer: ContinuizedPeer, dt: Tensor) -> ContinuizedPeer:
         """y' = eta (y~ - y), y~' = eta (y - y~): their mean stays, their difference shrinks by exp(-2 eta dt)."""
         eta = sqrt(self.mu / (2 * self.chi1 * self.chi2 * self.smooth))
+        # the exact solution after dt; expm1 keeps its digits where events follow each other closely
         moved = 0.5 * (-torch.expm1(-2 * eta * dt)).to(peer.y.dtype) * (peer.y_tilde - peer.y)
         return peer._replace(y=peer.y + moved, y_tilde=peer.y_tilde - moved)
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: ContinuizedPeer, rnd: Round) -> ContinuizedPeer:
         """The gradient of the conjugate, of both peers of a meeting."""
         return peer._replace(x=self.primal(obj, peer.x, peer.y))
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
-        """x [d]."""
-        return {"x": peer.x}
-
-    def meet(self, peer: PeerState, got: Message, rnd: Round) -> PeerState:
+    def meet(self, peer: ContinuizedPeer, got: Message, rnd: Round) -> ContinuizedPeer:
         """y and y~ step against the difference of the two models."""
+        # one coordinate step of the dual is one along an edge: both ends move by the difference of their primal points
         gamma, gamma_t = self.mu / 2, sqrt(self.smooth * self.mu * self.chi1 / (4 * self.chi2))
         m = peer.x - got["x"]
         return peer._replace(y=peer.y - gamma * m, y_tilde=peer.y_tilde - gamma_t * m)

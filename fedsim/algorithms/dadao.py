@@ -18,16 +18,17 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import mean_gradient
 from fedsim.algorithms.kit.protocols import Constants
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.algorithms.kit.strongly_convex import StronglyConvex
-from fedsim.algorithms.sgd import mean_gradient
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class DADAOPeer(NamedTuple):
     """What a peer keeps; a tilde is the momentum of its variable."""
 
     x: Tensor  # [d] model
@@ -39,7 +40,7 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DADAO(StronglyConvex):
+class DADAO(ModelPeer, StronglyConvex):
     """DADAO for strongly convex smooth losses.
 
     Linear convergence needs chi1 * chi2 <= 1/2, which ``topology.rates=minimal`` gives with equality; lower rates
@@ -75,49 +76,47 @@ class DADAO(StronglyConvex):
 
     @cached_property
     def generator(self) -> Tensor:
-        """[6, 6] float64 of the flow s' = generator @ s between events, s in the order of ``PeerState``."""
+        """[6, 6] float64 of the flow s' = generator @ s between events, s in the order of ``DADAOPeer``."""
         eta, alpha, alpha_t, theta, nu = self.q / 8, self.q / 4, self.q / 8, 1 / (2 * self.q), self.nu
         return torch.tensor(
             [
-                [-eta, eta, 0, 0, 0, 0],
-                [eta, -eta, 0, 0, 0, 0],
-                [0, 0, -alpha, alpha, 0, 0],
-                [0, -theta * nu, -theta, 0, -theta, 0],
-                [0, 0, 0, 0, -alpha, alpha],
-                [0, 0, 0, 0, alpha_t, -alpha_t],
+                [-eta, eta, 0, 0, 0, 0],  # x' = eta (x~ - x)
+                [eta, -eta, 0, 0, 0, 0],  # x~' = eta (x - x~)
+                [0, 0, -alpha, alpha, 0, 0],  # y' = alpha (y~ - y)
+                [0, -theta * nu, -theta, 0, -theta, 0],  # y~' = -theta (nu x~ + y + z)
+                [0, 0, 0, 0, -alpha, alpha],  # z' = alpha (z~ - z)
+                [0, 0, 0, 0, alpha_t, -alpha_t],  # z~' = alpha~ (z - z~)
             ],
             dtype=torch.float64,
         )
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> DADAOPeer:
         """x and its momentum at x0, the dual variables at zero."""
         zero = torch.zeros_like(x0)
-        return PeerState(x0, x0, zero, zero, zero, zero)
+        return DADAOPeer(x0, x0, zero, zero, zero, zero)
 
-    def model(self, peer: PeerState) -> Tensor:
-        """x [d]."""
-        return peer.x
-
-    def flow(self, peer: PeerState, dt: Tensor) -> PeerState:
+    def flow(self, peer: DADAOPeer, dt: Tensor) -> DADAOPeer:
         """exp(dt * generator) on the six variables."""
         forward = torch.linalg.matrix_exp(self.generator * dt).to(peer.x.dtype)
-        return PeerState(*(forward @ torch.stack(peer)).unbind(0))
+        return DADAOPeer(*(forward @ torch.stack(peer)).unbind(0))
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: DADAOPeer, rnd: Round) -> DADAOPeer:
         """A gradient event: u = grad f_i(x) - nu x - y~ moves x, x~ and y~."""
         gamma, gamma_t = 1 / (4 * self.smooth), 1 / (4 * sqrt(self.smooth * self.nu))
         delta, delta_t = self.q / 4, 1.0
+        # f_i with its weight decay, less the part nu/2 ||x||^2 of its strong convexity that y and z treat
         u = mean_gradient(obj, peer.x) + (self.weight_decay - self.nu) * peer.x - peer.y_tilde
         return peer._replace(
             x=peer.x - gamma * u, x_tilde=peer.x_tilde - gamma_t * u, y_tilde=peer.y_tilde + (delta + delta_t) * u
         )
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: DADAOPeer, rnd: Round) -> Message:
         """y + z [d]."""
         return {"yz": peer.y + peer.z}
 
-    def meet(self, peer: PeerState, got: Message, rnd: Round) -> PeerState:
+    def meet(self, peer: DADAOPeer, got: Message, rnd: Round) -> DADAOPeer:
         """z and z~ step against the difference of the two offers."""
         beta, beta_t = 0.5, 2 * self.chi1 / self.q
+        # z and z~ of the two ends move by opposite amounts, so that their sums over all peers stay zero
         m = peer.y + peer.z - got["yz"]
         return peer._replace(z=peer.z - beta * m, z_tilde=peer.z_tilde - beta_t * m)

@@ -20,14 +20,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import mean_gradient
 from fedsim.algorithms.kit.local_sgd import LocalSGD
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class DCDPSGDPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] its model, which its neighbours know
@@ -36,32 +37,29 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DCDPSGD(LocalSGD):
+class DCDPSGD(ModelPeer, LocalSGD):
     """Difference-compressed decentralized parallel SGD."""
 
     traits: ClassVar[Traits] = Traits(role="peers", static=True, compresses=("difference",), hooks=("publish",))
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> DCDPSGDPeer:
         """Every peer starts from the same model, so that W X = X."""
-        return PeerState(x0, x0, torch.zeros_like(x0))
+        return DCDPSGDPeer(x0, x0, torch.zeros_like(x0))
 
-    def model(self, peer: PeerState) -> Tensor:
-        """The peer's model [d]."""
-        return peer.x
-
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: DCDPSGDPeer, rnd: Round) -> DCDPSGDPeer:
         """g: the mean gradient at x over the K minibatches."""
         return peer._replace(g=self.bounded(peer.x, mean_gradient(obj, peer.x)))
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: DCDPSGDPeer, rnd: Round) -> Message:
         """x_half - x = sum_j w_ij x_j - lr g - x_i [d]."""
+        # wx, the sum over the neighbours' models, is known from the last round: every copy equals its model exactly
         return {"difference": peer.wx - self.rate(rnd) * peer.g - peer.x}
 
-    def publish(self, peer: PeerState, arrived: Message, rnd: Round) -> tuple[PeerState, Message]:
+    def publish(self, peer: DCDPSGDPeer, arrived: Message, rnd: Round) -> tuple[DCDPSGDPeer, Message]:
         """x <- x + q, at the peer and in its neighbours' copies alike; what is mixed is x."""
         x = peer.x + arrived["difference"]
         return peer._replace(x=x), {"x": x}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: DCDPSGDPeer, mixed: Message, rnd: Round) -> DCDPSGDPeer:
         """Keeps sum_j w_ij x_j, with which the next round begins."""
-        return PeerState(peer.x, mixed["x"], torch.zeros_like(peer.g))
+        return DCDPSGDPeer(peer.x, mixed["x"], torch.zeros_like(peer.g))

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class DeepSqueezePeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] its model
@@ -35,7 +36,7 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DeepSqueeze(MomentumSGD):
+class DeepSqueeze(ModelPeer, MomentumSGD):
     """Decentralized SGD with error-compensated messages.
 
     Attributes:
@@ -49,27 +50,24 @@ class DeepSqueeze(MomentumSGD):
         super().__post_init__()
         require(0 < self.gamma <= 1, "gamma", "be in (0, 1]", self.gamma)
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> DeepSqueezePeer:
         """Every peer starts from the same model, without an error."""
-        return PeerState(x0, torch.zeros_like(x0))
+        return DeepSqueezePeer(x0, torch.zeros_like(x0))
 
-    def model(self, peer: PeerState) -> Tensor:
-        """The peer's model [d]."""
-        return peer.x
-
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: DeepSqueezePeer, rnd: Round) -> DeepSqueezePeer:
         """X_half: K local steps from the peer's model."""
         return peer._replace(x=self.solve(obj, peer.x, self.rate(rnd)))
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: DeepSqueezePeer, rnd: Round) -> Message:
         """v = x_half + m [d]."""
         return {"v": peer.x + peer.m}
 
-    def publish(self, peer: PeerState, arrived: Message, rnd: Round) -> tuple[PeerState, Message]:
+    def publish(self, peer: DeepSqueezePeer, arrived: Message, rnd: Round) -> tuple[DeepSqueezePeer, Message]:
         """m <- v - q; the peer's own part of the gossip, x <- x_half - gamma q, while q is at hand."""
         q = arrived["v"]
-        return PeerState(peer.x - self.gamma * q, peer.x + peer.m - q), {"q": q}
+        # peer.x + peer.m is the v that was offered; -gamma q is the last part of gamma (W Q - Q), W Q comes with mix
+        return DeepSqueezePeer(peer.x - self.gamma * q, peer.x + peer.m - q), {"q": q}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: DeepSqueezePeer, mixed: Message, rnd: Round) -> DeepSqueezePeer:
         """x_i <- x_half_i + gamma (sum_j w_ij q_j - q_i)."""
         return peer._replace(x=peer.x + self.gamma * mixed["q"])

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedsim.algorithms.kit.gossip_averaging import ModelGossip, PeerState
+from fedsim.algorithms.kit.gossip_averaging import ModelGossip, PeerModel
 from fedsim.objective import Objective
 from fedsim.types import Round
 
 
 @dataclass(frozen=True)
 class DFedAvg(ModelGossip):
-    """Decentralized federated averaging; ``gossip.ModelGossip`` holds the exchange."""
+    """Decentralized federated averaging; ``ModelGossip`` holds the exchange."""
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: PeerModel, rnd: Round) -> PeerModel:
         """K local steps v <- m v + g, y <- y - lr v from the peer's model."""
-        return PeerState(self.solve(obj, peer.x, self.rate(rnd)))
+        return PeerModel(self.solve(obj, peer.x, self.rate(rnd)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.algorithms.kit.gossip_averaging import ModelGossip, PeerState
+from fedsim.algorithms.kit.gossip_averaging import ModelGossip, PeerModel
 from fedsim.algorithms.kit.local_sgd import sam_grad
 from fedsim.errors import require
 from fedsim.objective import Objective
@@ -23,7 +23,7 @@ from fedsim.types import Batch, Round
 
 @dataclass(frozen=True)
 class DFedSAM(ModelGossip):
-    """Decentralized federated averaging of sharpness-aware local steps; ``gossip.ModelGossip`` holds the exchange.
+    """Decentralized federated averaging of sharpness-aware local steps; ``ModelGossip`` holds the exchange.
 
     Attributes:
         rho: length of the ascent step, >= 0.
@@ -35,10 +35,10 @@ class DFedSAM(ModelGossip):
         super().__post_init__()
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: PeerModel, rnd: Round) -> PeerModel:
         """K local steps along grad(y + rho g / ||g||) from the peer's model, both gradients on the same minibatch."""
 
         def sharp(y: Tensor, batch: Batch) -> Tensor:
-            return sam_grad(obj, y, batch, self.rho, eps=1e-12)
+            return sam_grad(obj, y, batch, self.rho, eps=1e-12)  # elsewhere 1e-7; see the deviations
 
-        return PeerState(self.solve(obj, peer.x, self.rate(rnd), sharp))
+        return PeerModel(self.solve(obj, peer.x, self.rate(rnd), sharp))

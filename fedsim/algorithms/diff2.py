@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.kit.recursive import Recursive, ServerState
+from fedsim.algorithms.kit.recursive import Recursive, RecursiveServer
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
@@ -90,6 +90,7 @@ class Differences(Recursive):
 
     def multiplier(self, rnd: Round) -> float:
         """Noise over sensitivity in this round."""
+        # the public code's split: one round of T is an anchor, which may spend T / (u - 1) times as much as another
         split = math.sqrt((self.u - 1) / self.period) if self.anchor(rnd) and self.period > 1 else 1.0
         return split * self.noise_multiplier
 
@@ -103,6 +104,7 @@ class Differences(Recursive):
         """Standard deviation of the noise on the mean, 0 where there is none."""
         if not self.noise_multiplier:
             return 0.0
+        # the sensitivity 2 c / (n_min P): one replaced sample of the smallest client moves the mean over P most
         return self.multiplier(rnd) * 2 * bound / (rnd.smallest * rnd.population)
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
@@ -123,10 +125,11 @@ class Differences(Recursive):
 
         d = obj.sweep(add, torch.zeros_like(x)) / obj.examples
         if self.noise == "clients" and self.noise_multiplier:
+            # sqrt(P) times as much at each of P clients: the mean of the shares has the standard deviation asked for
             d = d + self.std(bound, rnd) * math.sqrt(rnd.population) * obj.noise.normal(d)
         return d
 
-    def estimate(self, server: ServerState, d: Tensor, rnd: Round) -> Tensor:
+    def estimate(self, server: RecursiveServer, d: Tensor, rnd: Round) -> Tensor:
         """v [d] of this round from the mean d: d, or v + d, with noise."""
         v = d if self.anchor(rnd) else server.v + d
         if self.noise == "server" and self.noise_multiplier:
@@ -158,7 +161,7 @@ class Diff2(Differences):
         """Sends the mean over the client's samples of clipped gradients at x, or of their clipped differences, [d]."""
         return {"d": self.gradient(obj, got, rnd)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: RecursiveServer, received: Message, rnd: Round) -> RecursiveServer:
         """v <- mean d, or v + mean d, with noise; x <- x - lr v."""
         v = self.estimate(server, received["d"], rnd)
-        return ServerState(server.x - self.lr * v, server.x, v)
+        return RecursiveServer(server.x - self.lr * v, server.x, v)

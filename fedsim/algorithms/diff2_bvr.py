@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.diff2 import Differences
-from fedsim.algorithms.kit.recursive import ServerState
+from fedsim.algorithms.kit.recursive import RecursiveServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
@@ -96,7 +96,7 @@ class Diff2BVR(Differences):
             return ()
         return (drawn.release(self.local_noise * self.noise_multiplier, drawn.steps - 1, relation="replace"),)
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: RecursiveServer, rnd: Round) -> Message:
         """The model x [d]; in odd rounds, when all know it, v [d]."""
         if self.walking(rnd):
             return {"x": Known(server.x), "v": server.v}
@@ -107,13 +107,14 @@ class Diff2BVR(Differences):
         if not self.walking(rnd):
             return {"d": self.gradient(obj, got, rnd)}, client
         y = self.walk(obj, got["x"], got["v"])
+        # all clients walk, since those of a block run the same code; only the worker's rows travel
         mine = (obj.noise.client == self.worker(rnd)).view(1)
         return {"y": Owned(torch.where(mine[:, None], y, 0.0), mine)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: RecursiveServer, received: Message, rnd: Round) -> RecursiveServer:
         """v <- mean d, or v + mean d, with noise; then x <- the worker's y."""
         if self.walking(rnd):
-            return ServerState(received["y"].values[0], server.x, server.v)
+            return RecursiveServer(received["y"].values[0], server.x, server.v)
         return server._replace(v=self.estimate(server, received["d"], rnd))
 
     def walk(self, obj: Objective, x: Tensor, v: Tensor) -> Tensor:
@@ -122,6 +123,7 @@ class Diff2BVR(Differences):
 
         def step(now: _Walk, batch: Batch) -> _Walk:
             y = now.y - self.lr * now.u
+            # u follows the gradient from y_(k-1) to y_k by clipped differences, whose bound shrinks with the step
             bound = math.inf if self.c3 is None else self.c3 * (y - now.y).norm()
             u = now.u + obj.clipped_sum(y, batch, bound, now.y) / obj.batch_size
             if self.noise_multiplier:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
+from fedsim.algorithms.kit.roles import GlobalModel, ModelServer
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
@@ -30,14 +31,8 @@ from fedsim.traits.releases import Drawn, Release
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] global model
-
-
 @dataclass(frozen=True)
-class PrivateSGD:
+class PrivateSGD(ModelServer):
     """Federated averaging of local DP-SGD.
 
     Attributes:
@@ -79,18 +74,6 @@ class PrivateSGD:
         """The noisy sum of each of the client's minibatches, which one sample more or less moves by at most C."""
         return (drawn.release(self.noise_multiplier, drawn.steps),) if self.noise_multiplier else ()
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The global model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K steps y <- y - lr (sum of clipped gradients + N(0, (z C)^2)) / B from x; sends y - x [d]."""
         x, lr = got["x"], self.lr * self.lr_decay**rnd.index
@@ -101,10 +84,10 @@ class PrivateSGD:
             g = obj.clipped_sum(y, batch, bound)
             if self.noise_multiplier:
                 g = g + self.noise_multiplier * bound * obj.noise.at(next(steps)).normal(g)
-            return y - lr * (g / obj.batch_size)
+            return y - lr * (g / obj.batch_size)  # the expected size: the drawn one would be let out
 
         return {"update": obj.run(step, x) - x}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- x + server_lr * mean update."""
-        return ServerState(server.x + self.server_lr * received["update"])
+        return GlobalModel(server.x + self.server_lr * received["update"])

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.algorithms.kit.recursive import Recursive, ServerState
+from fedsim.algorithms.kit.recursive import Recursive, RecursiveServer
 from fedsim.algorithms.kit.shared_noise import minibatch_mean, multiplier_of
 from fedsim.errors import require
 from fedsim.fields import check_fields
@@ -96,10 +96,11 @@ class DPSRM(Recursive):
             new = obj.clipped_sum(x, batch, c1)
             return new if alpha == 1 else alpha * new + (1 - alpha) * obj.clipped_sum(x, batch, c2, before)
 
+        # how far one sample moves the sum, which the noise is a multiple of
         bound = c1 if alpha == 1 else alpha * c1 + (1 - alpha) * c2
         return {"d": minibatch_mean(obj, summed, x, self.noise_multiplier, bound, rnd)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: RecursiveServer, received: Message, rnd: Round) -> RecursiveServer:
         """v <- (1 - alpha) v + mean d; x <- x - lr v."""
         v = (1 - self.weight(rnd)) * server.v + received["d"]
-        return ServerState(server.x - self.lr * v, server.x, v)
+        return RecursiveServer(server.x - self.lr * v, server.x, v)

@@ -16,14 +16,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import mean_gradient
 from fedsim.algorithms.kit.local_sgd import LocalSGD
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class DPSGDPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] its model
@@ -31,27 +32,20 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DPSGD(LocalSGD):
+class DPSGD(ModelPeer, LocalSGD):
     """Decentralized parallel SGD."""
 
     traits: ClassVar[Traits] = Traits(role="peers")
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> DPSGDPeer:
         """Every peer starts from the same model."""
-        return PeerState(x0, torch.zeros_like(x0))
+        return DPSGDPeer(x0, torch.zeros_like(x0))
 
-    def model(self, peer: PeerState) -> Tensor:
-        """The peer's model [d]."""
-        return peer.x
-
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: DPSGDPeer, rnd: Round) -> DPSGDPeer:
         """g: the mean gradient at x over the K minibatches."""
         return peer._replace(g=self.bounded(peer.x, mean_gradient(obj, peer.x)))
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
-        """The peer's model x [d]."""
-        return {"x": peer.x}
-
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: DPSGDPeer, mixed: Message, rnd: Round) -> DPSGDPeer:
         """x_i <- sum_j w_ij x_j - lr g_i."""
-        return PeerState(mixed["x"] - self.rate(rnd) * peer.g, torch.zeros_like(peer.g))
+        # the gradient was taken before mixing: W X - lr G(X), not W (X - lr G(X))
+        return DPSGDPeer(mixed["x"] - self.rate(rnd) * peer.g, torch.zeros_like(peer.g))

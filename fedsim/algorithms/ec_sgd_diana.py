@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.gradients import mean_gradient
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
@@ -28,14 +28,14 @@ from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
+class ECSGDDianaServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
     h: Tensor  # [d] mean over all clients of their shifts
 
 
-class ClientState(NamedTuple):
+class ECSGDDianaClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     e: Tensor  # [d] error: of the steps, what was not sent yet
@@ -63,29 +63,33 @@ class ECSGDDiana:
         require(0 < self.alpha <= 1, "alpha", "be in (0, 1]", self.alpha)
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> ECSGDDianaServer:
         """The global model, no shift."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return ECSGDDianaServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> ECSGDDianaClient:
         """No error, no shift."""
-        return ClientState(torch.zeros_like(x0), torch.zeros_like(x0))
+        return ECSGDDianaClient(torch.zeros_like(x0), torch.zeros_like(x0))
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: ECSGDDianaServer, rnd: Round) -> Message:
         """The global model and the mean shift, [d] each."""
         return {"x": server.x, "h": server.h}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(
+        self, obj: Objective, client: ECSGDDianaClient, got: Message, rnd: Round
+    ) -> tuple[Message, ECSGDDianaClient]:
         """g: the mean gradient at x over the K minibatches; sends e + gamma (g - h_i + h) and g - h_i, [d] each."""
         x, gamma = got["x"], self.lr * self.lr_decay**rnd.index
         shift = mean_gradient(obj, x) - client.h
+        # the step is error-compensated, and h_i and h of before this round take the heterogeneity out of it
         return {"step": client.e + gamma * (shift + got["h"]), "shift": shift}, client
 
-    def settle(self, client: ClientState, sent: Message, arrived: Message, rnd: Round) -> ClientState:
+    def settle(self, client: ECSGDDianaClient, sent: Message, arrived: Message, rnd: Round) -> ECSGDDianaClient:
         """e <- what of the step was lost; h_i <- h_i + alpha (what arrived of g - h_i)."""
-        return ClientState(sent["step"] - arrived["step"], client.h + self.alpha * arrived["shift"])
+        return ECSGDDianaClient(sent["step"] - arrived["step"], client.h + self.alpha * arrived["shift"])
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: ECSGDDianaServer, received: Message, rnd: Round) -> ECSGDDianaServer:
         """x <- x - mean step; h <- mean over all clients of the new shifts."""
+        # h is the mean over all N of h_i, of which the absent ones' do not change
         share = len(rnd.clients) / rnd.population
-        return ServerState(server.x - received["step"], server.h + self.alpha * share * received["shift"])
+        return ECSGDDianaServer(server.x - received["step"], server.h + self.alpha * share * received["shift"])

@@ -20,20 +20,21 @@ from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
 from fedsim.algorithms.kit.prototypes import at_class, class_means, of_class
+from fedsim.algorithms.kit.roles import ModelOwners
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
+class FDServer(NamedTuple):
     """What the server keeps: of the last cohort."""
 
     sums: Tensor  # [C, C] sum over the owners of a class (row) of their mean outputs
     owners: Tensor  # [C] how many own it
 
 
-class ClientState(NamedTuple):
+class FDClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     x: Tensor  # [d] own model
@@ -47,7 +48,7 @@ def teach(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, known: 
 
 
 @dataclass(frozen=True)
-class FD(MomentumSGD):
+class FD(ModelOwners, MomentumSGD):
     """Federated distillation.
 
     Attributes:
@@ -61,35 +62,33 @@ class FD(MomentumSGD):
         super().__post_init__()
         require(self.gamma >= 0, "gamma", "be >= 0", self.gamma)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FDServer:
         """No outputs yet; the head [C, f + 1] gives their number."""
-        return ServerState(x0.new_zeros(len(x0), len(x0)), x0.new_zeros(len(x0)))
+        return FDServer(x0.new_zeros(len(x0), len(x0)), x0.new_zeros(len(x0)))
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> FDClient:
         """The initial model of the client's architecture."""
-        return ClientState(x0, x0.new_zeros(()))
+        return FDClient(x0, x0.new_zeros(()))
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: FDServer, rnd: Round) -> Message:
         """The sums [C, C] of the last cohort's mean outputs and the owners [C] of each class."""
         return {"sums": server.sums, "owners": server.owners}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FDClient, got: Message, rnd: Round) -> tuple[Message, FDClient]:
         """K steps on cross-entropy + distillation from the other clients' mean; sends its own mean outputs [C, C]."""
         classes, x = len(got["owners"]), client.x
         sent = class_means(obj.sweep, lambda batch: obj.outputs(client.x, batch), classes, classes, x)
+        # the teacher is the mean of the others: this client's own part is taken out of the sums, if it sent last round;
+        # what it sent is not kept, but follows from its model, which has not moved since
         mine = (sent.mask & (client.rounds == rnd.index)).to(x.dtype) * min(rnd.index, 1)  # [C] its part of the sums
         others = got["owners"] - mine
         teacher = (got["sums"] - sent.values * mine[:, None]) / others.clamp(min=1)[:, None]
         known = (others > 0).to(x.dtype)
         x = self.solve(obj.plus(partial(teach, gamma=self.gamma), lambda batch: (teacher, known)), x, self.rate(rnd))
         means = class_means(obj.sweep, lambda batch: obj.outputs(x, batch), classes, classes, x)
-        return {"outputs": means}, ClientState(x, torch.full_like(client.rounds, rnd.index + 1))
+        return {"outputs": means}, FDClient(x, torch.full_like(client.rounds, rnd.index + 1))
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FDServer, received: Message, rnd: Round) -> FDServer:
         """Sums over the clients, and counts, by class."""
         values, mask = received["outputs"]  # [c, C, C], [c, C]
-        return ServerState(values.sum(0), mask.sum(0).to(values.dtype))
-
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
-        """The client's model [d]."""
-        return client.x
+        return FDServer(values.sum(0), mask.sum(0).to(values.dtype))

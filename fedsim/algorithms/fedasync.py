@@ -8,11 +8,12 @@ Deviations: mixing does not decay with time by itself; the learning rate may, wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import GlobalModel, ModelServer
 from fedsim.algorithms.kit.staleness import Discount, check_discount, discounts
 from fedsim.errors import require
 from fedsim.objective import Objective
@@ -20,14 +21,8 @@ from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] global model
-
-
 @dataclass(frozen=True)
-class FedAsync(MomentumSGD):
+class FedAsync(ModelServer, MomentumSGD):
     """Asynchronous federated optimization.
 
     Attributes:
@@ -53,28 +48,18 @@ class FedAsync(MomentumSGD):
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
         check_discount(self.a, self.b)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The global model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr (g + rho (y - x)) from x; sends y [d]."""
         x: Tensor = got["x"]
 
         def direction(y: Tensor, batch: Batch) -> Tensor:
+            # the gradient of the box's regularised loss f_i(y) + rho/2 ||y - x||^2
             return obj.grad(y, batch) + self.rho * (y - x)
 
         return {"x": self.solve(obj, x, self.rate(rnd), direction if self.rho else None)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- (1 - alpha_t) x + alpha_t y with alpha_t = alpha s(staleness)."""
+        # one arrival at a time (buffer = 1), so row 0 is the only one
         alpha = self.alpha * discounts(self.discount, self.a, self.b, received["staleness"])[0]
-        return ServerState((1 - alpha) * server.x + alpha * received["x"][0])
+        return GlobalModel((1 - alpha) * server.x + alpha * received["x"][0])

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
+class FedAvgServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
@@ -33,7 +34,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedAvg(MomentumSGD):
+class FedAvg(ModelServer, MomentumSGD):
     """Federated averaging.
 
     Attributes:
@@ -50,24 +51,16 @@ class FedAvg(MomentumSGD):
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
         require(0 <= self.server_momentum < 1, "server_momentum", "be in [0, 1)", self.server_momentum)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedAvgServer:
         """The global model, at rest."""
-        return ServerState(x0, torch.zeros_like(x0))
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
+        return FedAvgServer(x0, torch.zeros_like(x0))
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr g from x; sends the update y - x [d]."""
         x = got["x"]
         return {"update": self.solve(obj, x, self.rate(rnd)) - x}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedAvgServer, received: Message, rnd: Round) -> FedAvgServer:
         """v <- beta v + mean update; x <- x + server_lr v."""
-        v = self.server_momentum * server.v + received["update"]
-        return ServerState(server.x + self.server_lr * v, v)
+        v = self.server_momentum * server.v + received["update"]  # beta = 0: the mean of the local models
+        return FedAvgServer(server.x + self.server_lr * v, v)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.algorithms.fedavg import FedAvg, ServerState
+from fedsim.algorithms.fedavg import FedAvg, FedAvgServer
 from fedsim.algorithms.kit.staleness import Discount, check_discount, discounts
 from fedsim.errors import require
 from fedsim.traits import Traits
@@ -43,8 +43,9 @@ class FedBuff(FedAvg):
         require(self.buffer >= 1, "buffer", "be >= 1", self.buffer)
         check_discount(self.a, self.b)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedAvgServer, received: Message, rnd: Round) -> FedAvgServer:
         """v <- beta v + 1/K sum s(staleness) update; x <- x + server_lr v."""
         weights = discounts(self.discount, self.a, self.b, received["staleness"])
-        updates: Tensor = received["update"]
+        updates: Tensor = received["update"]  # [K, d], one row for each arrival in the buffer
+        # divided by K and not by the sum of the discounts: a stale buffer makes a small step
         return super().server(server, {"update": (weights[:, None] * updates).mean(0)}, rnd)

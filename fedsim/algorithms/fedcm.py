@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import LocalSGD
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class FedCMServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
@@ -31,7 +32,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedCM(LocalSGD):
+class FedCM(ModelServer, LocalSGD):
     """Federated averaging with client-level momentum.
 
     Attributes:
@@ -52,15 +53,11 @@ class FedCM(LocalSGD):
         """K, of a client with so many local steps."""
         return {"steps": float(steps)}
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedCMServer:
         """The global model and no direction yet."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return FedCMServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: FedCMServer, rnd: Round) -> Message:
         """The global model x and the server's direction G, [d] each."""
         return {"x": server.x, "g": server.g}
 
@@ -70,11 +67,13 @@ class FedCM(LocalSGD):
 
         def step(y: Tensor, batch: Batch) -> Tensor:
             g = obj.grad(y, batch)
+            # client-level momentum: G is the same for all clients and all K steps of the round
             return self.step(y, self.alpha * g + (1 - self.alpha) * got["g"], lr)
 
         return {"update": obj.run(step, x) - x, "steps": obj.steps.to(x.dtype)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedCMServer, received: Message, rnd: Round) -> FedCMServer:
         """G <- -mean update / (K lr); x <- x + server_lr * mean update."""
         update = received["update"]
-        return ServerState(server.x + self.server_lr * update, -update / (received["steps"] * self.rate(rnd)))
+        # K local steps along -G, with the lr by which the clients just stepped, would have made this update
+        return FedCMServer(server.x + self.server_lr * update, -update / (received["steps"] * self.rate(rnd)))

@@ -23,14 +23,14 @@ from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class FedGAMMAServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
     c: Tensor  # [d] server control variate: the mean of all clients' c_i
 
 
-class ClientState(NamedTuple):
+class FedGAMMAClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     c: Tensor  # [d] control variate c_i
@@ -54,30 +54,33 @@ class FedGAMMA(LocalSGD):
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedGAMMAServer:
         """The global model and c = 0."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return FedGAMMAServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> FedGAMMAClient:
         """c_i = 0."""
-        return ClientState(torch.zeros_like(x0))
+        return FedGAMMAClient(torch.zeros_like(x0))
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: FedGAMMAServer, rnd: Round) -> Message:
         """The global model x and the control variate c, [d] each."""
         return {"x": server.x, "c": server.c}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedGAMMAClient, got: Message, rnd: Round) -> tuple[Message, FedGAMMAClient]:
         """K local steps y <- y - lr (g2 - c_i + c), g2 after the ascent; sends y - x and c_i+ - c_i, [d] each."""
         x, c, lr = got["x"], got["c"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
+            # SCAFFOLD's correction of the gradient after the ascent; the ascent itself is along the plain gradient
             return self.step(y, sam_grad(obj, y, batch, self.rho) - client.c + c, lr)
 
         update = obj.run(step, x) - x
+        # SCAFFOLD's option 2: c_i+ = c_i - c + (x - y_K) / (K lr)
         renewed = client.c - c - update / obj.steps / lr
-        return {"update": update, "c": renewed - client.c}, ClientState(renewed)
+        return {"update": update, "c": renewed - client.c}, FedGAMMAClient(renewed)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedGAMMAServer, received: Message, rnd: Round) -> FedGAMMAServer:
         """x <- x + server_lr * mean_S update; c <- c + (1/N) sum_S (c_i+ - c_i)."""
         x = server.x + self.server_lr * received["update"]
-        return ServerState(x, server.c + received["c"] * len(rnd.clients) / rnd.population)
+        # mean_S (c_i+ - c_i) |S| / N: c stays the mean over all N clients
+        return FedGAMMAServer(x, server.c + received["c"] * len(rnd.clients) / rnd.population)

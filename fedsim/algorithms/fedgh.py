@@ -13,33 +13,22 @@ clients take the global header in round 0 too. By default they predict with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
 from fedsim.algorithms.kit.prototypes import class_means
+from fedsim.algorithms.kit.roles import OwnModel
+from fedsim.algorithms.kit.shared_head import GlobalHead, SharedHead
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    head: Tensor  # [C, f + 1] global header theta, the bias last
-
-
-class ClientState(NamedTuple):
-    """What a client keeps between its rounds."""
-
-    x: Tensor  # [d] model after its last round; only its extractor phi goes into the next
-
-
 @dataclass(frozen=True)
-class FedGH(MomentumSGD):
+class FedGH(SharedHead, MomentumSGD):
     """Generalized global header.
 
     Attributes:
@@ -55,37 +44,21 @@ class FedGH(MomentumSGD):
         super().__post_init__()
         require(self.header_lr > 0, "header_lr", "be > 0", self.header_lr)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The initial header [C, f + 1]."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> ClientState:
-        """The initial model of the client's architecture."""
-        return ClientState(x0)
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The header [C, f + 1]."""
-        return {"head": server.head}
-
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
         """Trains extractor and header; sends the mean representation [C, f] of the classes that it owns."""
-        body, _ = obj.split(client.x)
+        body, _ = obj.split(client.x)  # the header that it trained last is thrown away
         x = self.solve(obj, obj.join(body, got["head"]), self.rate(rnd))
         classes, width = got["head"].shape[0], got["head"].shape[1] - 1
         means = class_means(obj.sweep, lambda batch: obj.features(x, batch), classes, width, x)
-        return {"representations": means}, ClientState(x)
+        return {"representations": means}, OwnModel(x)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalHead, received: Message, rnd: Round) -> GlobalHead:
         """One SGD step on the cross-entropy of theta(representation) for each (client, class), in that order."""
         theta, lr = server.head, self.header_lr * self.lr_decay**rnd.index
         values, mask = received["representations"]  # [c, C, f], [c, C]
         for client, label in mask.nonzero().tolist():
-            r = torch.cat([values[client, label], theta.new_ones(1)])
+            r = torch.cat([values[client, label], theta.new_ones(1)])  # 1 for the bias
             error = torch.softmax(theta @ r, 0)
-            error[label] -= 1
+            error[label] -= 1  # softmax - onehot, the gradient of the cross-entropy by the logits
             theta = theta - lr * error[:, None] * r
-        return ServerState(theta)
-
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
-        """The model [d] that the client predicts with."""
-        return client.x if self.predict == "local" else obj.join(obj.split(client.x)[0], got["head"])
+        return GlobalHead(theta)

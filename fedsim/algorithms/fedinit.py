@@ -16,26 +16,21 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import LocalSGD
+from fedsim.algorithms.kit.roles import GlobalModel, ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] global model
-
-
-class ClientState(NamedTuple):
+class FedInitClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     y: Tensor  # [d] last local model of the client's last round
 
 
 @dataclass(frozen=True)
-class FedInit(LocalSGD):
+class FedInit(ModelServer, LocalSGD):
     """Federated averaging with relaxed initialization.
 
     Attributes:
@@ -52,28 +47,21 @@ class FedInit(LocalSGD):
         require(self.beta >= 0, "beta", "be >= 0", self.beta)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The global model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> FedInitClient:
         """The initial model."""
-        return ClientState(x0)
+        return FedInitClient(x0)
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedInitClient, got: Message, rnd: Round) -> tuple[Message, FedInitClient]:
         """K SGD steps from x + beta (x - y_last); sends y - x [d]."""
         x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
             return self.descend(obj, y, batch, lr)
 
+        # the relaxed initialization of the box: away from where this client ended last
         y = obj.run(step, x + self.beta * (x - client.y))
-        return {"update": y - x}, ClientState(y)
+        return {"update": y - x}, FedInitClient(y)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- x + server_lr * mean update."""
-        return ServerState(server.x + self.server_lr * received["update"])
+        return GlobalModel(server.x + self.server_lr * received["update"])

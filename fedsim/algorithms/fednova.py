@@ -19,16 +19,11 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import GlobalModel, ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
-
-
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] global model
 
 
 class Carry(NamedTuple):
@@ -41,7 +36,7 @@ class Carry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FedNova(MomentumSGD):
+class FedNova(ModelServer, MomentumSGD):
     """Federated normalised averaging. The weights p_i are the aggregator's.
 
     Attributes:
@@ -65,18 +60,6 @@ class FedNova(MomentumSGD):
             a += c
         return {"tau": a}
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The global model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps; sends (x - y) / a_i [d] and what tau_eff averages: a_i, or K_i if mu > 0."""
         x, lr = got["x"], self.rate(rnd)
@@ -84,14 +67,15 @@ class FedNova(MomentumSGD):
         def step(now: Carry, batch: Batch) -> Carry:
             pull = self.mu * (now.y - x)
             along = self.momentum * now.v + self.bounded(now.y, obj.grad(now.y, batch) + pull)
+            # the counters follow the weights: a new gradient enters with 1 and, by momentum, with m, m^2, ... later on
             c = self.momentum * now.c + 1
-            a = (1 - lr * self.mu) * now.a + c
-            return Carry(now.y - lr * along, along - pull, c, a)
+            a = (1 - lr * self.mu) * now.a + c  # the proximal term shrinks what has entered before
+            return Carry(now.y - lr * along, along - pull, c, a)  # the buffer remembers no proximal term
 
         end = obj.run(step, Carry(x, torch.zeros_like(x), x.new_zeros(()), x.new_zeros(())))
-        tau = obj.steps.to(x.dtype) if self.mu else end.a
+        tau = obj.steps.to(x.dtype) if self.mu else end.a  # as the authors' code has it
         return {"direction": (x - end.y) / end.a, "tau": tau}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- x - tau_eff sum_i p_i (x - y_i) / a_i, tau_eff the mean of what the clients sent."""
-        return ServerState(server.x - received["tau"] * received["direction"])
+        return GlobalModel(server.x - received["tau"] * received["direction"])

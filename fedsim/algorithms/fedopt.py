@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
+class FedOptServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
@@ -32,7 +33,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _FedOpt(MomentumSGD):
+class _FedOpt(ModelServer, MomentumSGD):
     """What the three share: everything but the accumulator v.
 
     Attributes:
@@ -55,27 +56,20 @@ class _FedOpt(MomentumSGD):
         require(self.tau > 0, "tau", "be > 0", self.tau)
         require(self.v0 >= 0, "v0", "be >= 0", self.v0)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedOptServer:
         """The global model, m = 0 and v = v0."""
-        return ServerState(x0, torch.zeros_like(x0), torch.full_like(x0, self.v0))
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
+        return FedOptServer(x0, torch.zeros_like(x0), torch.full_like(x0, self.v0))
 
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr g from x; sends the update y - x [d]."""
         x = got["x"]
         return {"update": self.solve(obj, x, self.rate(rnd)) - x}, client
 
-    def _step(self, server: ServerState, update: Tensor, v: Tensor) -> ServerState:
+    def _step(self, server: FedOptServer, update: Tensor, v: Tensor) -> FedOptServer:
         """m <- beta1 m + (1 - beta1) D; x <- x + server_lr m / (sqrt(v) + tau), D the mean update [d]."""
+        # the mean update D is taken for the server's negative gradient, which is why x moves by plus m
         m = self.beta1 * server.m + (1 - self.beta1) * update
-        return ServerState(server.x + self.server_lr * m / (v.sqrt() + self.tau), m, v)
+        return FedOptServer(server.x + self.server_lr * m / (v.sqrt() + self.tau), m, v)
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class FedAdam(_FedOpt):
         super().__post_init__()
         require(0 <= self.beta2 < 1, "beta2", "be in [0, 1)", self.beta2)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedOptServer, received: Message, rnd: Round) -> FedOptServer:
         """v <- beta2 v + (1 - beta2) D^2; then m and x."""
         d2 = received["update"] ** 2
         return self._step(server, received["update"], self.beta2 * server.v + (1 - self.beta2) * d2)
@@ -112,9 +106,10 @@ class FedYogi(_FedOpt):
         super().__post_init__()
         require(0 <= self.beta2 < 1, "beta2", "be in [0, 1)", self.beta2)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedOptServer, received: Message, rnd: Round) -> FedOptServer:
         """v <- v - (1 - beta2) D^2 sign(v - D^2); then m and x."""
         d2 = received["update"] ** 2
+        # v sinks by at most (1 - beta2) D^2 a round, where Adam's sinks by a share of v itself
         return self._step(server, received["update"], server.v - (1 - self.beta2) * d2 * (server.v - d2).sign())
 
 
@@ -123,12 +118,12 @@ class FedAdagrad(_FedOpt):
     """Adagrad on the server.
 
     Attributes:
-        beta1: as in the other variants; 0 in the paper.
+        beta1: momentum of the server, in [0, 1); 0 in the paper.
     """
 
     beta1: float = 0.0
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedOptServer, received: Message, rnd: Round) -> FedOptServer:
         """v <- v + D^2; then m and x."""
         d2 = received["update"] ** 2
         return self._step(server, received["update"], server.v + d2)

@@ -19,13 +19,13 @@ from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
+class FedPerServer(NamedTuple):
     """What the server keeps."""
 
     body: Tensor  # [d - C (f + 1)] global base
 
 
-class ClientState(NamedTuple):
+class FedPerClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     head: Tensor  # [C, f + 1] own head, the bias last
@@ -37,27 +37,27 @@ class FedPer(MomentumSGD):
 
     traits: ClassVar[Traits] = Traits(shares="body", keeps="head", hooks=("own",))
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedPerServer:
         """The initial base."""
-        return ServerState(x0)
+        return FedPerServer(x0)
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> FedPerClient:
         """The initial head."""
-        return ClientState(x0)
+        return FedPerClient(x0)
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: FedPerServer, rnd: Round) -> Message:
         """The base [d - C (f + 1)]."""
         return {"body": server.body}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedPerClient, got: Message, rnd: Round) -> tuple[Message, FedPerClient]:
         """K steps of the whole model from the global base and the own head; sends the base's update."""
         body, head = obj.split(self.solve(obj, obj.join(got["body"], client.head), self.rate(rnd)))
-        return {"body": body - got["body"]}, ClientState(head)
+        return {"body": body - got["body"]}, FedPerClient(head)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedPerServer, received: Message, rnd: Round) -> FedPerServer:
         """base <- mean of the clients' bases."""
-        return ServerState(server.body + received["body"])
+        return FedPerServer(server.body + received["body"])
 
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
+    def own(self, obj: Objective, client: FedPerClient, got: Message, rnd: Round) -> Tensor:
         """The global base with the client's head, [d]."""
         return obj.join(got["body"], client.head)

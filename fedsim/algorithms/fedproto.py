@@ -19,23 +19,18 @@ from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
 from fedsim.algorithms.kit.prototypes import at_class, class_means, of_class
+from fedsim.algorithms.kit.roles import ModelOwners, OwnModel
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Owned, Round
 
 
-class ServerState(NamedTuple):
+class FedProtoServer(NamedTuple):
     """What the server keeps."""
 
     prototypes: Tensor  # [C, f] zero where there is none yet
     known: Tensor  # [C] bool: the class has a prototype
-
-
-class ClientState(NamedTuple):
-    """What a client keeps between its rounds."""
-
-    x: Tensor  # [d] own model
 
 
 def distance(outputs: Tensor, features: Tensor, y: Tensor, prototypes: Tensor, known: Tensor, *, ld: float) -> Tensor:
@@ -45,7 +40,7 @@ def distance(outputs: Tensor, features: Tensor, y: Tensor, prototypes: Tensor, k
 
 
 @dataclass(frozen=True)
-class FedProto(MomentumSGD):
+class FedProto(ModelOwners, MomentumSGD):
     """Prototypes instead of parameters.
 
     Attributes:
@@ -61,37 +56,34 @@ class FedProto(MomentumSGD):
         super().__post_init__()
         require(self.ld >= 0, "ld", "be >= 0", self.ld)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedProtoServer:
         """No prototypes; the head [C, f + 1] gives their shape."""
-        return ServerState(torch.zeros_like(x0[:, :-1]), torch.zeros_like(x0[:, 0], dtype=torch.bool))
+        return FedProtoServer(torch.zeros_like(x0[:, :-1]), torch.zeros_like(x0[:, 0], dtype=torch.bool))
 
-    def init_client(self, x0: Tensor) -> ClientState:
-        """The initial model of the client's architecture."""
-        return ClientState(x0)
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: FedProtoServer, rnd: Round) -> Message:
         """The prototypes [C, f] that exist."""
         return {"prototypes": Owned(*server)}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
         """K steps on cross-entropy + ld * distance to the prototypes; sends its own prototypes [C, f]."""
         prototypes, known = got["prototypes"]
         drawn = obj.plus(partial(distance, ld=self.ld), lambda batch: (prototypes, known))
         x = self.solve(drawn, client.x, self.rate(rnd))
         means = class_means(obj.sweep, lambda batch: obj.features(x, batch), len(known), prototypes.shape[1], x)
-        return {"prototypes": means}, ClientState(x)
+        return {"prototypes": means}, OwnModel(x)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedProtoServer, received: Message, rnd: Round) -> FedProtoServer:
         """Prototype of a class <- mean over the clients that own it."""
-        values, had = received["prototypes"]
-        return ServerState(torch.where(had[:, None], values, server.prototypes), had | server.known)
+        values, had = received["prototypes"]  # a mean of ``Owned`` rows is over those who own them
+        return FedProtoServer(torch.where(had[:, None], values, server.prototypes), had | server.known)
 
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
-        """The client's model [d]; the nearest prototype is the largest of 2 p.r - ||p||^2, which is linear in r."""
+    def own(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> Tensor:
+        """The client's model [d], for ``prototype`` with a head whose largest output is the nearest prototype's."""
         if self.predict == "head":
             return client.x
         prototypes, known = got["prototypes"]
         body, head = obj.split(client.x)
+        # ||r - p||^2 = ||r||^2 - (2 p.r - ||p||^2): the nearest prototype is the largest logit of this linear layer
         bias = torch.where(known, -prototypes.square().sum(1), FAR)
         nearest = torch.cat([2 * prototypes, bias[:, None]], 1)
         return obj.join(body, torch.where(known.any(), nearest, head))

@@ -12,25 +12,20 @@ FedAvg.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import GlobalModel, ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] global model
-
-
 @dataclass(frozen=True)
-class FedProx(MomentumSGD):
+class FedProx(ModelServer, MomentumSGD):
     """Federated averaging with a proximal term mu/2 ||y - x||^2 on the clients.
 
     Attributes:
@@ -47,27 +42,16 @@ class FedProx(MomentumSGD):
         require(self.mu >= 0, "mu", "be >= 0", self.mu)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The global model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr (g + mu (y - x)) from x; sends the update y - x [d]."""
         x: Tensor = got["x"]
 
         def direction(y: Tensor, batch: Batch) -> Tensor:
+            # the gradient of the box's local objective f_i(y) + mu/2 ||y - x||^2
             return obj.grad(y, batch) + self.mu * (y - x)
 
         return {"update": self.solve(obj, x, self.rate(rnd), direction) - x}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- x + server_lr * mean update."""
-        return ServerState(server.x + self.server_lr * received["update"])
+        return GlobalModel(server.x + self.server_lr * received["update"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.algorithms.fedper import ClientState, FedPer
+from fedsim.algorithms.fedper import FedPer, FedPerClient
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.types import Batch, Message, Round
@@ -33,7 +33,7 @@ class FedRep(FedPer):
         super().__post_init__()
         require(self.head_passes >= 1, "head_passes", "be >= 1", self.head_passes)
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedPerClient, got: Message, rnd: Round) -> tuple[Message, FedPerClient]:
         """Steps of the head with the base frozen, then of the base with the head frozen; sends the base's update."""
         body, head, lr = got["body"], client.head, self.rate(rnd)
 
@@ -43,6 +43,6 @@ class FedRep(FedPer):
         def along_body(body: Tensor, batch: Batch) -> Tensor:
             return obj.split(obj.grad(obj.join(body, head), batch))[0]
 
-        for _ in range(self.head_passes):
+        for _ in range(self.head_passes):  # first the head, to the base as it came
             head = self.solve(obj, head, lr, along_head)
-        return {"body": self.solve(obj, body, lr, along_body) - body}, ClientState(head)
+        return {"body": self.solve(obj, body, lr, along_body) - body}, FedPerClient(head)

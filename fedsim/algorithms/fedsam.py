@@ -10,25 +10,20 @@ Deviations: the norm of the ascent step is guarded by 1e-7, as in FL-Simulator. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import LocalSGD, sam_grad
+from fedsim.algorithms.kit.roles import GlobalModel, ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] global model
-
-
 @dataclass(frozen=True)
-class FedSAM(LocalSGD):
+class FedSAM(ModelServer, LocalSGD):
     """Federated averaging of sharpness-aware local steps.
 
     Attributes:
@@ -45,27 +40,16 @@ class FedSAM(LocalSGD):
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The global model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """K local steps y <- y - lr grad(y + rho g / ||g||) from x; sends the update y - x [d]."""
         x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
+            # both gradients on the same minibatch; the ascent is free of clipping and weight decay
             return self.step(y, sam_grad(obj, y, batch, self.rho), lr)
 
         return {"update": obj.run(step, x) - x}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- x + server_lr * mean update."""
-        return ServerState(server.x + self.server_lr * received["update"])
+        return GlobalModel(server.x + self.server_lr * received["update"])

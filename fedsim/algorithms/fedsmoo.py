@@ -23,7 +23,7 @@ from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class FedSMOOServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
@@ -31,7 +31,7 @@ class ServerState(NamedTuple):
     s: Tensor  # [d] common ascent step, of length rho (0 before the first round)
 
 
-class ClientState(NamedTuple):
+class FedSMOOClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     h: Tensor  # [d] sum of its updates: -1/alpha times FedDyn's linear term
@@ -56,34 +56,37 @@ class FedSMOO(LocalSGD):
         require(self.rho >= 0, "rho", "be >= 0", self.rho)
         require(self.alpha > 0, "alpha", "be > 0", self.alpha)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedSMOOServer:
         """The global model, h = 0 and s = 0."""
-        return ServerState(x0, torch.zeros_like(x0), torch.zeros_like(x0))
+        return FedSMOOServer(x0, torch.zeros_like(x0), torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> FedSMOOClient:
         """h_i = 0 and mu_i = 0."""
-        return ClientState(torch.zeros_like(x0), torch.zeros_like(x0))
+        return FedSMOOClient(torch.zeros_like(x0), torch.zeros_like(x0))
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: FedSMOOServer, rnd: Round) -> Message:
         """The global model x and the common ascent step s, [d] each."""
         return {"x": server.x, "s": server.s}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedSMOOClient, got: Message, rnd: Round) -> tuple[Message, FedSMOOClient]:
         """K steps: ascent e along g - mu_i - s, mu_i += e - s, descent; sends y - x and mu_i, [d] each."""
         x, s, lr = got["x"], got["s"], self.rate(rnd)
 
         def step(now: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
             y, mu = now
+            # the ascent is drawn towards the common s by the dual variable mu_i, which every local step renews
             e = ascent(obj.grad(y, batch) - mu - s, self.rho)
             g = obj.grad(y + e, batch)
+            # h_i = -s_i / alpha in FedDyn's letters: g - s_i + alpha (y - x)
             return self.step(y, g + self.alpha * (y - x + client.h), lr), mu + e - s
 
         y, mu = obj.run(step, (x, client.mu))
-        return {"update": y - x, "mu": mu}, ClientState(client.h + y - x, mu)
+        return {"update": y - x, "mu": mu}, FedSMOOClient(client.h + y - x, mu)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedSMOOServer, received: Message, rnd: Round) -> FedSMOOServer:
         """h <- mean over all N of h_i; x <- mean_S y_i + h; s <- rho mean_S mu_i / ||mean_S mu_i||."""
         update, mu = received["update"], received["mu"]
+        # h is the mean over all N of h_i, of which the absent ones' do not change: 1/N, not 1/|S|
         h = server.h + update * len(rnd.clients) / rnd.population
         s = self.rho * mu / mu.norm().clamp(min=1e-12)
-        return ServerState(server.x + update + h, h, s)
+        return FedSMOOServer(server.x + update + h, h, s)

@@ -21,28 +21,32 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import LocalSGD, ascent
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class FedSpeedServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
     h: Tensor  # [d] mean over all clients of -lambda g_hat_i; unused when only active clients correct
 
 
-class ClientState(NamedTuple):
+class FedSpeedClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     g_hat: Tensor  # [d] prox-correction
 
 
 @dataclass(frozen=True)
-class FedSpeed(LocalSGD):
+class FedSpeed(ModelServer, LocalSGD):
     """FedSpeed with the correction of all clients or of the active ones.
+
+    What it inherits: ``ModelServer`` broadcasts x; ``LocalSGD`` has lr, lr_decay, weight_decay and clip, and its
+    ``step(y, direction, lr)`` is y - lr direction, the direction clipped, then with weight decay.
 
     Attributes:
         lam: lambda, the proximal term is 1/(2 lambda) ||y - x||^2, > 0; a local step needs lr (L + 1/lambda) < 2.
@@ -69,53 +73,56 @@ class FedSpeed(LocalSGD):
         """The words; the paper's upload is not the way that a client went."""
         return Traits(uniform=True, moves=self.correction == "all")
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> FedSpeedServer:
         """The global model and no correction."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return FedSpeedServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> FedSpeedClient:
         """g_hat = 0."""
-        return ClientState(torch.zeros_like(x0))
+        return FedSpeedClient(torch.zeros_like(x0))
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: FedSpeedClient, got: Message, rnd: Round) -> tuple[Message, FedSpeedClient]:
         """K steps y <- y - lr (g - g_hat + (y - x) / lambda), g between both gradients; then g_hat; sends [d]."""
         x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
             g1 = obj.grad(y, batch)
+            # the extra ascent step goes along the plain gradient: neither correction nor proximal term enter it
             e = ascent(g1, self.rho, eps=1e-12) if self.normalize else self.rho * g1
-            g2 = obj.grad(y + e, batch)
+            g2 = obj.grad(y + e, batch)  # on the same minibatch
             g = (1 - self.alpha) * g1 + self.alpha * g2
+            # the proximal term pulls y back to x, which alone would bias where clients end; g_hat takes that out
             return self.step(y, g - client.g_hat + (y - x) / self.lam, lr)
 
         update = obj.run(step, x) - x
-        g_hat = client.g_hat - update / self.lam
+        g_hat = client.g_hat - update / self.lam  # once a round, by where the K steps ended
+        # the box uploads y - lambda g_hat with the new g_hat; less x, which the server knows
         sent = update if self.correction == "all" else update - self.lam * g_hat
-        return {"update": sent}, ClientState(g_hat)
+        return {"update": sent}, FedSpeedClient(g_hat)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: FedSpeedServer, received: Message, rnd: Round) -> FedSpeedServer:
         """x <- mean_S y_i - lambda g_hat averaged over all N, or over S, where the upload holds it."""
         update = received["update"]
         if self.correction == "active":
-            return ServerState(server.x + update, server.h)
+            return FedSpeedServer(server.x + update, server.h)
+        # -lambda g_hat_i is the sum of client i's updates, so the mean over all N grows by 1/N sum_S (y_i - x)
         h = server.h + update * len(rnd.clients) / rnd.population
-        return ServerState(server.x + update + h, h)
+        return FedSpeedServer(server.x + update + h, h)
 
 
 def fedspeed(
     lr: float,
-    lr_decay: float = 1.0,
-    weight_decay: float = 0.0,
-    clip: float | None = None,
-    lam: float = 10.0,
-    rho: float = 0.1,
-    alpha: float = 1.0,
-    normalize: bool = True,
-    server: Literal["all", "active"] = "all",
+    lr_decay: float = FedSpeed.lr_decay,
+    weight_decay: float = FedSpeed.weight_decay,
+    clip: float | None = FedSpeed.clip,
+    lam: float = FedSpeed.lam,
+    rho: float = FedSpeed.rho,
+    alpha: float = FedSpeed.alpha,
+    normalize: bool = FedSpeed.normalize,
+    server: Literal["all", "active"] = FedSpeed.correction,
 ) -> FedSpeed:
-    """FedSpeed: prox-correction and an extra ascent step. The key ``server`` is ``correction`` of the class."""
-    return FedSpeed(lr, lr_decay, weight_decay, clip, lam, rho, alpha, normalize, server)
+    """FedSpeed: prox-correction and an extra ascent step. The key ``server`` is ``correction`` of the class.
+
+    A field of that name would hide the method ``server``.
+    """
+    return FedSpeed(lr, lr_decay, weight_decay, clip, lam, rho, alpha, normalize, correction=server)

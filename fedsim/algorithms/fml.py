@@ -16,23 +16,12 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import GlobalModel, ModelOwners, ModelServer, OwnModel
 from fedsim.data.losses import cross_entropy
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
-
-
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] shared model
-
-
-class ClientState(NamedTuple):
-    """What a client keeps between its rounds."""
-
-    x: Tensor  # [d] own model
 
 
 class _Pair(NamedTuple):
@@ -44,11 +33,12 @@ def mutual(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, *, wei
     """What turns cross-entropy into weight * cross-entropy + (1 - weight) * KL(teacher || outputs), [..., m]."""
     log_p, log_q = torch.log_softmax(teacher, -1), torch.log_softmax(outputs, -1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    # the objective has the cross-entropy with weight 1 already
     return (1 - weight) * (kl - cross_entropy(outputs, y))
 
 
 @dataclass(frozen=True)
-class FML(MomentumSGD):
+class FML(ModelOwners, ModelServer, MomentumSGD):
     """Mutual learning with a shared model.
 
     Attributes:
@@ -69,23 +59,12 @@ class FML(MomentumSGD):
         require(self.common >= 0, "common", "be >= 0", self.common)
         require(self.momentum == 0, "momentum", "be 0: the two models have no common step", self.momentum)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The initial shared model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> ClientState:
-        """The initial model of the client's architecture."""
-        return ClientState(x0)
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The shared model [d]."""
-        return {"x": server.x}
-
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
         """K steps of both models, each taught by the other's outputs before the step; sends the shared one's update."""
         lr, shared = self.rate(rnd), obj.of(self.common)
 
         def step(now: _Pair, batch: Batch) -> _Pair:
+            # both opinions are of before the step: neither model teaches with what it learns in it
             mine, theirs = obj.outputs(now.own, batch), shared.outputs(now.shared, batch)
             own = obj.plus(partial(mutual, weight=self.alpha), lambda batch: (theirs,))
             common = shared.plus(partial(mutual, weight=self.beta), lambda batch: (mine,))
@@ -95,12 +74,8 @@ class FML(MomentumSGD):
             )
 
         after = obj.run(step, _Pair(client.x, got["x"]))
-        return {"update": after.shared - got["x"]}, ClientState(after.own)
+        return {"update": after.shared - got["x"]}, OwnModel(after.own)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """Shared model <- mean of the clients' copies."""
-        return ServerState(server.x + received["update"])
-
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
-        """The client's model [d]."""
-        return client.x
+        return GlobalModel(server.x + received["update"])

@@ -19,14 +19,15 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import mean_gradient
 from fedsim.algorithms.kit.local_sgd import LocalSGD
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class GradientTrackingPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] its model
@@ -35,7 +36,7 @@ class PeerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GradientTracking(LocalSGD):
+class GradientTracking(ModelPeer, LocalSGD):
     """Gradient tracking over a doubly stochastic W.
 
     Attributes:
@@ -45,24 +46,21 @@ class GradientTracking(LocalSGD):
     traits: ClassVar[Traits] = Traits(role="peers", everyone=True)
     form: Literal["diging", "dsgt"] = "diging"
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> GradientTrackingPeer:
         """Every peer starts from the same model; the first y is the first gradient."""
-        return PeerState(x0, torch.zeros_like(x0), torch.zeros_like(x0))
+        return GradientTrackingPeer(x0, torch.zeros_like(x0), torch.zeros_like(x0))
 
-    def model(self, peer: PeerState) -> Tensor:
-        """The peer's model [d]."""
-        return peer.x
-
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: GradientTrackingPeer, rnd: Round) -> GradientTrackingPeer:
         """y <- y + g - the g before, g the mean gradient at x over the K minibatches."""
         g = self.bounded(peer.x, mean_gradient(obj, peer.x))
-        return PeerState(peer.x, peer.y + g - peer.g, g)
+        # g starts at zero, so that the first y is the first gradient; from then on mean y = mean g over all peers
+        return GradientTrackingPeer(peer.x, peer.y + g - peer.g, g)
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: GradientTrackingPeer, rnd: Round) -> Message:
         """The model, for ``dsgt`` after its step, and y, [d] each."""
         return {"x": peer.x if self.form == "diging" else peer.x - self.rate(rnd) * peer.y, "y": peer.y}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: GradientTrackingPeer, mixed: Message, rnd: Round) -> GradientTrackingPeer:
         """x_i <- sum_j w_ij x_j - lr y_i, without the step for ``dsgt``; y_i <- sum_j w_ij y_j."""
         x = mixed["x"] - self.rate(rnd) * peer.y if self.form == "diging" else mixed["x"]
-        return PeerState(x, mixed["y"], peer.g)
+        return GradientTrackingPeer(x, mixed["y"], peer.g)

@@ -11,30 +11,18 @@ default clients predict with the header that they trained last (``predict=local`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
-
-from torch import Tensor
+from typing import ClassVar, Literal
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import OwnModel
+from fedsim.algorithms.kit.shared_head import GlobalHead, SharedHead
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    head: Tensor  # [C, f + 1] global header, the bias last
-
-
-class ClientState(NamedTuple):
-    """What a client keeps between its rounds."""
-
-    x: Tensor  # [d] model after its last round; only its extractor goes into the next
-
-
 @dataclass(frozen=True)
-class LGFedAvg(MomentumSGD):
+class LGFedAvg(SharedHead, MomentumSGD):
     """Local extractors, averaged header.
 
     Attributes:
@@ -44,28 +32,12 @@ class LGFedAvg(MomentumSGD):
     traits: ClassVar[Traits] = Traits(shares="head", hooks=("own",))
     predict: Literal["local", "global"] = "local"
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The initial header [C, f + 1]."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> ClientState:
-        """The initial model of the client's architecture."""
-        return ClientState(x0)
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The header [C, f + 1]."""
-        return {"head": server.head}
-
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
         """K steps of the whole model from the own extractor and the global header; sends the header's update."""
         body, _ = obj.split(client.x)
         x = self.solve(obj, obj.join(body, got["head"]), self.rate(rnd))
-        return {"head": obj.split(x)[1] - got["head"]}, ClientState(x)
+        return {"head": obj.split(x)[1] - got["head"]}, OwnModel(x)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalHead, received: Message, rnd: Round) -> GlobalHead:
         """header <- mean of the clients' headers."""
-        return ServerState(server.head + received["head"])
-
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
-        """The model [d] that the client predicts with."""
-        return client.x if self.predict == "local" else obj.join(obj.split(client.x)[0], got["head"])
+        return GlobalHead(server.head + received["head"])

@@ -25,7 +25,7 @@ from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round
 
 
-class ServerState(NamedTuple):
+class MesaServer(NamedTuple):
     """What the server keeps."""
 
     base: Any  # of the method
@@ -40,6 +40,7 @@ class ServerState(NamedTuple):
 
 def pull(outputs: Tensor, features: Tensor, y: Tensor, teacher: Tensor, *, lam: float, tau: float) -> Tensor:
     """lam tau^2 KL(softmax(teacher / tau) || softmax(outputs / tau)), [..., m], of outputs and teachers [..., m, C]."""
+    # the gradient of the divergence shrinks like 1 / tau^2, which the factor makes up for
     log_p, log_q = torch.log_softmax(teacher / tau, -1), torch.log_softmax(outputs / tau, -1)
     return lam * tau**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -81,11 +82,11 @@ class Mesa(Around):
         said = traits_of(self.base)
         return said.but(classes=said.classes or self.lam > 0)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> MesaServer:
         """The method's state; the teacher is the initial model."""
-        return ServerState(self.base.init_server(x0), x0)
+        return MesaServer(self.base.init_server(x0), x0)
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: MesaServer, rnd: Round) -> Message:
         """What the method sends, and the teacher [d] once it counts."""
         teacher = {"teacher": server.teacher} if self.lam and rnd.index >= self.start else {}
         return {**self.base.broadcast(server.base, rnd), **teacher}
@@ -93,11 +94,11 @@ class Mesa(Around):
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         """The method's work on the loss with the term."""
         if "teacher" in got:
-            term = partial(pull, lam=self.lam, tau=self.tau)
+            term = partial(pull, lam=self.lam, tau=self.tau)  # its gradient flows through the client's outputs only
             obj = obj.plus(term, lambda batch, plain=obj: (plain.outputs(got["teacher"], batch),))  # type: ignore[misc]
         return self.base.local(obj, client, got, rnd)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: MesaServer, received: Message, rnd: Round) -> MesaServer:
         """The method's step; teacher <- decay teacher + (1 - decay) x."""
         base = self.base.server(server.base, received, rnd)
-        return ServerState(base, self.decay * server.teacher + (1 - self.decay) * base.x)
+        return MesaServer(base, self.decay * server.teacher + (1 - self.decay) * base.x)

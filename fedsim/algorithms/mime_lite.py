@@ -14,15 +14,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import full_gradient
 from fedsim.algorithms.kit.local_sgd import LocalSGD
-from fedsim.algorithms.sgd import full_gradient
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class MimeLiteServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
@@ -30,7 +31,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MimeLite(LocalSGD):
+class MimeLite(ModelServer, LocalSGD):
     """Federated averaging with the server's momentum in every local step.
 
     Attributes:
@@ -44,15 +45,11 @@ class MimeLite(LocalSGD):
         super().__post_init__()
         require(0 <= self.beta < 1, "beta", "be in [0, 1)", self.beta)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> MimeLiteServer:
         """The global model at rest."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return MimeLiteServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: MimeLiteServer, rnd: Round) -> Message:
         """The global model x and the momentum m, [d] each."""
         return {"x": server.x, "m": server.m}
 
@@ -61,12 +58,14 @@ class MimeLite(LocalSGD):
         x, m, lr = got["x"], got["m"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
+            # m is the server's: the same in every local step of every client of the round
             return self.step(y, (1 - self.beta) * obj.grad(y, batch) + self.beta * m, lr)
 
         update = obj.run(step, x) - x
         return {"update": update, "gradient": full_gradient(obj, x)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: MimeLiteServer, received: Message, rnd: Round) -> MimeLiteServer:
         """x <- mean y; m <- (1 - beta) mean full gradient at the old x + beta m."""
+        # the statistics of the base optimizer are renewed by full gradients at the model that was sent, in one step
         m = (1 - self.beta) * received["gradient"] + self.beta * server.m
-        return ServerState(server.x + received["update"], m)
+        return MimeLiteServer(server.x + received["update"], m)

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import LocalSGD, sam_grad
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class MoFedSAMServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
@@ -30,7 +31,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MoFedSAM(LocalSGD):
+class MoFedSAM(ModelServer, LocalSGD):
     """Momentum FedSAM.
 
     Attributes:
@@ -54,15 +55,11 @@ class MoFedSAM(LocalSGD):
         """K, of a client with so many local steps."""
         return {"steps": float(steps)}
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> MoFedSAMServer:
         """The global model and no direction yet."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return MoFedSAMServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: MoFedSAMServer, rnd: Round) -> Message:
         """The global model x and the server's direction G, [d] each."""
         return {"x": server.x, "g": server.g}
 
@@ -71,12 +68,13 @@ class MoFedSAM(LocalSGD):
         x, lr = got["x"], self.rate(rnd)
 
         def step(y: Tensor, batch: Batch) -> Tensor:
-            g2 = sam_grad(obj, y, batch, self.rho)
+            g2 = sam_grad(obj, y, batch, self.rho)  # in the place of FedCM's g; the ascent knows nothing of G
             return self.step(y, self.alpha * g2 + (1 - self.alpha) * got["g"], lr)
 
         return {"update": obj.run(step, x) - x, "steps": obj.steps.to(x.dtype)}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: MoFedSAMServer, received: Message, rnd: Round) -> MoFedSAMServer:
         """G <- -mean update / (K lr); x <- x + server_lr * mean update."""
         update = received["update"]
-        return ServerState(server.x + self.server_lr * update, -update / (received["steps"] * self.rate(rnd)))
+        # as in FedCM: K local steps of length lr along -G would have made this update
+        return MoFedSAMServer(server.x + self.server_lr * update, -update / (received["steps"] * self.rate(rnd)))

@@ -25,7 +25,7 @@ from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class MSDAPeer(NamedTuple):
     """What a peer keeps."""
 
     theta: Tensor  # [d] grad f_i*(x), the model
@@ -67,33 +67,35 @@ class MSDA(Dual):
         """K, exchanges in a round."""
         return int(1 / sqrt(self.gamma) + 1e-9)  # 1e-9: roots of squares round down
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> MSDAPeer:
         """The dual points at zero; x0 is only where the first gradient is taken."""
         zero = torch.zeros_like(x0)
-        return PeerState(x0, zero, zero, x0, x0, torch.ones((), dtype=x0.dtype))
+        return MSDAPeer(x0, zero, zero, x0, x0, torch.ones((), dtype=x0.dtype))
 
-    def model(self, peer: PeerState) -> Tensor:
+    def model(self, peer: MSDAPeer) -> Tensor:
         """theta [d]."""
         return peer.theta
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: MSDAPeer, rnd: Round) -> MSDAPeer:
         """The last round's step with what gossip has left of theta, then the new theta."""
+        # c1 is the K-th power of the paper's, by which K exchanges of Chebyshev gossip narrow the spectrum
         c1 = ((1 - sqrt(self.gamma)) / (1 + sqrt(self.gamma))) ** self.gossip_steps
         eta = self.mu * (1 + c1**2) / (1 + c1) ** 2
         root = (1 + c1) * sqrt(self.smooth / self.mu)
         momentum = (root - (1 - c1)) / (root + (1 - c1))
-        y = peer.x - eta * (peer.theta - peer.mixed)
+        y = peer.x - eta * (peer.theta - peer.mixed)  # I - P_K(W), applied to theta
         x = (1 + momentum) * y - momentum * peer.y
         theta = self.primal(obj, peer.theta, x)
-        return PeerState(theta, x, y, theta, theta, torch.ones_like(peer.omega))
+        return MSDAPeer(theta, x, y, theta, theta, torch.ones_like(peer.omega))
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: MSDAPeer, rnd: Round) -> Message:
         """theta [d], as far as it is mixed."""
         return {"theta": peer.mixed}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: MSDAPeer, mixed: Message, rnd: Round) -> MSDAPeer:
         """One more Chebyshev polynomial: P_{k+1} = omega W P_k + (1 - omega) P_{k-1}."""
         omega = peer.omega
+        # the weights follow from those of Chebyshev polynomials; the first exchange is plain W (omega = 1)
         ahead = 1 / (1 - (1 - self.gap) ** 2 / 4 * torch.where(omega > 1, omega, 2.0))
         after = omega * mixed["theta"] + (1 - omega) * peer.before
         return peer._replace(mixed=after, before=peer.mixed, omega=ahead)

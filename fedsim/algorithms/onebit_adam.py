@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.gradients import mean_gradient
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.onion import Layer, Onion
 from fedsim.channel.sign import Sign
@@ -33,7 +34,7 @@ from fedsim.traits import Traits
 from fedsim.types import Known, Message, Round
 
 
-class ServerState(NamedTuple):
+class OneBitAdamServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] model
@@ -43,7 +44,7 @@ class ServerState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OneBitAdam:
+class OneBitAdam(ModelServer):
     """Adam with one-bit messages after a warm-up.
 
     Attributes:
@@ -97,16 +98,12 @@ class OneBitAdam:
         """Whether this round is plain Adam."""
         return self.warmup is None or rnd.index < self.warmup
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> OneBitAdamServer:
         """The model at rest."""
         zeros = torch.zeros_like(x0)
-        return ServerState(x0, zeros, zeros, self.onion.init(zeros, "init"))
+        return OneBitAdamServer(x0, zeros, zeros, self.onion.init(zeros, "init"))
 
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing of their own; what all keep alike is with the server."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: OneBitAdamServer, rnd: Round) -> Message:
         """The model [d]; after the warm-up the momentum [d], from which clients know the model."""
         if self.warm(rnd):
             return {"x": server.x}
@@ -119,21 +116,23 @@ class OneBitAdam:
         g = mean_gradient(obj, got["x"])
         if self.warm(rnd):
             return {"gradient": g}, client
+        # m is the last decoded global momentum, the same at every client; the channel compresses what comes out
         return {"momentum": self.beta1 * got["momentum"] + (1 - self.beta1) * g}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: OneBitAdamServer, received: Message, rnd: Round) -> OneBitAdamServer:
         """x <- x - lr (m / (sqrt(v) + eps) + weight_decay x) with the new m, S(mean + error) after the warm-up."""
         x, m, v, memory = server
         if self.warm(rnd):
             g = received["gradient"]
             m, v = self.beta1 * m + (1 - self.beta1) * g, self.beta2 * v + (1 - self.beta2) * g.square()
         else:
+            # the server compresses once more, with an error of its own, so that one bit an entry goes down too
             m, memory, _ = self.onion.send(received["momentum"], memory, _no_noise)
-        step = m / (v.sqrt() + self.eps)
+        step = m / (v.sqrt() + self.eps)  # no bias correction, as in the authors' code
         if not self.warm(rnd):
             step = torch.where(v > self.floor**2 * v.mean(), step, 0.0)
         lr = self.lr * self.lr_decay**rnd.index
-        return ServerState(x - lr * (step + self.weight_decay * x), m, v, memory)
+        return OneBitAdamServer(x - lr * (step + self.weight_decay * x), m, v, memory)
 
 
 def _no_noise(address: str) -> Any:

@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.gradients import mean_gradient
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
@@ -28,7 +28,7 @@ from fedsim.traits import Traits
 from fedsim.types import Known, Message, Round
 
 
-class ServerState(NamedTuple):
+class PowerSGDServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] model
@@ -38,7 +38,7 @@ class ServerState(NamedTuple):
     plain: dict[str, Tensor]  # {parameter: its mean gradient}, of what is not factorised
 
 
-class ClientState(NamedTuple):
+class PowerSGDClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     whole: Tensor  # [d] gradient plus error of the last step
@@ -74,7 +74,7 @@ class PowerSGD:
         m, n = _matrix(tensor).shape
         return tensor.dim() > 1 and 2 * self.rank * (m + n) <= m * n
 
-    def init_server(self, x0: dict[str, Tensor]) -> ServerState:
+    def init_server(self, x0: dict[str, Tensor]) -> PowerSGDServer:
         """The model at rest, and the first Q."""
         x = torch.cat([t.reshape(-1) for t in x0.values()])
         p, q, plain = {}, {}, {}
@@ -84,14 +84,14 @@ class PowerSGD:
                 p[name], q[name] = x.new_zeros(m, self.rank), _cosines(n, self.rank, x)
             else:
                 plain[name] = torch.zeros_like(tensor)
-        return ServerState(x, {name: torch.zeros_like(t) for name, t in x0.items()}, p, q, plain)
+        return PowerSGDServer(x, {name: torch.zeros_like(t) for name, t in x0.items()}, p, q, plain)
 
-    def init_client(self, x0: dict[str, Tensor]) -> ClientState:
+    def init_client(self, x0: dict[str, Tensor]) -> PowerSGDClient:
         """Nothing to make up for."""
         server = self.init_server(x0)
-        return ClientState(torch.zeros_like(server.x), server.p)
+        return PowerSGDClient(torch.zeros_like(server.x), server.p)
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: PowerSGDServer, rnd: Round) -> Message:
         """Even rounds: the factors Q of the last step and its plain gradients, from which clients know x; odd: P."""
         if rnd.index % 2:
             return {f"p.{name}": p for name, p in server.p.items()}
@@ -100,30 +100,33 @@ class PowerSGD:
         plain = {f"plain.{name}": g for name, g in server.plain.items()}
         return {"x": Known(server.x), **{f"q.{name}": q for name, q in server.q.items()}, **plain}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: PowerSGDClient, got: Message, rnd: Round) -> tuple[Message, PowerSGDClient]:
         """Even rounds: e <- whole - P Q', whole <- g + e, sends whole Q; odd: sends whole' P."""
         if rnd.index % 2:
             p = {name: got[f"p.{name}"] for name in client.p}
             matrices = obj.views(client.whole)
-            return {f"q.{name}": _matrix(matrices[name]).t() @ p[name] for name in p}, ClientState(client.whole, p)
+            # the second half of the power step: Q_i = M_i' P with the orthogonalised mean P
+            return {f"q.{name}": _matrix(matrices[name]).t() @ p[name] for name in p}, PowerSGDClient(client.whole, p)
         x = got["x"]
         q = {name: got[f"q.{name}"] for name in client.p}
         g = obj.views(mean_gradient(obj, x))
         old = obj.views(client.whole)
+        # error feedback (Algorithm 2): what the last low-rank step P Q' left of the gradient joins the new one
         whole = {
             name: t + (old[name] - (client.p[name] @ q[name].t()).view(t.shape) if name in q else 0)
             for name, t in g.items()
         }
         sent = {f"p.{name}": _matrix(whole[name]) @ q[name] for name in q}
         plain = {f"plain.{name}": t for name, t in whole.items() if name not in q}
-        return {**sent, **plain}, ClientState(torch.cat([t.reshape(-1) for t in whole.values()]), client.p)
+        return {**sent, **plain}, PowerSGDClient(torch.cat([t.reshape(-1) for t in whole.values()]), client.p)
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: PowerSGDServer, received: Message, rnd: Round) -> PowerSGDServer:
         """Even rounds: P <- orthogonal basis of mean P_i; odd: x <- x - lr (momentum of P (mean Q_i)')."""
         if rnd.index % 2 == 0:
+            # the mean over the clients comes first, then one orthogonalisation that all of them share
             p = {name: torch.linalg.qr(received[f"p.{name}"]).Q for name in server.p}
             return server._replace(p=p, plain={name: received[f"plain.{name}"] for name in server.plain})
-        q = {name: received[f"q.{name}"] for name in server.q}
+        q = {name: received[f"q.{name}"] for name in server.q}  # warm start: the next power step begins here
         g = {name: server.p[name] @ q[name].t() if name in q else server.plain[name] for name in server.v}
         v = {name: self.momentum * old + g[name].view(old.shape) for name, old in server.v.items()}
         lr = self.lr * self.lr_decay ** (rnd.index // 2)

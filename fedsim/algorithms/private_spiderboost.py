@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.kit.recursive import Recursive, ServerState
+from fedsim.algorithms.kit.recursive import Recursive, RecursiveServer
 from fedsim.algorithms.kit.shared_noise import minibatch_mean, multiplier_of, sampled_mean
 from fedsim.errors import require
 from fedsim.fields import check_fields
@@ -99,13 +99,13 @@ class PrivateSpiderBoost(Recursive):
             d = sampled_mean(obj, lambda batch: obj.clipped_sum(x, batch, l0), x, self.anchor_rate, z, l0, rnd)
         else:
             bound: Tensor | float = math.inf if self.l1 is None else self.l1 * (x - before).norm()
-            if self.l0 is not None:
+            if self.l0 is not None:  # two gradients of norm at most L0 differ by at most 2 L0
                 bound = torch.clamp(torch.as_tensor(bound, dtype=x.dtype, device=x.device), max=2 * self.l0)
             summed = lambda batch: obj.clipped_sum(x, batch, bound, before)  # noqa: E731
             d = minibatch_mean(obj, summed, x, self.noise_multiplier, bound, rnd)
         return {"d": d}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: RecursiveServer, received: Message, rnd: Round) -> RecursiveServer:
         """D <- mean d, or D + mean d; w <- w - lr D."""
         v = received["d"] if self.kind(rnd) else server.v + received["d"]
-        return ServerState(server.x - self.lr * v, server.x, v)
+        return RecursiveServer(server.x - self.lr * v, server.x, v)

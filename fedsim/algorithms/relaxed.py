@@ -25,7 +25,7 @@ from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round
 
 
-class ClientState(NamedTuple):
+class RelaxedClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     base: Any  # what the method keeps
@@ -57,20 +57,21 @@ class Relaxed(Around):
             raise InputError(f"base must {must}; {name} does not; {do}")
         require(self.beta >= 0, "beta", "be >= 0", self.beta)
 
-    def inside(self, state: ClientState) -> Any:
+    def inside(self, state: RelaxedClient) -> Any:
         """What the method keeps."""
         return state.base
 
-    def put(self, state: ClientState, inner: Any) -> ClientState:
+    def put(self, state: RelaxedClient, inner: Any) -> RelaxedClient:
         """The same client with what the method keeps."""
         return state._replace(base=inner)
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> RelaxedClient:
         """The method's client state and the initial model."""
-        return ClientState(self.base.init_client(x0), x0)
+        return RelaxedClient(self.base.init_client(x0), x0)
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: RelaxedClient, got: Message, rnd: Round) -> tuple[Message, RelaxedClient]:
         """The method's local work from x + beta (x - y_last); sends what the method sends."""
+        # whatever the method computes from the model that it received, it computes from the start
         start = got["x"] + self.beta * (got["x"] - client.y)
         message, state = self.base.local(obj, client.base, {**got, "x": start}, rnd)
-        return message, ClientState(state, start + message["update"])
+        return message, RelaxedClient(state, start + message["update"])

@@ -23,14 +23,14 @@ from fedsim.traits import Traits
 from fedsim.types import Batch, Message, Round
 
 
-class ServerState(NamedTuple):
+class ScaffoldServer(NamedTuple):
     """What the server keeps."""
 
     x: Tensor  # [d] global model
     c: Tensor  # [d] server control variate: the mean of all clients' c_i
 
 
-class ClientState(NamedTuple):
+class ScaffoldClient(NamedTuple):
     """What a client keeps between its rounds."""
 
     c: Tensor  # [d] control variate c_i
@@ -53,19 +53,19 @@ class Scaffold(LocalSGD):
         super().__post_init__()
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> ScaffoldServer:
         """The global model and c = 0."""
-        return ServerState(x0, torch.zeros_like(x0))
+        return ScaffoldServer(x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> ClientState:
+    def init_client(self, x0: Tensor) -> ScaffoldClient:
         """c_i = 0."""
-        return ClientState(torch.zeros_like(x0))
+        return ScaffoldClient(torch.zeros_like(x0))
 
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: ScaffoldServer, rnd: Round) -> Message:
         """The global model x and the control variate c, [d] each."""
         return {"x": server.x, "c": server.c}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: ScaffoldClient, got: Message, rnd: Round) -> tuple[Message, ScaffoldClient]:
         """K local steps y <- y - lr (g - c_i + c) from x; sends y - x and c_i+ - c_i, [d] each."""
         x, c, lr = got["x"], got["c"], self.rate(rnd)
 
@@ -73,15 +73,17 @@ class Scaffold(LocalSGD):
             return self.step(y, obj.grad(y, batch) - client.c + c, lr)
 
         update = obj.run(step, x) - x
+        # option 2: c_i+ = c_i - c + (x - y_K) / (K lr), the mean gradient along the client's path
         renewed = self._at(obj, x) if self.option == 1 else client.c - c - update / obj.steps / lr
-        return {"update": update, "c": renewed - client.c}, ClientState(renewed)
+        return {"update": update, "c": renewed - client.c}, ScaffoldClient(renewed)
 
     def _at(self, obj: Objective, x: Tensor) -> Tensor:
         """The mean over the round's minibatches of the gradient at x [d]."""
         add = lambda total, batch: total + obj.grad(x, batch)  # noqa: E731
         return obj.run(add, torch.zeros_like(x), counts=False) / obj.steps
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: ScaffoldServer, received: Message, rnd: Round) -> ScaffoldServer:
         """x <- x + server_lr * mean_S update; c <- c + (1/N) sum_S (c_i+ - c_i)."""
         x = server.x + self.server_lr * received["update"]
-        return ServerState(x, server.c + received["c"] * len(rnd.clients) / rnd.population)
+        # mean_S (c_i+ - c_i) |S| / N: c stays the mean over all N clients
+        return ScaffoldServer(x, server.c + received["c"] * len(rnd.clients) / rnd.population)

@@ -11,25 +11,18 @@ large minibatch); weights are the aggregator's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import torch
-from torch import Tensor
-
+from fedsim.algorithms.kit.gradients import mean_gradient
+from fedsim.algorithms.kit.roles import GlobalModel, ModelServer
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
-from fedsim.types import Batch, Message, Round
-
-
-class ServerState(NamedTuple):
-    """What the server keeps."""
-
-    x: Tensor  # [d] global model
+from fedsim.types import Message, Round
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(ModelServer):
     """Synchronous distributed SGD.
 
     Attributes:
@@ -51,18 +44,6 @@ class SGD:
         require(0 < self.lr_decay <= 1, "lr_decay", "be in (0, 1]", self.lr_decay)
         require(self.sigma >= 0, "sigma", "be >= 0", self.sigma)
 
-    def init_server(self, x0: Tensor) -> ServerState:
-        """The global model."""
-        return ServerState(x0)
-
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
-        """The global model x [d]."""
-        return {"x": server.x}
-
     def local(self, obj: Objective, client: tuple[()], got: Message, rnd: Round) -> tuple[Message, tuple[()]]:
         """Sends the mean over the K minibatches of the gradient at x [d], times the learning rate for step=client."""
         g = mean_gradient(obj, got["x"])
@@ -70,30 +51,11 @@ class SGD:
             g = g + self.sigma * obj.noise.normal(g)
         return {"gradient": g * self.rate(rnd) if self.step == "client" else g}, client
 
-    def server(self, server: ServerState, received: Message, rnd: Round) -> ServerState:
+    def server(self, server: GlobalModel, received: Message, rnd: Round) -> GlobalModel:
         """x <- x - lr * mean gradient."""
-        g = received["gradient"]
-        return ServerState(server.x - (g if self.step == "client" else self.rate(rnd) * g))
+        g = received["gradient"]  # for step=client already times the learning rate
+        return GlobalModel(server.x - (g if self.step == "client" else self.rate(rnd) * g))
 
     def rate(self, rnd: Round) -> float:
         """gamma of this round, lr * lr_decay^t."""
         return self.lr * self.lr_decay**rnd.index
-
-
-def mean_gradient(obj: Objective, x: Tensor) -> Tensor:
-    """The mean [d] over the client's K minibatches of the round of their gradients at x [d]."""
-
-    def add(total: Tensor, batch: Batch) -> Tensor:
-        return total + obj.grad(x, batch)
-
-    return obj.run(add, torch.zeros_like(x)) / obj.steps
-
-
-def full_gradient(obj: Objective, x: Tensor) -> Tensor:
-    """The mean [d] over all the client's examples of their gradients at x [d]."""
-
-    def add(total: Tensor, batch: Batch) -> Tensor:
-        real = batch.y.shape[0] if batch.mask is None else batch.mask.sum()
-        return total + real * obj.grad(x, batch)
-
-    return obj.sweep(add, torch.zeros_like(x)) / obj.examples

@@ -16,14 +16,14 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from fedsim.algorithms.kit.gradients import mean_gradient
 from fedsim.algorithms.kit.local_sgd import LocalSGD
-from fedsim.algorithms.sgd import mean_gradient
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
+class SGPPeer(NamedTuple):
     """What a peer keeps."""
 
     x: Tensor  # [d] its share of the sum of models
@@ -36,23 +36,24 @@ class SGP(LocalSGD):
 
     traits: ClassVar[Traits] = Traits(role="peers", mixes="columns")
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> SGPPeer:
         """Every peer starts from the same model with weight 1."""
-        return PeerState(x0, x0.new_ones(()))
+        return SGPPeer(x0, x0.new_ones(()))
 
-    def model(self, peer: PeerState) -> Tensor:
+    def model(self, peer: SGPPeer) -> Tensor:
         """The de-biased model z = x / w [d]."""
         return peer.x / peer.w
 
-    def local(self, obj: Objective, peer: PeerState, rnd: Round) -> PeerState:
+    def local(self, obj: Objective, peer: SGPPeer, rnd: Round) -> SGPPeer:
         """x <- x - lr g, g the mean gradient at z over the K minibatches."""
         z = self.model(peer)
-        return PeerState(peer.x - self.rate(rnd) * self.bounded(z, mean_gradient(obj, z)), peer.w)
+        # the step is on the biased x, by the gradient at the de-biased z
+        return SGPPeer(peer.x - self.rate(rnd) * self.bounded(z, mean_gradient(obj, z)), peer.w)
 
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
+    def offer(self, peer: SGPPeer, rnd: Round) -> Message:
         """x [d] and w; the weights of W make shares of them."""
         return {"x": peer.x, "w": peer.w}
 
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: SGPPeer, mixed: Message, rnd: Round) -> SGPPeer:
         """x_i <- sum_j p_ij x_j; w_i <- sum_j p_ij w_j."""
-        return PeerState(mixed["x"], mixed["w"])
+        return SGPPeer(mixed["x"], mixed["w"])

@@ -6,24 +6,19 @@ No paper: SGD on the client's own data, the model kept between the rounds in whi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import ModelOwners, OwnModel
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class ClientState(NamedTuple):
-    """What a client keeps between its rounds."""
-
-    x: Tensor  # [d] own model
-
-
 @dataclass(frozen=True)
-class Standalone(MomentumSGD):
+class Standalone(ModelOwners, MomentumSGD):
     """Local training only."""
 
     traits: ClassVar[Traits] = Traits(shares="nothing", hooks=("own",))
@@ -32,22 +27,14 @@ class Standalone(MomentumSGD):
         """There is no server."""
         return ()
 
-    def init_client(self, x0: Tensor) -> ClientState:
-        """The initial model."""
-        return ClientState(x0)
-
     def broadcast(self, server: tuple[()], rnd: Round) -> Message:
         """Nothing."""
         return {}
 
-    def local(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> tuple[Message, ClientState]:
+    def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
         """K steps of SGD on the client's own model; sends nothing."""
-        return {}, ClientState(self.solve(obj, client.x, self.rate(rnd)))
+        return {}, OwnModel(self.solve(obj, client.x, self.rate(rnd)))
 
     def server(self, server: tuple[()], received: Message, rnd: Round) -> tuple[()]:
         """Nothing."""
         return server
-
-    def own(self, obj: Objective, client: ClientState, got: Message, rnd: Round) -> Tensor:
-        """The client's model [d]."""
-        return client.x

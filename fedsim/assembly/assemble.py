@@ -14,13 +14,12 @@ from fedsim.assembly.checks import (
     require_cohorts,
     require_everyone,
     require_matrix,
-    require_mixing,
     require_network,
     require_population,
 )
 from fedsim.assembly.curvature import tuned
 from fedsim.assembly.prepare import length_of, prepare
-from fedsim.assembly.prepared import Prepared, Run
+from fedsim.assembly.prepared import Prepared
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset, Source
 from fedsim.errors import require
@@ -36,6 +35,8 @@ from fedsim.privacy.config import Privacy, promised
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.links import check_links, check_rule
 from fedsim.runs.events import graphs_of
+from fedsim.runs.mixings import require_mixing
+from fedsim.runs.run import Run
 from fedsim.schedule import Events, Schedule, as_accounted
 from fedsim.topology import Mixing, Topology
 from fedsim.traits.releases import unit_of

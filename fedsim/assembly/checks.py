@@ -17,10 +17,11 @@ from fedsim.channel.channel import Channel
 from fedsim.data.batches import Feed, Samples
 from fedsim.data.dataset import Dataset, Task
 from fedsim.errors import InputError, require
-from fedsim.ground.own_code import FAILURES, own_code, said
+from fedsim.ground.own_code import FAILURES, built_in, said
 from fedsim.models import twin, zero_sample
 from fedsim.partition import Partition, Population
 from fedsim.schedule import Events, Schedule
+from fedsim.schedule.cohorts import require_cohort
 from fedsim.schedule.delays import Asynchronous
 from fedsim.topology import Mixing, Topology
 from fedsim.traits.declared import layer_traits, rule_traits, traits_of
@@ -89,7 +90,7 @@ def require_population(population: Population, data: Dataset, partition: Partiti
 
     A user's own gives none twice to one client; two clients may hold the same sample, as some rules mean it.
     """
-    where, own = f"partition: {type(partition).__name__}.split", not _builtin(partition)
+    where, own = f"partition: {type(partition).__name__}.split", not built_in(partition)
     require(isinstance(population, Population), where, "return a Population", type(population).__name__)
     require(len(population) > 0, where, "return one or more clients", 0)
     counts = {len(population)} if data.test is not None else set()
@@ -107,25 +108,12 @@ def require_population(population: Population, data: Dataset, partition: Partiti
                 raise InputError(f"{where} must {must}, got sample {twice} more than once for client {client}")
 
 
-def require_cohort(clients: tuple[int, ...], n: int, rule: str, index: int = 0) -> None:
-    """Raise InputError unless the cohort of round ``index`` (0-based) is some of the clients, ascending."""
-    where, must = f"schedule: {rule}.clients", f"return a tuple of client numbers in 0..{n - 1}, ascending"
-    whole = isinstance(clients, tuple) and all(
-        isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in clients
-    )
-    good = whole and list(clients) == sorted(set(clients)) and all(0 <= i < n for i in clients)
-    if not good:
-        got = repr(clients)
-        shown = got if len(got) <= 100 else f"{got[:100]}..."
-        raise InputError(f"{where} must {must}, got {shown}" + (f" for index {index}" if index else ""))
-
-
 def require_cohorts(schedule: Schedule, n: int, rounds: int, seed: int) -> None:
     """Raise InputError unless a user's own schedule names clients in every round, and brings somebody in one of them.
 
     Before the start this looks at the first ``ROUNDS_AHEAD`` rounds; later ones are looked at as they come.
     """
-    if _builtin(schedule):
+    if built_in(schedule):
         return
     rule, somebody = type(schedule).__name__, False
     for index in range(min(rounds, ROUNDS_AHEAD)):
@@ -134,20 +122,6 @@ def require_cohorts(schedule: Schedule, n: int, rounds: int, seed: int) -> None:
         somebody = somebody or len(clients) > 0
     must = f"bring a client in one of the first {min(rounds, ROUNDS_AHEAD)} rounds"
     require(somebody, f"schedule: {rule}.clients", must, "no client in any of them")
-
-
-def cohort_of(schedule: Schedule, index: int, n: int, seed: int) -> tuple[int, ...]:
-    """The cohort of a round; raises InputError where a user's own schedule fails at it, or names no clients."""
-    with own_code("schedule", schedule):
-        clients = schedule.clients(index, n, seed)
-    if not _builtin(schedule):
-        require_cohort(clients, n, type(schedule).__name__, index)
-    return clients
-
-
-def _builtin(rule: object) -> bool:
-    """Whether a schedule or partition is one of fedsim's, which is tested: looking at a million clients takes time."""
-    return type(rule).__module__.partition(".")[0] == "fedsim"
 
 
 def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Samples, dtype: torch.dtype) -> None:
@@ -255,19 +229,3 @@ def require_matrix(mixing: Mixing, n: int, rule: str) -> None:
     where = f"topology: {rule}.mixing"
     require(isinstance(mixing, Mixing), where, "return a fedsim.topology.Mixing", type(mixing).__name__)
     require(mixing.w.shape == (n, n), where, f"return a W of the {n} peers, [{n}, {n}]", list(mixing.w.shape))
-
-
-def require_mixing(algorithm: Any, mixing: Mixing) -> None:
-    """Raise InputError unless the algorithm can gossip with this W."""
-    name = name_of(algorithm)
-    rows = traits_of(algorithm).mixes == "rows"
-    if not (mixing.row_stochastic if rows else mixing.column_stochastic):
-        other = "topology.weights=metropolis" if rows else "topology.weights=push_sum"
-        more = ", or algorithm=sgp, which needs no such rows" if rows else ""
-        must = f"give {'rows' if rows else 'columns'} that sum to 1 for {name}"
-        raise InputError(f"topology.weights must {must}, got others; use {other}{more}")
-    if traits_of(algorithm).static and not mixing.static:
-        raise InputError(
-            f"topology must not change with the round for {name}, which is made for one graph; "
-            "choose another topology, or topology.fresh=false"
-        )

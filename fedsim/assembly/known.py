@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from fedsim.algorithms.kit.around import name_of
-from fedsim.assembly.rehearsal import Rehearsed, rounds_of_all_fields
 from fedsim.channel.channel import noises
 from fedsim.channel.noise import Addressed
 from fedsim.errors import InputError
@@ -17,6 +16,7 @@ from fedsim.ground.layout import Layout
 from fedsim.ground.rng import stream
 from fedsim.ground.tree import tree_map
 from fedsim.pool.local_part import written
+from fedsim.pool.rehearsal import Rehearsed, rounds_of_all_fields
 from fedsim.pool.worker import Setup
 from fedsim.types import Known, Message, Owned, Round, State
 

@@ -17,7 +17,6 @@ from fedsim.assembly.checks import is_peers, require_classes, require_fit, requi
 from fedsim.assembly.choose import choose
 from fedsim.assembly.known import require_known
 from fedsim.assembly.prepared import Prepared
-from fedsim.assembly.rehearsal import broadcasts, messages, offers
 from fedsim.assembly.uses import uses
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.order import check_fields
@@ -34,9 +33,10 @@ from fedsim.partition import Population
 from fedsim.pool.begun import Begun
 from fedsim.pool.engine import Engine
 from fedsim.pool.local_part import LocalPart
+from fedsim.pool.rehearsal import broadcasts, messages, offers
 from fedsim.pool.worker import Setup
 from fedsim.runs.events import Graphs
-from fedsim.runs.rounds import Memory
+from fedsim.runs.start import Memory
 from fedsim.topology import Topology
 from fedsim.traits.declared import traits_of
 from fedsim.types import State

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,22 +13,16 @@ from fedsim.ground.layout import Layout
 from fedsim.ground.tree import leaves
 from fedsim.models import copied
 from fedsim.pool.engine import Engine
-from fedsim.pool.local_part import LocalPart
 from fedsim.pool.serial import Serial
 from fedsim.pool.worker import Backend, Setup
-from fedsim.runs.arrivals import AsynchronousServer
+from fedsim.runs.begin import begin
 from fedsim.runs.events import Graphs
-from fedsim.runs.peers import Peers
-from fedsim.runs.rounds import Memory, Orchestrator
-from fedsim.runs.virtual_time import VirtualTime
-from fedsim.schedule import Events, Schedule
-from fedsim.schedule.delays import Asynchronous
+from fedsim.runs.run import Run
+from fedsim.runs.start import Memory, Start
+from fedsim.schedule import Schedule
 from fedsim.topology import Topology
 from fedsim.traits.declared import traits_of
 from fedsim.types import State
-
-Run: TypeAlias = Orchestrator | Peers | VirtualTime | AsynchronousServer
-"""A run in progress, of whatever kind: all have the same face."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +68,23 @@ class Prepared:
         self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
     ) -> Run:
         """The run, before its first round."""
-        setup = self.setup
-        cut: dict[str, Any] = {"blocks": self.blocks, "jobs": engine.jobs, "rounds": rounds}
-        if self.graphs is not None and isinstance(schedule, Events):
-            return VirtualTime(self.graphs, setup, backend, schedule, evaluation, self.rows[0][0], **cut)
-        if self.topology is not None:
-            links, row = (self.memory.uplink, self.memory.heard), self.rows[0][0]
-            part = setup.algorithm
-            assert isinstance(part, LocalPart)
-            parts = (part.base, self.topology, setup, self.channel, backend, schedule, evaluation, row, links)
-            return Peers(*parts, **cut)
-        if isinstance(schedule, Asynchronous):
-            return AsynchronousServer(setup, backend, schedule, evaluation, self.x0, self.rows[0], **cut)
-        return Orchestrator(setup, backend, schedule, evaluation, self.x0, self.rows, self.memory, **cut)
+        return begin(
+            Start(
+                setup=self.setup,
+                schedule=schedule,
+                evaluation=evaluation,
+                rounds=rounds,
+                x0=self.x0,
+                rows=self.rows,
+                memory=self.memory,
+                blocks=self.blocks,
+                jobs=engine.jobs,
+                channel=self.channel,
+                topology=self.topology,
+                graphs=self.graphs,
+            ),
+            backend,
+        )
 
     @property
     def number(self) -> int | None:

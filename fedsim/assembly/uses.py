@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.assembly.rehearsal import Two, first_round, require_round, tried
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import Feed
 from fedsim.data.losses import Term
@@ -19,6 +18,7 @@ from fedsim.ground.own_code import FAILURES
 from fedsim.kernels.oracle import answer
 from fedsim.models import twin
 from fedsim.objective import Objective
+from fedsim.pool.rehearsal import Two, first_round, require_round, tried
 from fedsim.pool.worker import Setup
 from fedsim.types import Batch, Round, State
 

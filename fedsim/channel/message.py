@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 
 from fedsim.channel import wire
 from fedsim.types import Known, Message, Owned
+
+
+class Sent(NamedTuple):
+    """What some messages weigh together."""
+
+    bytes: int  # encoded, as the channel delivers them
+    plain: int  # what it would be without a channel
+
+    @staticmethod
+    def sum(each: Iterable[Sent]) -> Sent:
+        """Of several, together."""
+        size = plain = 0
+        for one in each:
+            size, plain = size + one.bytes, plain + one.plain
+        return Sent(size, plain)
+
+    def times(self, receivers: int) -> Sent:
+        """Of the same message to so many receivers."""
+        return Sent(self.bytes * receivers, self.plain * receivers)
 
 
 def on_the_wire(message: Message) -> dict[str, wire.Content]:

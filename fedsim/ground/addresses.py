@@ -107,7 +107,7 @@ TABLE = (
     Purpose(EVENTS_EDGE_GAPS, "times between meetings", ("number of the graph",), ("runs/events.py",)),
     Purpose(EVENTS_EDGE_PICKS, "which edge's meeting it is", ("number of the graph",), ("runs/events.py",)),
     Purpose(LOCAL, "noise in a client's local work", ("round", "client"), ("pool/block.py",), DRAWS),
-    Purpose(SERVER, "noise in the server's step", ("round", "0"), ("runs/arrivals.py", "runs/rounds.py"), DRAWS),
+    Purpose(SERVER, "noise in the server's step", ("round", "0"), ("runs/of_server.py",), DRAWS),
     Purpose(UPLINK, "layers around a client's message", ("round", "client"), ("pool/block.py",), LAYERS),
     Purpose(DOWNLINK, "layers around the broadcast", ("round", "0"), ("runs/rounds.py",), LAYERS),
     Purpose(GOSSIP, "layers around a peer's message", ("round", "peer"), ("runs/gossip.py",), f"[.step]{LAYERS}"),
@@ -118,7 +118,7 @@ TABLE = (
         REHEARSAL,
         "noise of a client before a run",
         ("round", "model"),
-        ("assembly/rehearsal.py", "assembly/uses.py"),
+        ("pool/rehearsal.py", "assembly/uses.py"),
         DRAWS,
     ),
     Purpose(
@@ -132,7 +132,7 @@ TABLE = (
         REHEARSAL_SERVER,
         "noise of the server before a run",
         ("round", "0"),
-        ("assembly/known.py", "assembly/rehearsal.py"),
+        ("assembly/known.py", "pool/rehearsal.py"),
         DRAWS,
     ),
 )

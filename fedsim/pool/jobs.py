@@ -1,4 +1,4 @@
-"""From clients to jobs and back: what every orchestrator does with its workers."""
+"""From clients to jobs and back: what every kind of run does with its workers."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Jobs:
     pieces: int | Literal["auto"]
 
     def cut(
-        self, rnd: Round, clients: Sequence[int], costs: Sequence[int], rows: Sequence[Rows]
+        self, rnd: Round, clients: Sequence[int], costs: Sequence[int], rows: Sequence[Rows], *, first: int = 0
     ) -> tuple[list[Job], list[int]]:
-        """Jobs for these clients, each of one architecture, and what each costs."""
+        """Jobs for these clients, each of one architecture, numbered from ``first``, and what each costs."""
         jobs: list[Job] = []
         totals: list[int] = []
         for k, mine in enumerate(rows):
@@ -55,7 +55,7 @@ class Jobs:
             made = plan([clients[p] for p in at], [costs[p] for p in at], block, self.pieces)
             for blocks in made.jobs:
                 ids = tuple(i for piece in blocks for i in piece)
-                jobs.append(Job(len(jobs), rnd, k, blocks, mine.read(ids)))
+                jobs.append(Job(first + len(jobs), rnd, k, blocks, mine.read(ids)))
             totals += made.costs
         return jobs, totals
 

@@ -19,6 +19,7 @@ from fedsim.algorithms.kit.around import name_of
 from fedsim.algorithms.kit.protocols import ServerAlgorithm
 from fedsim.channel import message
 from fedsim.channel.channel import Channel
+from fedsim.channel.message import Sent
 from fedsim.data.batches import Feed, Samples
 from fedsim.data.dataset import Task
 from fedsim.data.losses import Loss, guess, loss_of, score_of
@@ -75,8 +76,7 @@ class Done(NamedTuple):
     rows: State  # tree of [c, ...] arrays: new client states
     losses: np.ndarray  # [c] mean training loss over the local steps, NaN where none counts
     diverged: tuple[int, ...]  # clients whose loss or message is not finite
-    uplink_bytes: int  # encoded size of the job's messages
-    plain_bytes: int  # what it would be without a channel
+    sent: Sent  # the job's messages
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class Worker:
     def _train(self, job: Job, got: Message) -> Done:
         """One job on its own."""
         sums: Sums = {}
-        weight, sent, plain = 0.0, 0, 0
+        weight = 0.0
+        sent: list[Sent] = []
         states, losses = [], []
         suspect: list[int] = []
         for clients, mine in self._blocks(job):
@@ -189,16 +190,16 @@ class Worker:
             weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
-            size = message.sizes(out.messages, len(clients))
-            plain += size
-            sent += int(out.sent.sum()) + message.owned(out.messages) if self.setup.uplink else size
+            plain = message.sizes(out.messages, len(clients))
+            size = int(out.sent.sum()) + message.owned(out.messages) if self.setup.uplink else plain
+            sent.append(Sent(size, plain))
             states.append(out.states)
             losses.append(torch.where(out.counted, out.losses, math.nan))
             total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
             if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
                 suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
         stacked = to_numpy(tree_map(lambda *t: torch.cat(t), *states))
-        return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), sent, plain)
+        return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), Sent.sum(sent))
 
     def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
         """The blocks of a job and their clients' rows."""

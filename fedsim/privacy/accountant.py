@@ -136,6 +136,7 @@ def _epsilon(kind: str, delta: float, key: _Key, running: bool) -> float:
         return 0.0
     if kind == "rdp":
         return _renyi(delta, key)
+    # unsampled Gaussians compose to one, whose 1/z^2 is the sum of theirs: exact, and without a grid
     whole = sum(count / z**2 for z, rate, count in key if rate == 1)
     sampled = tuple((z, rate, _up(count) if running else count) for z, rate, count in key if rate < 1)
     library = _library()
@@ -201,6 +202,7 @@ def _smallest(epsilon: Callable[[float], float], target: float, start: float) ->
         below = epsilon(good)
     else:
         raise InputError(f"target_epsilon must be reachable, got {target} but noise times {good:g} gives {below:.4g}")
+    # the least scale lies between ``bad``, too little noise, and ``good``, enough: bracket it, then close in
     step = 1.1
     while above <= target:
         if bad < start * 2.0**-30:
@@ -213,6 +215,7 @@ def _smallest(epsilon: Callable[[float], float], target: float, start: float) ->
     turn = 0
     while good / bad - 1 > _PRECISE and high < -_PRECISE:
         turn += 1
+        # epsilon is nearly a power of the scale: a secant in logarithms, every third time a bisection that cannot stall
         share = low / (low - high) if turn % 3 and math.isfinite(low - high) else 0.5
         scale = bad * (good / bad) ** min(max(share + 1e-9, 1e-3), 1 - 1e-3)
         got = epsilon(scale)

@@ -65,21 +65,22 @@ class AdaptiveNoise(CentralNoise):
     def check(self) -> None:
         """The bits' share must leave some of the budget to the updates."""
         if self.noise_multiplier:
-            _ = self.split
+            _ = self.split  # raises where it does not
 
     def init_server(self, x0: Any) -> AdaptiveState:
-        """As the algorithm, and the first bound."""
+        """The algorithm's state, and the first bound."""
         like = leaves(x0)[0]
         return AdaptiveState(self.base.init_server(x0), torch.tensor(self.clip, dtype=like.dtype, device=like.device))
 
     def broadcast(self, server: AdaptiveState, rnd: Round) -> Message:
-        """As the algorithm, and the bound."""
+        """What the algorithm broadcasts, and the bound."""
         return {**self.base.broadcast(server.base, rnd), "clip": server.clip}
 
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
         """The algorithm's work; its message clipped, with the bit +1/2 for a norm within the bound, else -1/2."""
         rest = {name: value for name, value in got.items() if name != "clip"}
         message, state = self.base.local(obj, client, rest, rnd)
+        # +-1/2 rather than 0 and 1: one client more or less then moves the sum of bits by 1/2 only
         within = (self.norm(message) <= got["clip"]).to(got["clip"].dtype) - 0.5
         return {**self.clipped(message, got["clip"]), "within": within}, state
 
@@ -92,6 +93,7 @@ class AdaptiveNoise(CentralNoise):
         if self.noise_multiplier:
             z, bits_std = self.split
             summed = noisy(summed, z * clip / self.cohort, rnd.noise)
+            # made for ``cohort`` clients (the deployment's), brought to the size of the ``expected`` that really come
             noise = bits_std * self.expected / self.cohort * float(rnd.noise.at(1).normal(server.clip))
         within = round(arrived * (float(received["within"]) + 0.5))
         fraction = noisy_fraction(within, arrived, self.expected, noise)

@@ -71,6 +71,7 @@ class BandedNoise(Wrapped):
 
     def kind(self, rnd: Round) -> Hashable:
         """Whether this is one of the rounds that stand for a participation."""
+        # a client's rounds lie at least ``separation`` apart, so each stretch of that length holds one of them at most
         return rnd.index % self.separation == 0
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
@@ -84,12 +85,12 @@ class BandedNoise(Wrapped):
         return (Release(self.clip, self.noise_multiplier * self.clip),)
 
     def init_server(self, x0: Any) -> BandedState:
-        """As the algorithm, and no noise yet."""
+        """The algorithm's state, and no noise yet."""
         bands, d = self.factor.noise_coefficients.shape[1], sum(leaf.numel() for leaf in leaves(x0))
         return BandedState(self.base.init_server(x0), torch.zeros(bands - 1, d, dtype=torch.float64))
 
     def broadcast(self, server: BandedState, rnd: Round) -> Message:
-        """As the algorithm."""
+        """What the algorithm broadcasts."""
         return super().broadcast(server.base, rnd)
 
     def local(self, obj: Objective, client: Any, got: Message, rnd: Round) -> tuple[Message, Any]:
@@ -105,6 +106,7 @@ class BandedNoise(Wrapped):
             return server._replace(base=self.base.server(server.base, {**summed, **known}, rnd))
         rounds, bands = self.factor.noise_coefficients.shape
         require(rnd.index < rounds, "rounds", f"be at most {rounds}, which the noise was made for", rnd.index + 1)
+        # row t of C^-1 Z by forward substitution: the round's white noise less what earlier rows take back
         white = rnd.noise.normal(value.reshape(-1)).double().cpu()
         row = torch.from_numpy(self.factor.noise(rnd.index, white.numpy(), [p.numpy() for p in server.past]))
         noisy = value + (self.std * row).to(value).view(value.shape)

@@ -59,6 +59,7 @@ class CentralNoise(Wrapped):
 
     def server(self, server: Any, received: Message, rnd: Round) -> Any:
         """The algorithm's step on the sum of the messages over the expected cohort, with noise."""
+        # sum over the expected cohort, then noise of z clip / cohort on every number of that mean
         summed = noisy(over_expected(self.payload(received), rnd, self.expected), self.std, rnd.noise)
         return self.base.server(server, {**summed, **self.known(received, rnd)}, rnd)
 
@@ -73,7 +74,7 @@ class CentralNoise(Wrapped):
 
     def release(self, sensitivity: float, std: float) -> Release:
         """A release; of the deployment's sampling where there is one."""
-        if self.noise_cohort is None or self.noise_population in (None, self.noise_cohort):
+        if self.noise_cohort is None or self.noise_population in (None, self.noise_cohort):  # nobody is left out
             return Release(sensitivity, std)
         return Release(sensitivity, std, sampling="poisson", rate=self.noise_cohort / self.noise_population)
 

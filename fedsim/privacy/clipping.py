@@ -53,14 +53,14 @@ def noisy_fraction(within: int, arrived: int, expected: float, noise: float) -> 
     return (within - arrived / 2 + noise) / expected + 0.5
 
 
-def next_clip(clip: float, fraction: float, target: float = 0.5, rate: float = 0.2) -> float:
+def next_clip(clip: float, fraction: float, target: float, rate: float) -> float:
     """The bound of the next round, clip * exp(-rate * (fraction - target)).
 
     Args:
         clip: C of this round, > 0.
         fraction: noisy fraction of norms within C.
         target: quantile the bound is to follow, in [0, 1].
-        rate: eta_C, > 0; the paper's 0.2.
+        rate: eta_C, > 0.
     """
     require(0 < clip < math.inf, "clip", "be > 0 and finite", clip)
     require(0 <= target <= 1, "target", "be in [0, 1]", target)

@@ -16,9 +16,10 @@ from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise, require_deployment
 from fedsim.privacy.discrete import DiscreteNoise
-from fedsim.privacy.ledger import Counts, Ledger, Setting, check_minibatches, remarks_on, steps_of
+from fedsim.privacy.ledger import AccountedRun, Counts, Ledger, check_minibatches, remarks_on, steps_of
 from fedsim.privacy.local import LocalNoise
-from fedsim.privacy.matrix_mechanism import BandedFactor, factorise
+from fedsim.privacy.matrix_mechanism import BandedFactor, banded_factor
+from fedsim.privacy.secure_sum import SecureSum
 from fedsim.privacy.wrapped import Wrapped
 from fedsim.schedule import Schedule, as_accounted
 from fedsim.traits.declared import traits_of
@@ -36,11 +37,11 @@ class Privacy(Protocol):
         """How epsilon is computed."""
         ...
 
-    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm with the mechanism and this much noise."""
         ...
 
-    def remarks(self, setting: Setting) -> tuple[str, ...]:
+    def remarks(self, run: AccountedRun) -> tuple[str, ...]:
         """What must stand beside the number, beyond what the accountant says."""
         ...
 
@@ -77,8 +78,8 @@ class Promise:
         """How epsilon is computed."""
         return Accountant(self.kind, self.delta, self.fixed_as_poisson)
 
-    def remarks(self, setting: Setting) -> tuple[str, ...]:
-        """None."""
+    def remarks(self, run: AccountedRun) -> tuple[str, ...]:
+        """Nothing beyond what the accountant says."""
         return ()
 
 
@@ -98,21 +99,21 @@ class Own(Promise):
         given = self.target_epsilon is not None or self.calibration == "library"
         require(given, "target_epsilon", "be given for calibration=paper", None)
 
-    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm with this noise multiplier."""
         if traits_of(algorithm).noise == "none":
             name = name_of(algorithm)
             raise InputError(f"privacy=own needs a private algorithm such as diff2, got {name}; choose a mechanism")
         return with_noise(algorithm, noise_multiplier)
 
-    def nominal(self, algorithm: Any, setting: Setting) -> float | None:
+    def nominal(self, algorithm: Any, run: AccountedRun) -> float | None:
         """The noise multiplier of the paper's formula, or None for the accountant's."""
         if self.calibration == "library" or self.target_epsilon is None:
             return None
         if "paper_multiplier" not in traits_of(algorithm).hooks:
             name = name_of(algorithm)
             raise InputError(f"calibration must be library for {name}, whose paper gives no constants, got paper")
-        return float(algorithm.paper_multiplier(self.target_epsilon, self.delta, setting.rounds))
+        return float(algorithm.paper_multiplier(self.target_epsilon, self.delta, run.rounds))
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,16 @@ class CentralGaussian(Promise):
         _require_bound(self.clip)
         require_deployment(self.noise_cohort, self.noise_population)
 
-    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm between clipping and noise."""
         cohort, population = self.noise_cohort, self.noise_population
-        return CentralNoise(algorithm, self.clip, noise_multiplier, setting.expected, cohort, population)
+        return CentralNoise(algorithm, self.clip, noise_multiplier, run.expected, cohort, population)
 
-    def remarks(self, setting: Setting) -> tuple[str, ...]:
+    def remarks(self, run: AccountedRun) -> tuple[str, ...]:
         """That the noise is another deployment's, where it is."""
         if self.noise_cohort is None:
             return ()
-        ran = f"{setting.expected} of {setting.population}"
+        ran = f"{run.expected} of {run.population}"
         meant = f"{self.noise_cohort} of {self.noise_population} clients"
         return (f"noise and epsilon are those of Poisson cohorts of {meant}, not of the {ran} that ran",)
 
@@ -161,9 +162,9 @@ class AdaptiveGaussian(CentralGaussian):
     """
 
     clip: float = 0.1
-    quantile: float = 0.5
-    rate: float = 0.2
-    bits_std: float | None = None
+    quantile: float = AdaptiveNoise.quantile
+    rate: float = AdaptiveNoise.rate
+    bits_std: float | None = AdaptiveNoise.bits_std
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,19 +172,11 @@ class AdaptiveGaussian(CentralGaussian):
         require(self.rate > 0, "rate", "be > 0", self.rate)
         require(self.bits_std is None or self.bits_std > 0, "bits_std", "be > 0", self.bits_std)
 
-    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm between clipping and noise."""
-        return AdaptiveNoise(
-            algorithm,
-            self.clip,
-            noise_multiplier,
-            setting.expected,
-            self.noise_cohort,
-            self.noise_population,
-            self.quantile,
-            self.rate,
-            self.bits_std,
-        )
+        cohorts = (run.expected, self.noise_cohort, self.noise_population)
+        bound = (self.quantile, self.rate, self.bits_std)
+        return AdaptiveNoise(algorithm, self.clip, noise_multiplier, *cohorts, *bound)
 
 
 @dataclass(frozen=True)
@@ -202,7 +195,7 @@ class LocalGaussian(Promise):
         super().__post_init__()
         _require_bound(self.clip)
 
-    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm with clipping and noise at the clients."""
         return LocalNoise(algorithm, self.clip, noise_multiplier)
 
@@ -227,27 +220,27 @@ class BandedMatrix(Promise):
         for name in ("min_separation", "bands"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
 
-    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm between clipping and noise."""
-        separation = self.separation(setting)
+        separation = self.separation(run)
         bands = separation if self.bands is None else self.bands
         must = f"be in 1..{separation}, the rounds that the schedule keeps between two of the same client"
         require(bands <= separation, "bands", must, bands)
-        factor = factor_of(setting.rounds, min(bands, setting.rounds))
-        return BandedNoise(algorithm, self.clip, noise_multiplier, setting.expected, factor, separation)
+        factor = factor_of(run.rounds, min(bands, run.rounds))
+        return BandedNoise(algorithm, self.clip, noise_multiplier, run.expected, factor, separation)
 
-    def separation(self, setting: Setting) -> int:
+    def separation(self, run: AccountedRun) -> int:
         """Rounds that lie at least between two of the same client, verified on the run's cohorts."""
-        kept = setting.separation
+        kept = run.separation
         if self.min_separation is None:
             return kept
         do = "add schedule=cyclic, or lower it"
         require(self.min_separation <= kept, "min_separation", f"be <= {kept}, which the schedule keeps", kept, do)
         return self.min_separation
 
-    def remarks(self, setting: Setting) -> tuple[str, ...]:
+    def remarks(self, run: AccountedRun) -> tuple[str, ...]:
         """What is assumed of cohorts."""
-        apart = self.separation(setting)
+        apart = self.separation(run)
         return (f"a client's rounds lie at least {apart} apart, which the cohorts keep; nothing is earned by sampling",)
 
 
@@ -265,8 +258,8 @@ class DiscreteGaussian(Promise):
 
     kind: Literal["pld", "rdp"] = "rdp"
     clip: float = 1.0
-    bits: int = 16
-    deviations: float = 4.0
+    bits: int = SecureSum.bits
+    deviations: float = SecureSum.deviations
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,17 +268,17 @@ class DiscreteGaussian(Promise):
         require(2 <= self.bits <= 48, "bits", "be in 2..48", self.bits)
         require(self.deviations > 0, "deviations", "be > 0", self.deviations)
 
-    def applied(self, algorithm: Any, noise_multiplier: float, setting: Setting) -> Any:
+    def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm with rounding and integer noise at the clients."""
-        if setting.parameters is None:
+        if run.parameters is None:
             raise InputError("model must be one architecture for privacy=discrete_gaussian, whose noise depends on d")
         return DiscreteNoise(
-            algorithm, self.clip, noise_multiplier, setting.expected, setting.parameters, self.bits, self.deviations
+            algorithm, self.clip, noise_multiplier, run.expected, run.parameters, self.bits, self.deviations
         )
 
-    def remarks(self, setting: Setting) -> tuple[str, ...]:
+    def remarks(self, run: AccountedRun) -> tuple[str, ...]:
         """Where the noise depends on who came."""
-        return (f"noise made for cohorts of {setting.expected}: those who miss take their share along, as accounted",)
+        return (f"noise made for cohorts of {run.expected}: those who miss take their share along, as accounted",)
 
 
 def _require_bound(clip: float) -> None:
@@ -295,7 +288,7 @@ def _require_bound(clip: float) -> None:
 @lru_cache(maxsize=8)
 def factor_of(rounds: int, bands: int) -> BandedFactor:
     """The factor of a run; made once, for calibration asks for it again and again."""
-    return factorise(rounds, bands)
+    return banded_factor(rounds, bands)
 
 
 def promised(
@@ -323,24 +316,24 @@ def promised(
     Raises:
         InputError: the accountant has no bound for what would be let out.
     """
-    setting = Setting(as_accounted(schedule), tuple(sizes), rounds, local or Local(), seed or 0, parameters)
+    run = AccountedRun(as_accounted(schedule), tuple(sizes), rounds, local or Local(), seed or 0, parameters)
     counts = Counts()
 
     def ledger(noise_multiplier: float) -> Ledger:
-        made = privacy.applied(algorithm, noise_multiplier, setting)
+        made = privacy.applied(algorithm, noise_multiplier, run)
         if isinstance(made, Wrapped):
-            made = replace(made, steps=steps_of(setting, made))
-        return Ledger(made, privacy.accountant, setting, counts)
+            made = replace(made, steps=steps_of(run, made))
+        return Ledger(made, privacy.accountant, run, counts)
 
     trial = ledger(1.0).algorithm
     if hasattr(trial, "client_releases") and (local is None or seed is None):
         raise TypeError(
             f"promised needs local and seed: clients of {type(trial).__name__} are accounted for one by one"
         )
-    check_minibatches(trial, setting)
+    check_minibatches(trial, run)
     z, extra = privacy.noise_multiplier, {}
     if privacy.target_epsilon is not None:
-        z = privacy.nominal(algorithm, setting) if isinstance(privacy, Own) else None
+        z = privacy.nominal(algorithm, run) if isinstance(privacy, Own) else None
         if z is not None:
             extra = {"privacy/epsilon_nominal": privacy.target_epsilon}
         else:
@@ -350,7 +343,7 @@ def promised(
     made = ledger(z)
     if isinstance(made.algorithm, Wrapped):
         made.algorithm.check()
-    remarks = (*privacy.remarks(setting), *remarks_on(setting, made.algorithm))
+    remarks = (*privacy.remarks(run), *remarks_on(run, made.algorithm))
     made = replace(made, remarks=remarks, extra=tuple(extra.items()))
     made.accountant.epsilon(made.releases(1))  # says now what has no bound
     return made.algorithm, made
@@ -360,13 +353,16 @@ def _calibrated(ledger: Callable[[float], Ledger], privacy: Privacy, rounds: int
     """The least noise multiplier at which no client's epsilon exceeds the target."""
     target = privacy.target_epsilon or 0.0
     _, _, client = ledger(1.0).worst(rounds)
-    while True:  # for one client, then for one that fares worse at that noise: each needs more than the one before
-        z = privacy.accountant.calibrate(partial(_of, ledger, rounds, client), target)
+    # who fares worst may change with the noise: calibrated for one client, then for the one that fares worse at that
+    # noise, who needs more, so that the search ends
+    while True:
+        z = privacy.accountant.calibrate(partial(_releases_at, ledger, rounds, client), target)
         epsilon, _, worst = ledger(z).worst(rounds)
         if epsilon <= target or worst == client:
             return z
         client = worst
 
 
-def _of(ledger: Callable[[float], Ledger], rounds: int, client: int | None, z: float) -> Sequence[Release]:
+def _releases_at(ledger: Callable[[float], Ledger], rounds: int, client: int | None, z: float) -> Sequence[Release]:
+    """What the whole run lets out of a client at the noise multiplier z."""
     return ledger(z).releases(rounds, client)

@@ -59,6 +59,7 @@ class ModularSum:
                 public = packed.double().sum(0).cpu()
                 sums[name] = public if name not in sums else sums[name] + public
                 continue
+            # int64 sums are exact, so neither their order nor their place can be told from the result
             total = sum(unpacked(row.cpu().numpy().tobytes()) for row in packed)
             new = torch.from_numpy(np.asarray(total))
             sums[name] = new if name not in sums else sums[name] + new
@@ -100,8 +101,8 @@ class DiscreteNoise(Wrapped):
 
     expected: int
     parameters: int
-    bits: int = 16
-    deviations: float = 4.0
+    bits: int = SecureSum.bits
+    deviations: float = SecureSum.deviations
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,6 +155,7 @@ class DiscreteNoise(Wrapped):
             whole = rule.encode(v.double().cpu().numpy(), signs, np.random.default_rng(int(seed)))
             return torch.from_numpy(packed(whole, rule.bits)).to(v.device)
 
+        # drawn and rounded client by client in numpy: an integer law that vmap cannot batch
         def together(v: Tensor, seed: Tensor) -> Tensor:
             return torch.stack([alone(*one) for one in zip(v, seed, strict=True)])
 
@@ -165,6 +167,7 @@ class DiscreteNoise(Wrapped):
         ((name, total),) = self.payload(received).items()
         if total.dtype != torch.int64:
             raise InputError("aggregate must be fedsim.privacy.discrete.ModularSum for the sum of integers, got a mean")
+        # over the expected cohort: the real size would be let out
         mean = self.rule.decode(total.cpu().numpy(), self.parameters, self._signs(rnd)) / self.expected
         like = next(leaf for leaf in leaves(server) if leaf.is_floating_point())
         summed = {name: torch.from_numpy(mean).to(like)}

@@ -33,8 +33,8 @@ from fedsim.types import Round
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a promise must know of a run.
+class AccountedRun:
+    """What a promise must know of the run that it is about.
 
     Attributes:
         schedule: who takes part when.
@@ -63,7 +63,7 @@ class Setting:
         return self.schedule.expected(self.population)
 
     def cohort(self, index: int) -> tuple[int, ...]:
-        """Who takes part in round ``index``."""
+        """The clients that take part in round ``index``."""
         return self.schedule.clients(index, self.population, self.seed)
 
     @cached_property
@@ -113,12 +113,21 @@ def draw_of(schedule: Schedule, population: int) -> Draw:
 
 @dataclass
 class Counts:
-    """How often what happened in the rounds so far; no noise is in it."""
+    """How many rounds of each kind there were so far, and how often each client's data were in one.
+
+    It depends on the schedule alone, not on the noise: ledgers that try noise multipliers on one run share it.
+
+    Attributes:
+        done: rounds that are counted.
+        rounds: {kind of round: how many of the counted ones are of it}.
+        example: {kind: the first round of it, which stands for all}.
+        clients: {kind: [n] in how many rounds of it each client was exposed}; empty where clients fare alike.
+    """
 
     done: int = 0
-    rounds: dict[Hashable, int] = field(default_factory=dict)  # of each kind
-    example: dict[Hashable, Round] = field(default_factory=dict)  # one of them
-    clients: dict[Hashable, np.ndarray] = field(default_factory=dict)  # [n] of them that each client was exposed in
+    rounds: dict[Hashable, int] = field(default_factory=dict)
+    example: dict[Hashable, Round] = field(default_factory=dict)
+    clients: dict[Hashable, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,15 +137,15 @@ class Ledger:
     Attributes:
         algorithm: the private algorithm.
         accountant: how epsilon is computed.
-        setting: of the run.
+        run: the run.
         remarks: what must stand beside the number.
         extra: further entries of the summary.
-        counts: of the rounds so far; ledgers of the same run but for the noise may share them.
+        counts: of the rounds so far; ledgers of one run may share them.
     """
 
     algorithm: Any
     accountant: Accountant
-    setting: Setting
+    run: AccountedRun
     counts: Counts = field(default_factory=Counts, compare=False, repr=False)
     remarks: tuple[str, ...] = ()
     extra: tuple[tuple[str, float], ...] = ()
@@ -149,7 +158,7 @@ class Ledger:
     def common(self, rounds: int) -> tuple[Release, ...]:
         """What the first ``rounds`` rounds let out that concerns every unit alike, equal releases counted."""
         counts = self._counted(rounds)
-        draw = draw_of(self.setting.schedule, self.setting.population)
+        draw = draw_of(self.run.schedule, self.run.population)
         each = [
             replace(release, count=release.count * counts.rounds[kind])
             for kind, rnd in counts.example.items()
@@ -161,7 +170,7 @@ class Ledger:
         """Everything that the first ``rounds`` rounds let out of a client's unit; None: of the one that fares worst."""
         if client is None:
             return self.worst(rounds)[1]
-        return merged((*self.common(rounds), *self._own(client, rounds)))
+        return merged((*self.common(rounds), *self._of_client(client, rounds)))
 
     def epsilon(self, rounds: int) -> float:
         """Epsilon after ``rounds`` rounds, of the unit that fares worst."""
@@ -179,58 +188,66 @@ class Ledger:
     def worst(self, rounds: int) -> tuple[float, tuple[Release, ...], int | None]:
         """The largest epsilon, the releases it is of, and the client, if clients differ."""
         accountant, common = self.accountant, self.common(rounds)
-        exact = accountant.epsilon if rounds >= self.setting.rounds else accountant.running
+        exact = accountant.epsilon if rounds >= self.run.rounds else accountant.running
         if "client_releases" not in traits_of(self.algorithm).hooks:
             return exact(common), common, None
+        # the tight bound is expensive, so it is asked of the likely worst first, in the order of the cheap, looser one
         cheap = replace(accountant, kind="rdp")
-        listed = [(merged((*common, *own)), client) for own, client in self._owners(rounds)]
+        listed = [(merged((*common, *own)), client) for own, client in self._candidates(rounds)]
         listed.sort(key=lambda one: (-cheap.epsilon(one[0]), one[1]))
         best: tuple[float, tuple[Release, ...], int | None] = (-1.0, *listed[0])
         for releases, client in listed:
-            if cheap.epsilon(releases) <= best[0]:  # which the accountant's own bound never exceeds
+            if (
+                cheap.epsilon(releases) <= best[0]
+            ):  # nor can the tight bound of this client or of those after it be larger
                 break
             if (epsilon := exact(releases)) > best[0]:
                 best = (epsilon, releases, client)
         return best
 
-    def _owners(self, rounds: int) -> Iterator[tuple[tuple[Release, ...], int]]:
-        """What was let out by each client alone, for every client that no other one surely fares worse than."""
+    def _candidates(self, rounds: int) -> Iterator[tuple[tuple[Release, ...], int]]:
+        """What was let out of a client alone, and the client, for those that may be the one that fares worst.
+
+        Left out are clients like another one in size and exposures, and clients of which another one let out as much or
+        more in every respect: as often or oftener, at a sampling rate and with a 1 / multiplier not smaller.
+        """
         counts = self._counted(rounds)
         kinds = list(counts.example)
-        alike = np.stack([np.array(self.setting.sizes), *(counts.clients[kind] for kind in kinds)])
+        # one column for each client: clients with equal columns let out the same, the first of them stands for all
+        alike = np.stack([np.array(self.run.sizes), *(counts.clients[kind] for kind in kinds)])
         distinct = np.unique(alike, axis=1, return_index=True)[1].tolist()
-        rows: dict[int, list[float]] = {}
+        rows: dict[int, list[float]] = {}  # three numbers for each release, each of which costs more the larger it is
         for i in distinct:
-            some = [(times, r) for times, each in self._each(i, rounds) for r in each]
+            some = [(times, r) for times, each in self._by_kind(i, rounds) for r in each]
             rows[i] = [part for times, r in some for part in (times * r.count, r.fraction, 1 / r.multiplier)]
-        for width in sorted({len(row) for row in rows.values()}):
+        for width in sorted({len(row) for row in rows.values()}):  # rows with other numbers of releases do not compare
             mine = [i for i, row in rows.items() if len(row) == width]
             table = np.array([rows[i] for i in mine])
             for i, row in zip(mine, table, strict=True):  # another is nowhere smaller and somewhere larger
                 if not ((table >= row).all(1) & (table > row).any(1)).any():
-                    yield self._own(i, rounds), i
+                    yield self._of_client(i, rounds), i
 
-    def _own(self, client: int, rounds: int) -> tuple[Release, ...]:
-        """What was let out of this client alone."""
-        each = self._each(client, rounds)
+    def _of_client(self, client: int, rounds: int) -> tuple[Release, ...]:
+        """What was let out of this client alone, beside what concerns all."""
+        each = self._by_kind(client, rounds)
         return tuple(replace(r, count=r.count * times) for times, some in each if times for r in some)
 
-    def _each(self, client: int, rounds: int) -> Iterator[tuple[int, tuple[Release, ...]]]:
+    def _by_kind(self, client: int, rounds: int) -> Iterator[tuple[int, tuple[Release, ...]]]:
         """For each kind of round, how often the client was exposed, and what that let out each time."""
-        counts, drawn = self._counted(rounds), self.setting.drawn(client)
+        counts, drawn = self._counted(rounds), self.run.drawn(client)
         for kind, rnd in counts.example.items():
             yield int(counts.clients[kind][client]), self.algorithm.client_releases(rnd, drawn)
 
     def _counted(self, rounds: int) -> Counts:
-        """The counts of the first ``rounds`` rounds; those of the last call are gone on from."""
-        counts, n = self.counts, self.setting.population
-        if rounds < counts.done:
+        """The counts of the first ``rounds`` rounds, which go on from those of the last call."""
+        counts, n = self.counts, self.run.population
+        if rounds < counts.done:  # asked for an earlier round: counted anew
             counts.done, counts.rounds, counts.example, counts.clients = 0, {}, {}, {}
         said = traits_of(self.algorithm)
         mine = "client_releases" in said.hooks
         for t in range(counts.done, rounds):
-            cohort = self.setting.cohort(t) if mine or said.by_cohort else ()
-            rnd = Round(t, cohort, n, min(self.setting.sizes))
+            cohort = self.run.cohort(t) if mine or said.by_cohort else ()
+            rnd = Round(t, cohort, n, min(self.run.sizes))
             kind = self.algorithm.kind(rnd) if "kind" in said.hooks else t
             counts.rounds[kind] = counts.rounds.get(kind, 0) + 1
             counts.example.setdefault(kind, rnd)
@@ -242,25 +259,25 @@ class Ledger:
         return counts
 
 
-def check_minibatches(algorithm: Any, setting: Setting) -> None:
+def check_minibatches(algorithm: Any, run: AccountedRun) -> None:
     """Raise InputError unless minibatches are drawn as the accounts of single samples assume."""
     if traits_of(algorithm).equal_steps:
-        steps = sorted({setting.local.count(n) for n in set(setting.sizes)})
+        steps = sorted({run.local.count(n) for n in set(run.sizes)})
         must = f"be the same for all clients of {type(algorithm).__name__}, who share the noise"
         require(len(steps) == 1, "local.steps", must, f"{steps[0]} to {steps[-1]}", "add local.steps=1")
-    if "client_releases" not in traits_of(algorithm).hooks or setting.local.sampling == "poisson":
+    if "client_releases" not in traits_of(algorithm).hooks or run.local.sampling == "poisson":
         return
-    size = max(setting.sizes)
-    drawn = setting.drawn(setting.sizes.index(size))
-    first = Round(0, setting.cohort(0), setting.population, min(setting.sizes))
+    size = max(run.sizes)
+    drawn = run.drawn(run.sizes.index(size))
+    first = Round(0, run.cohort(0), run.population, min(run.sizes))
     if drawn.rate < 1 and any(release.unit == "sample" for release in algorithm.client_releases(first, drawn)):
         raise InputError(
             f"local.sampling must be poisson for the privacy of {type(algorithm).__name__}, whose bound is for Poisson "
-            f"sampling, got {setting.local.sampling}; add local.sampling=poisson or local.batch_size=full"
+            f"sampling, got {run.local.sampling}; add local.sampling=poisson or local.batch_size=full"
         )
 
 
-def steps_of(setting: Setting, algorithm: Any) -> tuple[tuple[int, int], ...]:
+def steps_of(run: AccountedRun, algorithm: Any) -> tuple[tuple[int, int], ...]:
     """How many clients have each number of local steps, where cohorts are drawn at random; () where all know them.
 
     Raises:
@@ -270,13 +287,13 @@ def steps_of(setting: Setting, algorithm: Any) -> tuple[tuple[int, int], ...]:
     if said.public:
         must = f"have public_of, which says what its public field {said.public[0]} holds, so that it tells nothing else"
         require("public_of" in said.hooks, "algorithm", must, name_of(algorithm))
-    if draw_of(setting.schedule, setting.population).sampling == "none" or said.noise == "clients":
+    if draw_of(run.schedule, run.population).sampling == "none" or said.noise == "clients":
         return ()
-    steps = [setting.local.count(n) for n in setting.sizes]
+    steps = [run.local.count(n) for n in run.sizes]
     return tuple(sorted(Counter(steps).items()))
 
 
-def remarks_on(setting: Setting, algorithm: Any) -> tuple[str, ...]:
+def remarks_on(run: AccountedRun, algorithm: Any) -> tuple[str, ...]:
     """What the number rests on that is not in the releases, in words."""
     said = []
     words = traits_of(algorithm)

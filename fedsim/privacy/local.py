@@ -43,5 +43,5 @@ class LocalNoise(Wrapped):
         """A client's message, which other data of the client move by at most 2 clip."""
         if not self.noise_multiplier:
             return ()
-        bound = 2 * self.clip
+        bound = 2 * self.clip  # from one message of norm clip to the opposite one
         return (Release(bound, self.noise_multiplier * bound, relation="replace"),)

@@ -8,7 +8,6 @@ change of variables that keeps every iterate feasible.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,31 +35,12 @@ class BandedFactor:
             total -= weight * past
         return np.asarray(total / row[0])
 
-    def participations(self, separation: int) -> int:
-        """Most rounds one unit can be in when its rounds lie at least ``separation`` >= b apart."""
-        rounds, bands = self.noise_coefficients.shape
-        must = f"be >= the {bands} bands"
-        require(separation >= bands, "min_separation", must, separation, "lower the bands")
-        return -(-int(rounds) // separation)
 
-    def sensitivity(self, separation: int) -> float:
-        """Largest change of C X when one unit's terms have norm 1: sqrt(participations), columns being orthonormal."""
-        return math.sqrt(self.participations(separation))
-
-    def errors(self) -> np.ndarray:
-        """Std of the noise in the prefix sum after each round [T], for white noise of std 1."""
-        inverse = _right_solve(np.tri(len(self.noise_coefficients)), self.noise_coefficients)
-        return np.asarray(np.sqrt((inverse**2).sum(axis=1)))
-
-    def error(self) -> float:
-        """Root of the summed squares of ``errors``."""
-        return float(np.linalg.norm(self.errors()))
-
-
-def factorise(rounds: int, bands: int, iterations: int = 500) -> BandedFactor:
+def banded_factor(rounds: int, bands: int, iterations: int = 500) -> BandedFactor:
     """The banded factor of least total squared error; 1 band is independent noise. Cost O(T^2 b) an iteration."""
     require(rounds >= 1, "rounds", "be >= 1", rounds)
     require(1 <= bands <= rounds, "bands", f"be in 1..{rounds}", bands)
+    # the free entries: all of the band but the diagonal, which is 1 before the columns are normalised
     lag, at = np.nonzero(np.arange(rounds) >= np.arange(bands)[:, None])
     at, lag = at[lag > 0], lag[lag > 0]
     prefix = np.tri(rounds)
@@ -75,13 +55,14 @@ def factorise(rounds: int, bands: int, iterations: int = 500) -> BandedFactor:
         slope = np.zeros_like(rows)  # of ||A C^{-1}||^2 by C's entries: -2 B^T B C^{-T}
         for lag_ in range(bands):
             slope[lag_:, lag_] = -2 * (b[:, lag_:] * e[:, : rounds - lag_]).sum(axis=0)
+        # through the normalisation of a column only the part of the slope that is orthogonal to the column passes
         along = np.zeros(rounds)
         for lag_ in range(bands):
             along[: rounds - lag_] += slope[lag_:, lag_] * rows[lag_:, lag_]
         gradient = (slope[at, lag] - rows[at, lag] * along[at - lag]) / norms[at - lag]
         return float((b**2).sum()), gradient
 
-    free = 0.5**lag
+    free = 0.5**lag  # a start that decays with the lag
     if len(free):
         done = minimize(value, free, jac=True, method="L-BFGS-B", options={"maxiter": iterations, "ftol": 1e-12})
         free = done.x

@@ -58,12 +58,14 @@ class SecureSum:
     def grain(self, d: int) -> float:
         """g, the value of one integer step, for vectors [d]: the finest whose sum fits ``deviations`` deviations."""
         n, k = self.expected, self.deviations
-        variance = (self.clip * n) ** 2 / padded(d) + n * self.local_std**2
+        # of a coordinate of the sum: after the rotation each has its even share of the norm, at most n clip, and the
+        # noise; rounding adds n / 4 steps^2. Solved for the g at which k deviations are half of the 2^bits steps
+        variance = (self.clip * n) ** 2 / padded_length(d) + n * self.local_std**2
         return k * math.sqrt(variance / (4.0 ** (self.bits - 1) - k**2 * n / 4))
 
     def bound(self, d: int) -> float:
         """Largest norm after rounding, units of the vector (the paper's proposition 22)."""
-        g, c, size = self.grain(d), self.clip, padded(d)
+        g, c, size = self.grain(d), self.clip, padded_length(d)
         tail = math.sqrt(2 * math.log(1 / self.beta)) * g * (c + g * math.sqrt(size) / 2)
         return min(c + g * math.sqrt(size), math.sqrt(c**2 + g**2 * size / 4 + tail)) + 1e-5 * g
 
@@ -73,6 +75,7 @@ class SecureSum:
         norm = float(np.linalg.norm(v))
         require(math.isfinite(norm), "update", "be finite before a secure sum", norm)
         scaled = rotate(v * min(1.0, self.clip / norm if norm else 1.0), signs) / g
+        # rounding at random keeps the mean but lengthens the vector; the bound is what the sensitivity rests on
         whole = rounded(scaled, self.bound(len(v)) / g, rng)
         if self.local_std:
             whole = whole + discrete_gaussian(self.local_std / g, len(whole), rng)
@@ -81,10 +84,6 @@ class SecureSum:
     def decode(self, total: np.ndarray, d: int, signs: np.ndarray) -> np.ndarray:
         """The sum of the vectors [d] from the sum of the messages [2^k], wrapped or not."""
         return unrotate(wrap(total, self.bits) * self.grain(d), signs)[:d]
-
-    def wire_bits(self, d: int) -> int:
-        """Bits of one message."""
-        return self.bits * padded(d)
 
     def std(self, arrived: int) -> float:
         """Std of the noise in the sum of ``arrived`` messages: a dropout takes its share of noise along."""
@@ -97,17 +96,18 @@ class SecureSum:
         The sensitivity is the norm bound after rounding, raised by the paper's term for a sum of discrete Gaussians
         not being one (theorem 1), with its neighbours: a client's vector present or zero.
         """
-        std, size = self.std(arrived), padded(d)
+        std, size = self.std(arrived), padded_length(d)
         require(std > 0, "noise_multiplier", "be > 0 for an epsilon", self.noise_multiplier)
         sigma = self.local_std / self.grain(d)
         k = np.arange(1, arrived)
+        # a sum of discrete Gaussians is none exactly: tau is the paper's term for how far from it (theorem 1)
         tau = 10 * float(np.exp(-2 * (math.pi * sigma) ** 2 * k / (k + 1)).sum())
         ratio = self.bound(d) / std
         cost = min(math.sqrt(ratio**2 + tau * size / 2), ratio + tau * math.sqrt(size))
         return Release(cost * std, std, mechanism="discrete_gaussian", unit="client")
 
 
-def padded(d: int) -> int:
+def padded_length(d: int) -> int:
     """The power of two >= d."""
     require(d >= 1, "d", "be >= 1", d)
     return 1 << (d - 1).bit_length()
@@ -115,7 +115,7 @@ def padded(d: int) -> int:
 
 def rotate(v: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """H diag(signs) v / sqrt(2^k), v [d] padded with zeros: [2^k], the same norm."""
-    require(len(signs) == padded(len(v)), "signs", f"have length {padded(len(v))}", len(signs))
+    require(len(signs) == padded_length(len(v)), "signs", f"have length {padded_length(len(v))}", len(signs))
     full = np.zeros(len(signs))
     full[: len(v)] = v
     return _hadamard(full * signs)
@@ -128,7 +128,7 @@ def unrotate(v: np.ndarray, signs: np.ndarray) -> np.ndarray:
 
 def draw_signs(d: int, rng: np.random.Generator) -> np.ndarray:
     """The +-1 [2^k] of a rotation; from one address for a whole cohort."""
-    return rng.integers(0, 2, padded(d)) * 2.0 - 1.0
+    return rng.integers(0, 2, padded_length(d)) * 2.0 - 1.0
 
 
 def rounded(x: np.ndarray, bound: float, rng: np.random.Generator) -> np.ndarray:
@@ -144,12 +144,13 @@ def rounded(x: np.ndarray, bound: float, rng: np.random.Generator) -> np.ndarray
 def discrete_gaussian(sigma: float, n: int, rng: np.random.Generator) -> np.ndarray:
     """n draws [n] int64 of the law proportional to exp(-x^2 / (2 sigma^2)) on the integers, sigma > 0."""
     require(0 < sigma < math.inf, "sigma", "be > 0 and finite", sigma)
-    t = math.floor(sigma) + 1
+    t = math.floor(sigma) + 1  # scale of the discrete Laplace proposals, a difference of two geometric draws
     drawn = np.zeros(n, dtype=np.int64)
     todo = np.arange(n)
     while len(todo):
         chance = -math.expm1(-1 / t)
         laplace = rng.geometric(chance, len(todo)) - rng.geometric(chance, len(todo))
+        # rejection: of proposals as many are kept as the Gaussian law has in the place of the Laplace one
         accept = rng.random(len(todo)) < np.exp(-((np.abs(laplace) - sigma**2 / t) ** 2) / (2 * sigma**2))
         drawn[todo[accept]] = laplace[accept]
         todo = todo[~accept]
@@ -164,6 +165,7 @@ def wrap(x: np.ndarray, bits: int) -> np.ndarray:
 
 def _hadamard(v: np.ndarray) -> np.ndarray:
     n, width = len(v), 1
+    # the fast transform: sums and differences of neighbouring blocks, whose width doubles
     while width < n:
         pairs = v.reshape(-1, 2, width)
         v = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1).reshape(n)

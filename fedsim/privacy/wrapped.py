@@ -71,6 +71,7 @@ class Wrapped(Around):
         found = self.beside(received)
         if not found or not self.steps:
             return found
+        # the cohort's mean would tell who came, so it is replaced by that of all clients, whose sizes are public
         each = [(self.public_of(steps, rnd), clients) for steps, clients in self.steps]
         return {
             name: torch.full_like(value, sum(of[name] * clients for of, clients in each) / rnd.population)
@@ -82,6 +83,7 @@ class Wrapped(Around):
         if not self.payload(message):  # some methods have rounds without an upload
             return message
         norm = self.norm(message)
+        # min(1, clip / norm), also for a message of zeros
         scale = (clip / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
         return {**message, **{name: value * scale for name, value in self.payload(message).items()}}
 
@@ -121,6 +123,7 @@ def noisy(message: Message, std: float, noise: Any) -> Message:
     """The message with Gaussian noise of this standard deviation on every number: one draw for all fields."""
     if not message:
         return message
+    # one vector and one draw, so that no two fields get the same numbers
     whole = torch.cat([value.reshape(-1) for value in message.values()])
     drawn = (std * noise.normal(whole)).split([value.numel() for value in message.values()])
     return {name: value + more.view(value.shape) for (name, value), more in zip(message.items(), drawn, strict=True)}

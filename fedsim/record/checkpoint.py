@@ -178,7 +178,16 @@ def _read(path: Path) -> Saved | str:
     except OSError as error:
         return f"it cannot be read, {error}"
     require(header["format"] == FORMAT, str(path), f"have format {FORMAT}", header["format"], "use its fedsim")
-    return Saved(header["round"], arrays, header["numbers"], header["notes"])
+    return Saved(header["round"], _today(arrays), _today(header["numbers"]), header["notes"])
+
+
+def _today(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by the paths of today: earlier runs did not name the one store, or the one link, that they had."""
+    link = "edge" if "run/totals/comm/edges_total" in leaves else "uplink"
+    return {
+        f"run/plain/comm/{link}" if path == "run/plain" else re.sub("^run/store/", "run/stores/0/", path): leaf
+        for path, leaf in leaves.items()
+    }
 
 
 def _digest(path: Path) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.assembly.prepared import Run
 from fedsim.errors import Diverged, require
 from fedsim.ground.console import Progress
 from fedsim.ground.interrupts import uninterrupted
@@ -22,8 +21,8 @@ from fedsim.record.checkpoint import Checkpointing, Checkpoints, Saved
 from fedsim.record.fingerprint import compare, fingerprint
 from fedsim.record.provenance import cpu_capability
 from fedsim.record.run_folder import RunFolder, Status, summarise
-from fedsim.runs.rounds import Record
-from fedsim.runs.virtual_time import VirtualTime
+from fedsim.runs.run import Run
+from fedsim.runs.traffic import Record
 from fedsim.types import SavedRows, State
 
 
@@ -167,8 +166,8 @@ class History:
         if self.folder:
             if (points := self.trajectory()) is not None:
                 self.folder.trajectory(points, **self._times())
-            if self.events and isinstance(self.run, VirtualTime):
-                self.folder.events(*self.run.happened())
+            if self.events and (happened := self.run.happened()) is not None:
+                self.folder.events(*happened)
             self.folder.finish(summary)
         return summary
 

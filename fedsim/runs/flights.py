@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedsim.aggregate import whole
+from fedsim.channel.message import Sent
 from fedsim.ground.tree import tree_map
-from fedsim.pool.block import Job, to_numpy
-from fedsim.pool.jobs import Jobs
+from fedsim.pool.block import to_numpy
 from fedsim.pool.worker import Done, Setup
-from fedsim.types import Message, Round, State
+from fedsim.runs.of_server import ServerRun
+from fedsim.types import Message, SavedRows, State
 
 
 class Flight(NamedTuple):
@@ -31,6 +31,11 @@ class Flight(NamedTuple):
     loss: float  # mean training loss, NaN where no local step counts
     sent: int  # bytes of the reply
     plain: int  # what they would be without a channel
+
+    @property
+    def size(self) -> Sent:
+        """Of the reply."""
+        return Sent(self.sent, self.plain)
 
 
 def order(flight: Flight) -> tuple[float, int]:
@@ -50,28 +55,23 @@ class _Rows:
         return tree_map(lambda *a: np.stack(a), *(((f.row[0], f.begun), f.row[1]) for f in mine))
 
 
-def computed(flights: Sequence[Flight], setup: Setup, jobs: Jobs) -> list[Flight]:
+def computed(flights: Sequence[Flight], run: ServerRun) -> list[Flight]:
     """All flights, those that were not computed yet now computed together.
 
     A client's minibatches are those of its own participation, so that clients of one participation make a round.
     """
     waiting = {flight.client: flight for flight in flights if not flight.ready}
-    sizes, rows = setup.train.sizes(), _Rows(list(waiting.values()))
-    cut: list[Job] = []
-    costs: list[int] = []
-    for k in sorted({flight.participation for flight in waiting.values()}):
-        ids = tuple(sorted(i for i, flight in waiting.items() if flight.participation == k))
-        rnd = Round(k, ids, len(sizes), int(sizes.min()))
-        more, cost = jobs.cut(rnd, ids, [setup.local.count(int(sizes[i])) for i in ids], (rows,))
-        cut += [replace(job, number=len(cut) + p) for p, job in enumerate(more)]
-        costs += cost
-    answers = jobs.train(cut, costs, {})
+    rounds = [
+        run.round(k, sorted(i for i, flight in waiting.items() if flight.participation == k))
+        for k in sorted({flight.participation for flight in waiting.values()})
+    ]
+    worked = run.work(rounds, (_Rows(list(waiting.values())),), {})
     new: dict[int, Flight] = {}
-    replies = _replies(setup, answers, sorted(waiting))
-    for job, answer in zip(cut, answers, strict=True):
+    replies = _replies(run.setup, [answer for _, answer in worked], sorted(waiting))
+    for job, answer in worked:
         for p, i in enumerate(job.clients):
             (state, _), link = tree_map(lambda a, p=p: a[p], answer.rows)
-            sent, plain = (_share(total, len(job.clients), p) for total in (answer.uplink_bytes, answer.plain_bytes))
+            sent, plain = (_share(total, len(job.clients), p) for total in answer.sent)
             new[i] = waiting[i]._replace(
                 row=(state, link), ready=True, reply=replies[i], loss=float(answer.losses[p]), sent=sent, plain=plain
             )
@@ -90,3 +90,22 @@ def _replies(setup: Setup, answers: Sequence[Done], clients: Sequence[int]) -> d
 def _share(total: int, clients: int, position: int) -> int:
     """A client's part of a job's bytes: equal parts, the first ones larger by one where they do not divide."""
     return total // clients + (position < total % clients)
+
+
+def stacked(flights: Sequence[Flight], blank: Flight) -> SavedRows:
+    """Flights as a checkpoint takes them; ``blank`` has the kinds and shapes of all."""
+    columns = (
+        tree_map(lambda *a: np.stack(a), *flights) if flights else tree_map(lambda a: np.asarray(a)[None][:0], blank)
+    )
+    return SavedRows(np.arange(len(flights)), columns)
+
+
+def unstacked(saved: SavedRows, blank: Flight) -> tuple[Flight, ...]:
+    """The inverse of ``stacked``."""
+    kinds = {name: type(value) for name, value in blank._asdict().items()}
+    flights = []
+    for p in range(len(saved.values.lands)):
+        cells = tree_map(lambda a, p=p: a[p], saved.values)._asdict()
+        plain = {name: kinds[name](cells[name]) for name in cells if kinds[name] in (int, float, bool)}
+        flights.append(Flight(**(cells | plain)))
+    return tuple(flights)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +14,6 @@ from fedsim.runs.evaluation import Evaluation, evaluate, gradient, peers_scores
 
 def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluate) -> Evaluation:
     """Metrics of the mean of the peers' models [n, d], and of their own models if asked for."""
-    start = time.perf_counter()
     mean = to_numpy(mean_of(models))
     found = evaluate(backend, mean, setup.test, setup.task, clients=False)
     metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
@@ -24,7 +21,7 @@ def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluat
         metrics |= own(backend, models, "peer")
     if evaluation.gradient:
         metrics |= gradient(backend, mean, setup.train, np.full(len(models), 1 / len(models)))
-    return Evaluation(metrics | {"time/evaluate_s": time.perf_counter() - start}, found.confusion)
+    return Evaluation(metrics, found.confusion)
 
 
 def own(backend: Backend, models: Tensor, who: str) -> dict[str, float]:

@@ -27,7 +27,7 @@ from fedsim.data import Dataset, Split
 from fedsim.data.files import DataFile
 from fedsim.errors import InputError
 from fedsim.privacy.config import Promise
-from fedsim.privacy.matrix_mechanism import factorise
+from fedsim.privacy.matrix_mechanism import banded_factor
 
 ROOT = Path(__file__).parent.parent.parent
 INTERNAL = {  # what the program makes itself, from parts that were checked
@@ -46,7 +46,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.partition.population": {"Population"},  # arrays, which its own __post_init__ checks
     "fedsim.assembly.prepared": {"Prepared"},
     "tests.privacy.closed_forms": {"AnchoredNoise"},  # a result
-    "fedsim.privacy.ledger": {"Setting", "Draw", "Counts", "Ledger"},
+    "fedsim.privacy.ledger": {"AccountedRun", "Draw", "Counts", "Ledger"},
     "fedsim.privacy.matrix_mechanism": {"BandedFactor"},
     "fedsim.traits.releases": {"Drawn"},
     "fedsim.simulation": {"Result"},
@@ -137,7 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def example(kind: type, folder: Path) -> Any:
     """One right instance."""
-    own = {"path": files(folder).get(kind.__name__), "factor": factorise(10, 2)} | REQUIRED
+    own = {"path": files(folder).get(kind.__name__), "factor": banded_factor(10, 2)} | REQUIRED
     own |= DATA if kind in (Dataset, Split) else {}
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     given: dict[str, Any] = {name: own[name] for name in needed}

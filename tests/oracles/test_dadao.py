@@ -15,7 +15,7 @@ from fedsim.algorithms.a2cid2 import A2CiD2
 from fedsim.algorithms.ad_psgd import ADPSGD
 from fedsim.algorithms.adom_plus import ADOMPlus
 from fedsim.algorithms.continuized import Continuized
-from fedsim.algorithms.dadao import DADAO, PeerState
+from fedsim.algorithms.dadao import DADAO, DADAOPeer
 from fedsim.algorithms.msda import MSDA
 from fedsim.data import Dataset
 from fedsim.errors import InputError
@@ -104,7 +104,7 @@ def test_dadao_is_its_event_loop(graph: Topology, decay: float) -> None:
     # hundreds of events in float64, numbers of order 1 to 10
     for k in range(len(RECORD)):
         np.testing.assert_allclose(found[k], expected[k][:, 0], rtol=0, atol=1e-10)
-    final: PeerState = run.stores[0].rows[0]
+    final: DADAOPeer = run.stores[0].rows[0]
     np.testing.assert_allclose(torch.stack(final, 1).numpy(), expected[-1], rtol=0, atol=1e-9)
     for dual in (final.z, final.z_tilde):  # edges take from one end what they give to the other
         assert dual.abs().max() > 1e-3
@@ -118,7 +118,7 @@ def test_dadao_stays_at_its_fixed_point() -> None:
     best = optimum(data)
     y = np.stack([data.grad(i, best) for i in range(10)]) - mu / 2 * best
     x, z = np.tile(best, (10, 1)), -mu / 2 * best - y
-    run.states = PeerState(*(torch.from_numpy(v.copy()) for v in (x, x, y, y, z, z)))
+    run.state = run.state._replace(states=DADAOPeer(*(torch.from_numpy(v.copy()) for v in (x, x, y, y, z, z))))
     finish(run)
     for found, was in zip(run.stores[0].rows[0], (x, x, y, y, z, z), strict=True):
         np.testing.assert_allclose(found, was, rtol=0, atol=1e-11)

@@ -184,7 +184,7 @@ def test_epsilon_at_a_rate_is_for_cohorts_that_may_be_empty() -> None:
     found = ledger(privacy, FedAvg(lr=0.1), schedule, rounds=100, sizes=sizes)
     assert found.epsilon(100) == pytest.approx(PLD.epsilon([poisson(1.0, 0.05, 100)]))
     assert found.epsilon(100) == pytest.approx(3.50, abs=0.005)
-    cohorts = [found.setting.cohort(t) for t in range(4000)]
+    cohorts = [found.run.cohort(t) for t in range(4000)]
     share = sum(map(len, cohorts)) / (20 * 4000)
     assert abs(share - 0.05) < 4 * math.sqrt(0.05 * 0.95 / (20 * 4000))
     assert () in cohorts
@@ -200,7 +200,7 @@ def test_an_algorithm_that_says_nothing_of_kinds_is_asked_every_round() -> None:
         def releases(self, rnd: Any) -> tuple[Release, ...]:
             return (Release(1.0, 1.0 + rnd.index),)
 
-    found = Ledger(Rising(lr=0.1), RDP, ledger(OWN, Diff2(lr=0.1)).setting)
+    found = Ledger(Rising(lr=0.1), RDP, ledger(OWN, Diff2(lr=0.1)).run)
     assert found.epsilon(3) == pytest.approx(RDP.epsilon([Release(1.0, z) for z in (1.0, 2.0, 3.0)]))
 
 

@@ -18,7 +18,7 @@ from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.diff2_bvr import Diff2BVR
 from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
-from fedsim.algorithms.kit.shared_noise import CHUNK
+from fedsim.algorithms.kit.shared_noise import DRAWS_AT_ONCE
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.data.batches import SWEEP, Feed, Samples, work_of
 from fedsim.errors import InputError
@@ -108,7 +108,7 @@ def test_a_sampled_anchor_is_an_unbiased_mean_and_the_same_in_any_block() -> Non
     assert np.abs((got.mean(0) - want) / (got.std(0) / math.sqrt(len(got)))).max() < 4.5
     alone = run(rule, rounds=1, seed=3, batching="loop").trajectory[1] - x
     np.testing.assert_allclose(got[3], alone, rtol=0, atol=1e-12)
-    assert CHUNK >= SWEEP
+    assert DRAWS_AT_ONCE >= SWEEP
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])

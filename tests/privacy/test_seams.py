@@ -18,9 +18,9 @@ from fedsim.algorithms.fedcm import FedCM
 from fedsim.algorithms.fednova import FedNova
 from fedsim.algorithms.mofedsam import MoFedSAM
 from fedsim.algorithms.relaxed import Relaxed
-from fedsim.assembly.rehearsal import messages
 from fedsim.channel.noise import Addressed
 from fedsim.errors import InputError
+from fedsim.pool.rehearsal import messages
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
@@ -28,7 +28,7 @@ from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.config import AdaptiveGaussian, BandedMatrix, CentralGaussian, DiscreteGaussian, LocalGaussian, Own
 from fedsim.privacy.discrete import DiscreteNoise, ModularSum
 from fedsim.privacy.local import LocalNoise
-from fedsim.privacy.matrix_mechanism import factorise
+from fedsim.privacy.matrix_mechanism import banded_factor
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.schedule import All, Bernoulli, Uniform
 from fedsim.traits.declared import traits_of
@@ -107,7 +107,7 @@ def test_a_mechanism_that_clips_and_adds_nothing_is_the_method(mechanism: str, n
     rule = {
         "central": CentralNoise(base, wide, 0.0, N),
         "adaptive": AdaptiveNoise(base, wide, 0.0, N),
-        "banded": BandedNoise(base, wide, 0.0, N, factorise(3, 1), 1),
+        "banded": BandedNoise(base, wide, 0.0, N, banded_factor(3, 1), 1),
         "local": LocalNoise(base, wide, 0.0),
         "discrete": DiscreteNoise(base, 10.0, 0.0, N, D, bits=40),
     }[mechanism]

@@ -28,7 +28,7 @@ from fedsim.algorithms.diff2_bvr import Diff2BVR
 from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.algorithms.kit.recursive import ServerState
+from fedsim.algorithms.kit.recursive import RecursiveServer
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.configuration import build_channel
@@ -53,7 +53,7 @@ from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.links import check_links
 from fedsim.privacy.local import LocalNoise
-from fedsim.privacy.matrix_mechanism import factorise
+from fedsim.privacy.matrix_mechanism import banded_factor
 from fedsim.schedule import All
 from fedsim.traits import Traits
 from fedsim.traits.declared import traits_of
@@ -408,7 +408,7 @@ def trials(name: str) -> Iterator[tuple[Trial, int]]:
     x, away = (torch.linspace(a, b, D, dtype=torch.float64) for a, b in ((-1, 1), (1, -2)))
 
     def trial(index: int, step: float, channel: Channel, downlink: Channel) -> Trial:
-        state = ServerState(x, x - step * away / away.norm(), 0.1 * away)
+        state = RecursiveServer(x, x - step * away / away.norm(), 0.1 * away)
         return Trial(algorithm, index, state, channel, downlink)
 
     rounds = {"diff2_bvr": (0, 1, 2)}.get(name.split()[0], (0, 1))  # an anchor, a walk, a difference
@@ -443,7 +443,7 @@ MECHANISMS: dict[str, Callable[[float], Any]] = {
     "central": lambda z: CentralNoise(Sends(lr=0.1), CLIP, z, 2),
     "central of a larger cohort": lambda z: CentralNoise(Sends(lr=0.1), CLIP, z, 2, 2, 100),
     "adaptive": lambda z: AdaptiveNoise(Sends(lr=0.1), CLIP, z, 2, bits_std=2.0),
-    "banded": lambda z: BandedNoise(Sends(lr=0.1), CLIP, z, 2, factorise(3, 2), 2),
+    "banded": lambda z: BandedNoise(Sends(lr=0.1), CLIP, z, 2, banded_factor(3, 2), 2),
     "local": lambda z: LocalNoise(Sends(lr=0.1), CLIP, z),
 }
 """Around what is sent. The discrete sum takes no layer; the norm of its integers is checked where they are drawn."""
@@ -488,5 +488,5 @@ def test_one_client_moves_what_is_let_out_by_no_more_than_the_noise_is_made_for(
         for channel in channels
     }
     assert {layers: value for layers, value in found.items() if value > 1 + LEEWAY} == {}
-    near = factorise(3, 2).noise_coefficients[0, 0] if name == "banded" else 1.0  # one round of three
+    near = banded_factor(3, 2).noise_coefficients[0, 0] if name == "banded" else 1.0  # one round of three
     assert found["none"] > near - LEEWAY, "the bound is reached"

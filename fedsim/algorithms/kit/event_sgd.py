@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.algorithms.sgd import mean_gradient
+from fedsim.algorithms.kit.gradients import mean_gradient
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.objective import Objective
 
 
 @dataclass(frozen=True)
-class EventSGD:
+class EventSGD(ModelPeer):
     """The hyper-parameters; algorithms inherit them.
 
     Attributes:

@@ -14,20 +14,21 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from fedsim.algorithms.kit.local_sgd import MomentumSGD
+from fedsim.algorithms.kit.roles import ModelPeer
 from fedsim.errors import require
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
 
-class PeerState(NamedTuple):
-    """What a peer keeps."""
+class PeerModel(NamedTuple):
+    """What a peer keeps that keeps nothing but its model."""
 
     x: Tensor  # [d] its model
 
 
 @dataclass(frozen=True)
-class ModelGossip(MomentumSGD):
-    """Peers with a model of their own, which they average with those of their neighbours.
+class ModelGossip(ModelPeer, MomentumSGD):
+    """Peers with a model of their own, which they average with those of their neighbours after their local work.
 
     Attributes:
         gossip_steps: Q, exchanges in a round, >= 1; Q of them are one with W^Q.
@@ -40,18 +41,10 @@ class ModelGossip(MomentumSGD):
         super().__post_init__()
         require(self.gossip_steps >= 1, "gossip_steps", "be >= 1", self.gossip_steps)
 
-    def init_client(self, x0: Tensor) -> PeerState:
+    def init_client(self, x0: Tensor) -> PeerModel:
         """Every peer starts from the same model."""
-        return PeerState(x0)
+        return PeerModel(x0)
 
-    def model(self, peer: PeerState) -> Tensor:
-        """The peer's model [d]."""
-        return peer.x
-
-    def offer(self, peer: PeerState, rnd: Round) -> Message:
-        """The peer's model x [d]."""
-        return {"x": peer.x}
-
-    def mix(self, peer: PeerState, mixed: Message, rnd: Round) -> PeerState:
+    def mix(self, peer: PeerModel, mixed: Message, rnd: Round) -> PeerModel:
         """x_i <- sum_j w_ij x_j."""
-        return PeerState(mixed["x"])
+        return PeerModel(mixed["x"])

@@ -28,7 +28,7 @@ def class_means(
     numbers = torch.arange(classes, device=like.device)
 
     def add(sums: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        members = (batch.y[:, None] == numbers).to(like.dtype)  # [m, C]
+        members = (batch.y[:, None] == numbers).to(like.dtype)  # [m, C] one-hot rows, without indexing by data
         if batch.mask is not None:
             members = members * batch.mask[:, None]
         return sums[0] + members.t() @ of(batch), sums[1] + members.sum(0)

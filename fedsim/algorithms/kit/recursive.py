@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.kit.roles import ModelServer
 from fedsim.types import Known, Message, Round
 
 
-class ServerState(NamedTuple):
+class RecursiveServer(NamedTuple):
     """What the server keeps, all of it released."""
 
     x: Tensor  # [d] model
@@ -23,17 +24,13 @@ class ServerState(NamedTuple):
     v: Tensor  # [d] estimate of the gradient
 
 
-class Recursive:
+class Recursive(ModelServer):
     """A server with an estimate v, and clients that need the model and the one before."""
 
-    def init_server(self, x0: Tensor) -> ServerState:
+    def init_server(self, x0: Tensor) -> RecursiveServer:
         """The initial model."""
-        return ServerState(x0, x0, torch.zeros_like(x0))
+        return RecursiveServer(x0, x0, torch.zeros_like(x0))
 
-    def init_client(self, x0: Tensor) -> tuple[()]:
-        """Clients keep nothing but the last model, which the broadcast holds."""
-        return ()
-
-    def broadcast(self, server: ServerState, rnd: Round) -> Message:
+    def broadcast(self, server: RecursiveServer, rnd: Round) -> Message:
         """The model x [d]; the one before is known."""
         return {"x": server.x, "before": Known(server.before)}

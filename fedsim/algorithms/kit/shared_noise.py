@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.objective import Objective
 from fedsim.types import Batch, Round
 
-CHUNK = 256
+DRAWS_AT_ONCE = 256
 """Random numbers drawn for each batch of a sweep; as many as the largest has examples."""
 
 
@@ -73,7 +73,8 @@ def sampled_mean(
     def add(total: Tensor, batch: Batch) -> Tensor:
         m = batch.y.shape[0]
         if rate < 1:
-            drawn = obj.noise.at(next(chunks)).uniform(batch.y.new_empty(CHUNK, dtype=torch.float64))[:m]
+            drawn = obj.noise.at(next(chunks)).uniform(batch.y.new_empty(DRAWS_AT_ONCE, dtype=torch.float64))[:m]
+            # each example comes with probability ``rate`` by a draw of its own: Poisson sampling
             taken = (drawn + 2.0**-24 <= rate).to(like.dtype)  # multiples of 2^-24: never likelier than the rate
             batch = batch._replace(mask=taken if batch.mask is None else batch.mask * taken)
         return total + summed(batch)

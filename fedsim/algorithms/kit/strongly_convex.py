@@ -37,7 +37,7 @@ class StronglyConvex:
             InputError: one is neither given nor known, or the losses are not strongly convex.
         """
         found = {"mu": mu, "smooth": smooth}
-        for name, value in found.items():
+        for name, value in found.items():  # 0 stands for "compute it"
             known = bool(getattr(self, name)) or value is not None
             must = "be given for losses other than least squares of a linear model without bias"
             require(known, f"algorithm.{name}", must, 0)

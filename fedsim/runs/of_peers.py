@@ -1,0 +1,78 @@
+"""What the kinds of run without a server share: all peers' states, stacked in the driver, and their mean.
+
+Their states are tensors [n, ...]: n d numbers for each vector of the state, and for the time of an exchange as many
+again for what is mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.ground.tree import tree_map
+from fedsim.pool.jobs import digest_of
+from fedsim.runs.evaluation import Evaluation
+from fedsim.runs.measured import mean_of, measured
+from fedsim.runs.run import Run
+from fedsim.types import State
+
+
+class Stacked:
+    """States of all clients, one above the other, as jobs read them."""
+
+    def __init__(self, rows: State):
+        self.rows = rows  # tree of [n, ...] tensors
+
+    def read(self, clients: Sequence[int]) -> State:
+        """Rows of these clients: a tree of [c, ...] arrays (copies)."""
+        at = torch.tensor(list(clients), dtype=torch.int64)
+        return tree_map(lambda t: t[at].numpy(), self.rows)
+
+
+def repeated(row: State, n: int) -> State:
+    """The same row for n peers: a tree of [n, ...] tensors."""
+    return tree_map(lambda t: t.expand(n, *t.shape).clone(), row)
+
+
+class PeersRun(Run):
+    """A run whose state has a field ``states``, a tree of [n, ...] tensors."""
+
+    vital: ClassVar[Literal["server", "states"]] = "states"
+
+    @property
+    def algorithm(self) -> Any:
+        """The peers' own; workers have its local part."""
+        return self.setup.algorithm.base  # type: ignore[attr-defined]
+
+    def current(self) -> State:
+        """Every peer's state at this moment."""
+        return self.state.states
+
+    @property
+    def stores(self) -> tuple[Stacked, ...]:
+        """Every peer's state, and nothing beside it: the driver keeps the links."""
+        return (Stacked((self.current(), {})),)
+
+    def models(self, states: State) -> Tensor:
+        """The models [n, d] that peers in these states predict with."""
+        found: Tensor = torch.func.vmap(self.algorithm.model)(states)
+        return found
+
+    def measure(self) -> Evaluation:
+        """The mean of the peers' models on the test samples, and their own models if asked for."""
+        return measured(self.backend, self.setup, self.point(), self.evaluation)
+
+    def point(self) -> Tensor:
+        """Every peer's model [n, d]."""
+        return self.models(self.current())
+
+    def model(self) -> Tensor:
+        """The mean of the peers' models [d]."""
+        return mean_of(self.point())
+
+    def digest(self) -> str:
+        """sha256 over all peers' models, as little-endian bytes in client order."""
+        return digest_of([self.point().numpy()])

@@ -1,0 +1,31 @@
+"""The cohort of a round, looked at where a user's own schedule drew it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.errors import InputError
+from fedsim.ground.own_code import built_in, own_code
+from fedsim.schedule.rules import Schedule
+
+
+def cohort_of(schedule: Schedule, index: int, n: int, seed: int) -> tuple[int, ...]:
+    """The cohort of a round; raises InputError where a user's own schedule fails at it, or names no clients."""
+    with own_code("schedule", schedule):
+        clients = schedule.clients(index, n, seed)
+    if not built_in(schedule):
+        require_cohort(clients, n, type(schedule).__name__, index)
+    return clients
+
+
+def require_cohort(clients: tuple[int, ...], n: int, rule: str, index: int = 0) -> None:
+    """Raise InputError unless the cohort of round ``index`` (0-based) is some of the clients, ascending."""
+    where, must = f"schedule: {rule}.clients", f"return a tuple of client numbers in 0..{n - 1}, ascending"
+    whole = isinstance(clients, tuple) and all(
+        isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in clients
+    )
+    good = whole and list(clients) == sorted(set(clients)) and all(0 <= i < n for i in clients)
+    if not good:
+        got = repr(clients)
+        shown = got if len(got) <= 100 else f"{got[:100]}..."
+        raise InputError(f"{where} must {must}, got {shown}" + (f" for index {index}" if index else ""))
