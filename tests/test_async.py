@@ -17,7 +17,8 @@ from fedsim.algorithms.fedasync import FedAsync
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedbuff import FedBuff
 from fedsim.algorithms.kit.staleness import discounts
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.channel import wire
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
@@ -49,9 +50,9 @@ def asynchronous(
 ) -> Arrivals:
     """A run before its first start; the caller closes ``run.backend``."""
     dataset = (data or Quadratics(n=9)).dataset()
-    split = Natural().split(dataset, 0)
-    prepared = prepare(algorithm, dataset, split, [linear_zero], local, Stack(), engine, 5, channel)
-    run = prepared.orchestrator(prepared.start(engine), schedule, Evaluate(every=1000), engine, rounds)
+    how: dict[str, Any] = {"local": local, "aggregate": Stack(), "channel": channel, "engine": engine, "seed": 5}
+    assembled = assemble(Parts(algorithm, dataset, Natural(), linear_zero, rounds, schedule, **how), dataset)
+    run = assembled.orchestrator(assembled.start(), Evaluate(every=1000))
     assert isinstance(run, Arrivals)
     return run
 

@@ -17,6 +17,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.configuration import build_run
 from fedsim.cli import catalogue, replay
 from fedsim.cli import main as run
+from fedsim.cli.compose import compose
 from fedsim.cli.folder import config_folder
 from fedsim.cli.verify import difference
 from fedsim.ground.console import Terminal
@@ -113,7 +114,7 @@ def test_what_cannot_be_used_is_said_in_one_line(
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four rounds whose clients are computed one by one, so that a replay has its bits."""
     folder = tmp_path_factory.mktemp("replay") / "run"
-    config = run.compose([*SMALL, "engine.batching=loop", "algorithm=scaffold"])
+    config = compose([*SMALL, "engine.batching=loop", "algorithm=scaffold"])
     simulate(**build_run(config), run_dir=folder, config=config)
     return folder
 
@@ -244,7 +245,7 @@ def test_digests_are_of_the_state() -> None:
     """Two seeds differ from the start, the same seed twice does not."""
     from fedsim.cli.verify import trace
 
-    one, again, other = (trace(build_run(run.compose([*SMALL, f"seed={seed}"]))) for seed in (0, 0, 1))
+    one, again, other = (trace(build_run(compose([*SMALL, f"seed={seed}"]))) for seed in (0, 0, 1))
     assert one == again
     assert len(set(one)) == len(one) == 5
     assert not set(one) & set(other)

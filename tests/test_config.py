@@ -13,7 +13,9 @@ import pytest
 import yaml
 from torch import nn
 
-from fedsim.assembly.configuration import ModelFactory, build, build_factory, build_model, build_run
+from fedsim.assembly.configuration import build_run
+from fedsim.assembly.factory import ModelFactory
+from fedsim.assembly.nodes import build, build_factory, build_model
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
 
@@ -154,8 +156,8 @@ def test_all_problems_at_once() -> None:
         ({"_target_": "no_such_package.Outer"}, "No module named 'no_such_package'"),
         ({"_target_": "fedsim.errors.InputErorr"}, "did you mean InputError?"),
         (
-            {"_target_": "fedsim.assembly.configuration.MISSING"},
-            "fedsim.assembly.configuration has no such class or function",
+            {"_target_": "fedsim.assembly.nodes.MISSING"},
+            "fedsim.assembly.nodes has no such class or function",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError
 from fedsim.partition import (

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build
 from fedsim.errors import InputError
 from fedsim.schedule import All, Bernoulli, Cohorts, Cyclic, Uniform
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from fedsim.assembly.configuration import build_channel
+from fedsim.assembly.nodes import build_channel
 from fedsim.channel.channel import noises
 
 ROOT = Path(__file__).resolve().parent.parent

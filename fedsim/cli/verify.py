@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedsim.assembly.assemble import configured
 from fedsim.assembly.configuration import build_run
-from fedsim.cli.main import compose
+from fedsim.cli.compose import compose
 from fedsim.errors import Diverged
 from fedsim.ground.console import Terminal, error
 from fedsim.pool.engine import Engine

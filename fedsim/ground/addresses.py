@@ -125,7 +125,7 @@ TABLE = (
         REHEARSAL,
         "layers before a run",
         ("round", "0"),
-        ("assembly/known.py", "assembly/prepare.py", "runs/arrivals.py"),
+        ("assembly/known.py", "assembly/links.py", "runs/arrivals.py"),
         LAYERS,
     ),
     Purpose(

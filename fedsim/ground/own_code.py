@@ -88,7 +88,7 @@ def _target(part: Any) -> Any:
     """The class or function that a part is, or is an object of; None for no part."""
     if isinstance(part, functools.partial):
         return _target(part.func)
-    part = getattr(part, "target", part)  # of fedsim.assembly.configuration.ModelFactory
+    part = getattr(part, "target", part)  # of fedsim.assembly.factory.ModelFactory
     return part if part is None or hasattr(part, "__qualname__") else type(part)
 
 

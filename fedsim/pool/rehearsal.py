@@ -80,7 +80,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
 
 def rounds_of_all_fields(rounds: int) -> list[int]:
     """The rounds in which every field of a message occurs."""
-    return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
+    return sorted(t for t in {0, 1, 2, rounds - 1} if t < rounds)
 
 
 class Rehearsed:

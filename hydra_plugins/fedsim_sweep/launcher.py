@@ -39,7 +39,7 @@ class FedsimLauncher(Launcher):
             states: all jobs of the sweep, for the table.
             tasks: those to run.
         """
-        from fedsim.assembly.configuration import convert
+        from fedsim.assembly.nodes import convert
         from fedsim.sweep.board import Board
         from fedsim.sweep.packing import Limits, in_one_process, run_all
 

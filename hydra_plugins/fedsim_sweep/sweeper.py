@@ -52,7 +52,7 @@ class FedsimSweeper(Sweeper):
             InputError: a job cannot be run; before anything is.
             JobFailed: a job did not finish; after all others.
         """
-        from fedsim.assembly.configuration import convert
+        from fedsim.assembly.nodes import convert
         from fedsim.errors import JobFailed
         from fedsim.sweep.board import results
         from fedsim.sweep.expand import expand, overrides_of, params_of
@@ -94,7 +94,8 @@ class FedsimSweeper(Sweeper):
         Raises:
             InputError: one line for each problem.
         """
-        from fedsim.assembly.configuration import build_run, collect
+        from fedsim.assembly.configuration import build_run
+        from fedsim.assembly.problems import collect
         from fedsim.errors import InputError
 
         configs: list[Mapping[str, Any]] = []

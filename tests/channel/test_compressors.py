@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build
 from fedsim.channel import wire
 from fedsim.channel.half import Half
 from fedsim.channel.lowrank import LowRank

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.assembly.configuration import build, build_channel
+from fedsim.assembly.nodes import build, build_channel
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.qsgd import QSGD
 from fedsim.channel.topk import TopK
-from fedsim.cli.main import with_own_classes
+from fedsim.cli.argv import with_own_classes
 from fedsim.errors import InputError
 from tests.test_cli import ROOT, composed, main, options, problems  # noqa: F401 - main is a fixture
 

@@ -42,7 +42,9 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.record.history": {"History"},
     "fedsim.ground.layout": {"Layout"},
     "fedsim.record.papers": {"Paper"},
-    "fedsim.assembly.parts": {"Role"},
+    "fedsim.assembly.parts": {"Parts"},  # what tests/test_own_code.py checks, field by field
+    "fedsim.assembly.roles": {"Role"},
+    "fedsim.assembly.start": {"Start"},
     "fedsim.partition.population": {"Population"},  # arrays, which its own __post_init__ checks
     "fedsim.assembly.prepared": {"Prepared"},
     "tests.privacy.closed_forms": {"AnchoredNoise"},  # a result

@@ -15,7 +15,7 @@ from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build
 from fedsim.errors import InputError
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.config import (

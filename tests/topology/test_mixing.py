@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import fedsim.topology as topologies
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build
 from fedsim.errors import InputError
 from fedsim.ground.rng import numpy_stream
 from fedsim.topology import (
