@@ -120,6 +120,8 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
         local["batch_size"] = min(local["batch_size"], 4)
     if config["partition"].get("held_out"):
         config["partition"]["held_out"] = 100
+    if config["partition"].get("clients"):
+        config["partition"]["clients"] = min(config["partition"]["clients"], 20)
     config["evaluate"]["every"] = 1
     config["rounds"] = 2
     return config
