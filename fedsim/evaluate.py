@@ -1,4 +1,4 @@
-"""When and what a run evaluates; how it is done lies in ``fedsim.runs.evaluation``."""
+"""When a run evaluates, and what; how it is done lies in ``fedsim.runs.evaluation``."""
 
 from __future__ import annotations
 

@@ -24,9 +24,10 @@ from fedsim.assembly.roles import require_kind
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
-from fedsim.errors import require
+from fedsim.errors import Interrupted, require
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
+from fedsim.ground.interrupts import Stopping
 from fedsim.ground.own_code import own_code
 from fedsim.ground.tree import tree_map
 from fedsim.local import Local
@@ -120,6 +121,8 @@ def simulate(
     """Run a federated simulation.
 
     The parts are checked and put together, a round is rehearsed, and only then are workers started and rounds played.
+    Signal handlers, torch's threads and whatever else a run changes in the process are as before when it returns or
+    raises.
 
     >>> from fedsim import Local, simulate
     >>> from fedsim.algorithms.fedavg import FedAvg
@@ -159,11 +162,14 @@ def simulate(
         config: what config.yaml shall hold; by default the parts themselves.
 
     Returns:
-        Metrics and final model. A run that diverges or is interrupted (Ctrl-C) returns what it had, with its status.
+        Metrics and final model. A run that diverges returns what it had, with its status.
 
     Raises:
         InputError: something cannot be run; raised before anything is spawned.
         ClientError: a client's computation failed.
+        Interrupted: Ctrl-C, a KeyboardInterrupt, after records, checkpoint and summary (status ``interrupted``) were
+            saved; ``error.result`` is what the run had. Another Ctrl-C within five seconds does not cut the saving.
+            Before the first round a KeyboardInterrupt is raised as it came.
     """
     begun = time.perf_counter()
     method = (algorithm, data, partition, model, rounds, schedule, local, aggregate)
@@ -172,6 +178,7 @@ def simulate(
     require_kind(progress, "progress", bool, "be True or False")
     require_place(run_dir, config, resume)
     with ExitStack() as stack:
+        stopping = stack.enter_context(Stopping())
         bar = stack.enter_context(Progress(parts.planned_rounds)) if progress else None
         say = bar.status if bar else lambda text: None
         say("reading the data")
@@ -197,12 +204,15 @@ def simulate(
         history = History(run, *places, points, assembled.ledger, begun, events=events)
         if kept.saved:
             history.resume(kept.saved)
-        status, message = play(history)
+        status, message = play(history, stopping)
         final = assembled.prepared.module(run.model())  # before anything says that the run has finished
         summary = history.finish(status, message)
     where = kept.folder.path if kept.folder else None
     came = (history.records, summary, final, run.server, history.trajectory(), where, message)
-    return Result(status, *came, tuple(run.stores))
+    result = Result(status, *came, tuple(run.stores))
+    if status == "interrupted":
+        raise Interrupted(message, result)
+    return result
 
 
 def require_place(run_dir: Any, config: Any, resume: Any) -> None:
@@ -222,11 +232,11 @@ def warn(assembled: Assembled, run: Run) -> None:
         warning(note)
 
 
-def play(history: History) -> tuple[Status, str]:
+def play(history: History, stopping: Stopping) -> tuple[Status, str]:
     """Run what is left of a run and save it; returns how it ended and why. What fails is on record, and raised."""
     folder, run = history.folder, history.run
     try:
-        status, message = history.loop()
+        status, message = history.loop(stopping)
     except Exception as error:
         history.catch_up()
         if not isinstance(error, OSError):

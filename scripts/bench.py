@@ -40,6 +40,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.parts import Parts
 from fedsim.data import Dataset, Split
+from fedsim.ground.process import claim
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
 from fedsim.runs.run import Run
@@ -310,4 +311,5 @@ def machine(device: str) -> str:
 
 
 if __name__ == "__main__":
+    claim()
     main()

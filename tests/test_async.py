@@ -178,8 +178,8 @@ def test_discounts() -> None:
 
 def test_links_take_the_time_of_their_bytes_and_bytes_are_counted() -> None:
     """Equally fast clients without computing time: what remains are the links."""
-    plain = wire.size({"update": torch.zeros(4, dtype=torch.float64)})
-    down = wire.size({"x": torch.zeros(4, dtype=torch.float64)})
+    plain = wire.encoded_size({"update": torch.zeros(4, dtype=torch.float64)})
+    down = wire.encoded_size({"x": torch.zeros(4, dtype=torch.float64)})
     schedule = Asynchronous(3, step_s=0.0, downlink_mbps=2.0, uplink_mbps=0.5, latency_s=0.25)
     run = asynchronous(FedBuff(lr=0.1, buffer=3), schedule, 4)
     finish(run)

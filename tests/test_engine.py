@@ -317,7 +317,7 @@ def test_nothing_to_train_or_evaluate_on(change: dict[str, Any], partition: Give
 def test_workers_can_use_the_samples_where_they_lie(dtype: Any) -> None:
     """In the run's dtype and aligned, so that no worker makes a copy of the data set for itself."""
     data, engine = ragged((37,)), Engine(backend="serial", dtype=dtype)
-    prepared = assemble(Parts(FedAvg(lr=0.1), data, Natural(), mlp, 1, engine=engine), data).prepared
+    prepared = assemble(Parts(FedAvg(lr=0.1), data, Natural(), mlp, 1, engine=engine)).prepared
     worker: Any = prepared.start(engine)
     x = prepared.setup.train.x
     assert x.dtype == dtype

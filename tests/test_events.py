@@ -107,7 +107,7 @@ def test_what_a_step_records() -> None:
     records = [run.evaluate(), *(run.step() for _ in range(3))]
     run.backend.close()
     edges = [int(((run.events.j >= 0) & (run.events.t <= t)).sum()) for t in (2, 4, 6)]
-    each = 2 * wire.size({"yz": torch.zeros(4, dtype=torch.float64)})
+    each = 2 * wire.encoded_size({"yz": torch.zeros(4, dtype=torch.float64)})
     assert each >= 2 * 4 * 8
     assert [r["comm/edges_total"] for r in records[1:]] == edges
     assert [r["comm/edges"] for r in records[1:]] == np.diff([0, *edges]).tolist()  # per record, as in rounds

@@ -98,7 +98,7 @@ def agreement(factory: Any = models.mlp, dtype: torch.dtype = torch.float64) -> 
 
 BROKEN = {  # one method of the oracle, and the questions whose answers it spoils
     "_together": {"grad", "descend", "term"},  # an example of its own is padding: the last one
-    "_each_of_many": {"example_grads"},
+    "_by_example_of_many": {"example_grads"},
     "_values": {"value"},
     "_outputs": {"outputs"},
     "_bodies": {"features"},

@@ -27,7 +27,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedper import FedPer
 from fedsim.assembly import network
 from fedsim.assembly.assemble import Assembled
-from fedsim.assembly.nodes import build
+from fedsim.assembly.nodes import build_object
 from fedsim.assembly.roles import ROLES, require_parts
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
@@ -193,7 +193,7 @@ def test_the_whole_catalogue_plays_its_parts(group: str) -> None:
         noise = ["privacy.target_epsilon=1"] if group == "privacy" and name != "none" else []
         node = composed(f"{group}={name}", *noise)[group]
         if node is not None and "???" not in map(str, node.values()):
-            require_parts({group: build(node, group)})
+            require_parts({group: build_object(node, group)})
 
 
 class Partial:

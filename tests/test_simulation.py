@@ -19,7 +19,7 @@ from fedsim.assembly.assemble import assemble
 from fedsim.assembly.parts import Parts
 from fedsim.data import Dataset
 from fedsim.data.batches import Samples
-from fedsim.errors import ClientError, InputError
+from fedsim.errors import ClientError, InputError, Interrupted
 from fedsim.ground.layout import Layout
 from fedsim.models import mlp
 from fedsim.objective import Objective
@@ -172,8 +172,10 @@ class Stops(FedAvg):
         return super().local(obj, client, got, rnd)
 
 
-def test_an_interrupted_run_returns_what_it_had(squares: Dataset, tmp_path: Path) -> None:
-    result = run(squares, Stops(lr=0.1), run_dir=tmp_path / "run")
+def test_an_interrupted_run_raises_with_what_it_had(squares: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="KeyboardInterrupt after round 2") as stop:
+        run(squares, Stops(lr=0.1), run_dir=tmp_path / "run")
+    result = stop.value.result
     assert (result.status, result.summary["rounds"], len(result.metrics)) == ("interrupted", 2, 3)
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "interrupted"
 

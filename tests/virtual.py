@@ -17,7 +17,7 @@ from fedsim.partition import Natural
 from fedsim.runs.virtual_time import VirtualTime
 from fedsim.schedule import Events
 from fedsim.topology import Topology
-from fedsim.topology.graphs import Fixed
+from fedsim.topology.graphs import FixedGraph
 from tests.conftest import Quadratics
 
 EDGES = [(0, 1), (0, 2), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (4, 6), (6, 7), (7, 8), (7, 9), (0, 9), (0, 5)]
@@ -25,7 +25,7 @@ FULL = Local(steps=1, batch_size="full")
 
 
 @dataclass(frozen=True)
-class Irregular(Fixed):
+class Irregular(FixedGraph):
     """Ten peers with one to four neighbours."""
 
     def graph(self, n: int) -> nx.Graph:

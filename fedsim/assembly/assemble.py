@@ -5,9 +5,7 @@ Each stage is a file of its own, is visited once, and hands on what it made; wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fedsim.assembly.choose import with_kernels
 from fedsim.assembly.curvature import tuned
@@ -66,12 +64,17 @@ class Assembled:
 
 
 @own_code("run")
-def assemble(parts: Parts, dataset: Dataset) -> Assembled:
-    """A run that could start; ``dataset`` is that of the parts, loaded.
+def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
+    """A run that could start.
+
+    Args:
+        parts: what it is made of.
+        dataset: what ``load(parts)`` gives, if that was called already.
 
     Raises:
         InputError: the parts do not go together.
     """
+    dataset = load(parts) if dataset is None else dataset
     population = divided(parts, dataset)
     network = connected(parts, len(population))
     models = built(parts, dataset)
@@ -85,12 +88,6 @@ def assemble(parts: Parts, dataset: Dataset) -> Assembled:
     prepared = Prepared(setup, rows, memory, start.x0, chosen, parts.channel, parts.topology, network.graphs)
     require_measurable(parts, prepared)
     return Assembled(parts, dataset, population, network, ledger, prepared)
-
-
-def configured(parts: Mapping[str, Any]) -> Assembled:
-    """From what ``fedsim.assembly.configuration.build_run`` built; raises InputError as ``assemble``."""
-    whole = Parts(**parts)
-    return assemble(whole, load(whole))
 
 
 def require_measurable(parts: Parts, prepared: Prepared) -> None:

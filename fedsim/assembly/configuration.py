@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from fedsim.assembly.nodes import build, build_channel, build_model, convert
+from fedsim.assembly.nodes import build_channel, build_model, build_object, convert
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
@@ -71,7 +71,7 @@ def _played(node: Any, key: str) -> Any:
 
     if node is None and ROLES[key].optional:
         return None
-    built = build(node, key)
+    built = build_object(node, key)
     with prefixed(key, ()):
         role = role_of(key, built)
     if role.fits(built):

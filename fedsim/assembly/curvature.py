@@ -25,7 +25,7 @@ def tuned(setup: Setup, network: Graphs | Mixing | None) -> Setup:
         network: the graphs of virtual time, or the first W of rounds; None for clients of a server.
 
     Raises:
-        InputError: the algorithm needs to know more, or another W.
+        InputError: the algorithm needs a constant of the losses that is not known, or another W.
     """
     part = setup.algorithm
     if network is None or not isinstance(part, LocalPart):
@@ -42,7 +42,7 @@ def tuned(setup: Setup, network: Graphs | Mixing | None) -> Setup:
 
 
 def _gap(mixing: Mixing, name: str) -> float:
-    """Of a symmetric W that connects everybody."""
+    """The spectral gap of W, in (0, 1]; raises InputError unless W is symmetric and mixes all peers."""
     do = "add topology.weights=metropolis"
     require(mixing.symmetric, "topology.weights", f"give a symmetric W for {name}", "another", do)
     gap = spectral_gap(mixing.w)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled
 from fedsim.record.checkpoint import Checkpoints, Saved
-from fedsim.record.drawings import draw_graph, draw_split
+from fedsim.record.drawings import draw_network, draw_split
 from fedsim.record.history import opened
 from fedsim.record.run_folder import RunFolder
 
@@ -46,4 +46,4 @@ def draw(assembled: Assembled, folder: RunFolder) -> None:
     counts, mixing = assembled.population.counts(assembled.dataset), assembled.network.mixing
     draw_split(folder, counts)
     if mixing is not None:
-        draw_graph(folder, type(assembled.parts.topology).__name__, mixing, counts)
+        draw_network(folder, type(assembled.parts.topology).__name__, mixing, counts)

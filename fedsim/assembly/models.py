@@ -28,8 +28,8 @@ def built(parts: Parts, dataset: Dataset) -> tuple[nn.Module, ...]:
         must = f"be one architecture for {name}, whose peers mix whole models"
         require(len(factories) == 1, "model", must, len(factories))
     tokens = dataset.train.x.dtype == np.int64
-    options = (dataset.input_shape, dataset.outputs, {}, parts.seed)
-    models = tuple(build(factory, *options, tokens=tokens) for factory in factories)
+    shape, outputs = dataset.input_shape, dataset.outputs
+    models = tuple(build(factory, shape, outputs, {}, parts.seed, tokens=tokens) for factory in factories)
     if traits_of(parts.algorithm).classes:
         require_classes(name, dataset, models)
     return models

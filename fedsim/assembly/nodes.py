@@ -16,13 +16,13 @@ from fedsim.assembly.factory import ModelFactory
 from fedsim.assembly.problems import collect, did_you_mean, prefixed, raise_all, unknown_key
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
-from fedsim.ground.own_code import FAILURES, line, own_code, place
+from fedsim.ground.own_code import FAILURES, error_line, own_code, place
 from fedsim.ground.public_names import home_of
 
 MISSING = "???"  # how yaml marks a key that the user must give
 
 
-def build(node: Any, path: str) -> Any:
+def build_object(node: Any, path: str) -> Any:
     """The object a node describes; ``path`` is the node's place in the configuration, for messages."""
     target = _locate(node, path)
     return _construct(target, _checked(target, node, path), path)
@@ -49,7 +49,7 @@ def build_channel(node: Any, path: str) -> Any:
                 must = f"{at} must be a layer with _target_, got {value!r}"
                 raise InputError(f"{must}; choose layers with {path}=[NAME,...], or remove its keys with '~{at}'")
             fields: Any = convert(own.get("fields"), tuple[str, ...] | None, f"{at}.fields")
-            layers.append(Layer(str(name), build({k: v for k, v in own.items() if k != "fields"}, at), fields))
+            layers.append(Layer(str(name), build_object({k: v for k, v in own.items() if k != "fields"}, at), fields))
     raise_all(problems)
     return Channel(tuple(layers), encode)
 
@@ -93,7 +93,7 @@ def _made(value: Any, kind: Any, path: str) -> Any:
     """A node as an object of this class; other values are left to the class that asked for them."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            built = build(value, path)
+            built = build_object(value, path)
             strict = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
             return MISFIT if strict and not isinstance(built, kind) else built
         if is_dataclass(kind) and isinstance(kind, type):
@@ -115,7 +115,7 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
     except (ImportError, SyntaxError) as error:
         raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
     except FAILURES as error:  # user code: any type
-        raise InputError(f"{path}: {place(error) or module}: {line(error)}") from error
+        raise InputError(f"{path}: {place(error) or module}: {error_line(error)}") from error
     found = getattr(home, name, None)
     if found is None:
         raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")

@@ -33,7 +33,7 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, start: Start)
     engine, dtype = parts.engine, parts.dtype
     train = _samples(dataset, dataset.train, population.train, dtype, augmented=True)
     test = train if dataset.test is None else _samples(dataset, dataset.test, population.test, dtype, augmented=False)
-    rough: tuple[Kernel, ...] = ("loop",) * len(start.models)
+    rough: list[Kernel] = ["loop"] * len(start.models)
     setup = Setup(
         algorithm=start.algorithm,
         models=tuple(model.to(dtype) for model in start.models),
@@ -44,9 +44,9 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, start: Start)
         aggregate=parts.aggregate,
         uplink=Channel() if is_peers(parts.algorithm) else parts.channel,  # peers' layers are the driver's
         downlink=parts.downlink,
-        kernels=rough,
+        kernels=tuple(rough),
         by_layer=(True,) * len(start.models),
-        predictions=rough,
+        predictions=tuple(rough),
         dtype=dtype,
         device=engine.device,
         threads=engine.threads,

@@ -57,7 +57,7 @@ class Channel:
         return self._memory(message, "init")
 
     def init_server(self, message: Message) -> State:
-        """Memory of the receiving end, likewise."""
+        """Memory of the receiving end before the first message, {field: {layer: state}}."""
         return {name: made for name, made in self._memory(message, "init_server").items() if made}
 
     def send(

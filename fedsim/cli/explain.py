@@ -49,10 +49,10 @@ def _options(composer: Hydra, override: Override) -> list[str]:
 def _choice(composer: Hydra, override: Override, error: Exception) -> str | None:
     """The line about an option that there is not, or a second choice of a group that has one, or None."""
     group, value, options = override.key_or_group, override.value(), _options(composer, override)
-    several = isinstance(value, list)
-    wrong = [one for one in (value if several else [value]) if isinstance(one, str) and one not in options]
+    named = value if isinstance(value, list) else [value]
+    wrong = [one for one in named if isinstance(one, str) and one not in options]
     if options and wrong:
-        guess = did_you_mean(wrong[0], options, "" if several else f"{group}=")
+        guess = did_you_mean(wrong[0], options, "" if isinstance(value, list) else f"{group}=")
         name = override.package or group  # downlink chooses from the group of channel
         return f"unknown option {name}={wrong[0]}; {guess}options of {name}: {', '.join(options)}"
     if override.is_add() and f"Multiple values for {group}." in str(error):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
@@ -30,25 +33,51 @@ from fedsim.cli.commands import COMMANDS, command
 from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
-from fedsim.errors import ClientError, InputError, JobFailed
+from fedsim.errors import ClientError, InputError, Interrupted, JobFailed
+from fedsim.ground.interrupts import PATIENCE_S, SIGNALS
 from fedsim.ground.version import __version__
 
 SHOWN = ("algorithm", "data", "partition", "model")  # choices in a run's final table
-PATIENCE_S = 5.0
-"""Signals that follow the first one so soon are ignored: a run that was told to stop is saving what it has."""
 _stopped: list[tuple[int, float]] = []  # the first signal (SIGINT or SIGTERM) and when it came
 
 
 def main() -> int:
-    """Entry point of ``fedsim`` and ``python -m fedsim``; returns the exit code."""
+    """The command line ``sys.argv``; returns the exit code, and the process as it was."""
     if "--version" in sys.argv[1:]:
         sys.stdout.write(f"fedsim {__version__}\n")
         return 0
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
+    with _borrowed():
+        return _main()
+
+
+@contextmanager
+def _borrowed() -> Iterator[None]:
+    """The process as a command line wants it, and as it was afterwards."""
+    argv, path, log = sys.argv[:], sys.path[:], logging.getLogger()
+    handlers, level = log.handlers[:], log.level  # Hydra sets its own
+    full, collecting, frozen = os.environ.get("HYDRA_FULL_ERROR"), gc.isenabled(), gc.get_freeze_count()
+    main_thread = threading.current_thread() is threading.main_thread()
     _stopped.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    before = {number: signal.signal(number, _stop) for number in SIGNALS} if main_thread else {}
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
     gc.disable()  # importing torch makes a million objects; looking for garbage among them takes a fifth of the time
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
+        if collecting:
+            gc.enable()
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        log.handlers[:], sys.argv[:], sys.path[:] = handlers, argv, path
+        log.setLevel(level)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _main() -> int:
+    """What the command line comes to, as an exit code."""
     try:
         sys.path.append(_here())  # a user's own classes by dotted path
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
@@ -77,9 +106,6 @@ def main() -> int:
         if stop.code == signal.SIGTERM:  # from Ray's own handler, in force while Ray starts
             return 128 + signal.SIGTERM
         raise
-    finally:
-        gc.freeze()  # nothing to look for at exit either
-        gc.enable()
     return 0
 
 
@@ -142,6 +168,8 @@ def perform(
             result = simulate(
                 **(parts or build_run(config)), run_dir=run_dir, progress=True, config=config, resume=resume
             )
+    except Interrupted as stop:
+        result = stop.result
     except InputError as error:
         _fail(str(error), 2)
     except ClientError as error:

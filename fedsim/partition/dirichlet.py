@@ -102,6 +102,7 @@ class Dirichlet:
 
 def _cut(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Samples by class and client [classes, n], from shares [classes, n] that sum to 1 and the sizes of the classes."""
+    # The cumulated shares are rounded, not each share: so no sample is lost. The last sum may miss 1 by rounding.
     cuts = np.rint(np.cumsum(shares, axis=1) * sizes[:, None]).astype(np.int64)
     cuts[:, -1] = sizes
     return np.diff(cuts, axis=1, prepend=0)

@@ -17,7 +17,7 @@ def draw_split(folder: RunFolder, counts: np.ndarray) -> None:
     folder.figure("data/split", split_by_client(counts, "training samples by client"))
 
 
-def draw_graph(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray) -> None:
+def draw_network(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray) -> None:
     """The graph of the first round, its peers coloured by how far their labels are from everybody's.
 
     Args:
@@ -26,13 +26,13 @@ def draw_graph(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray)
         mixing: W of the first round.
         counts: [clients, classes] samples that every client holds.
     """
-    from fedsim.topology.figure import draw
+    from fedsim.topology.figure import draw_graph
 
     n = len(counts)
     skew = np.abs(counts / counts.sum(1, keepdims=True) - counts.sum(0) / counts.sum()).sum(1) / 2
     title = f"{name}, {n} peers, {len(mixing.edges)} edges" + ("" if mixing.static else ", round 1")
     several = counts.shape[1] > 1
-    figure = draw(mixing.graph, skew if several else None, title, "label skew" if several else "")
+    figure = draw_graph(mixing.graph, skew if several else None, title, "label skew" if several else "")
     folder.figure("topology/graph", figure)
 
 

@@ -10,7 +10,7 @@ from fedsim.report.runs import UNFINISHED, Run
 
 
 def summary(runs: Sequence[Run], methods: int, groups: int) -> str:
-    """How many of what, in a sentence."""
+    """A sentence that says how many runs there are, of what status, and how many methods, settings and seeds."""
     states = [run.status for run in runs]
     counts = ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(sorted(states)))
     seeds = len({run.seed for run in runs})
@@ -29,7 +29,7 @@ def _count(number: int, what: str) -> str:
 
 
 def warnings(runs: Sequence[Run], repeats: Sequence[Run]) -> tuple[str, ...]:
-    """What a reader must know before believing the numbers."""
+    """Sentences on what makes the numbers less comparable: runs that did not finish, other code, other machines."""
     notes = []
     states = [run.status for run in runs]
     if UNFINISHED in states:
@@ -59,7 +59,7 @@ def warnings(runs: Sequence[Run], repeats: Sequence[Run]) -> tuple[str, ...]:
 
 
 def reading(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """How the numbers were computed."""
+    """Sentences that say how the numbers were computed."""
     lines = [
         "Values are means over seeds ± half the width of a 95 % interval (Student's t over the finished runs); one "
         "seed has no interval. Bands in the charts are the same intervals round by round, over the runs that got so "

@@ -28,7 +28,7 @@ class Axis:
 
 
 def _megabytes(run: Run) -> np.ndarray:
-    """Sent since the start on all links: up and down, or over edges."""
+    """Megabytes sent since the start on all links: up and down, or over edges."""
     sent = [
         np.nan_to_num(values)
         for tag, values in run.metrics.items()
@@ -38,7 +38,7 @@ def _megabytes(run: Run) -> np.ndarray:
 
 
 def _seconds(run: Run) -> np.ndarray:
-    """Of the rounds themselves; setting up and evaluating are not counted."""
+    """Seconds of the rounds themselves; setting up and evaluating are not counted."""
     took = run.series("time/round_s")
     return np.cumsum(np.nan_to_num(took)) if np.isfinite(took).any() else took
 
@@ -64,7 +64,7 @@ AXES = (
 )
 
 
-def reached(run: Run, tag: str, target: float) -> dict[str, float] | None:
+def spent_until(run: Run, tag: str, target: float) -> dict[str, float] | None:
     """What the run had spent, by axis, when it first was as good as ``target``; None if it never was."""
     values = run.series(tag)
     good = np.flatnonzero(values <= target if lower_is_better(tag) else values >= target)

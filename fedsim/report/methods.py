@@ -36,8 +36,8 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Methods that were run under the same conditions.
+class SharedSetting:
+    """One setting (data, clients, rounds and so on, all alike) with the methods that were run in it.
 
     Attributes:
         label: the keys that tell it from the other settings; "" when there is only one.
@@ -48,8 +48,8 @@ class Setting:
     methods: tuple[Method, ...]
 
 
-def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list[Setting], list[Run]]:
-    """Group runs.
+def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list[SharedSetting], list[Run]]:
+    """Group runs into settings, and those of a setting into methods.
 
     Args:
         runs: as read.
@@ -62,6 +62,7 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
     grouped: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, Run]]] = {}
     repeats = []
     for run in runs:
+        # Keys that change no bit, such as the number of actors, make neither a method nor a setting.
         kept = {key: value for key, value in run.flat.items() if not _is_under(key, SAME_BITS)}
         method = tuple(sorted((k, v) for k, v in kept.items() if _is_under(k, under)))
         setting = tuple(sorted((k, v) for k, v in kept.items() if not _is_under(k, under)))
@@ -72,11 +73,11 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
             by_seed[run.seed] = better
         else:
             by_seed[run.seed] = run
-    names = dict(zip(grouped, labels([dict(key) for key in grouped]), strict=True))
+    names = dict(zip(grouped, method_labels([dict(key) for key in grouped]), strict=True))
     every = list(dict.fromkeys(method for methods in grouped.values() for method in methods))
-    called = dict(zip(every, labels([dict(key) for key in every]), strict=True))
+    called = dict(zip(every, method_labels([dict(key) for key in every]), strict=True))
     found = [
-        Setting(
+        SharedSetting(
             names[setting],
             tuple(
                 Method(called[method], tuple(run for _, run in sorted(by_seed.items())))
@@ -88,7 +89,7 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
     return found, repeats
 
 
-def labels(configs: Sequence[Flat]) -> list[str]:
+def method_labels(configs: Sequence[Flat]) -> list[str]:
     """Short unique names: the algorithm, what is around its messages, then the keys that tell alike ones apart."""
     heads = [_head(config) for config in configs]
     texts = []

@@ -87,7 +87,7 @@ class Gossip:
         def one(peer: State, link: State, i: Tensor) -> Any:
             nonlocal plain
             offered: Message = self.algorithm.offer(peer, rnd)
-            size: Any = message.size(offered)
+            size: Any = message.message_size(offered)
             plain = size
             arrived = offered
             if self.channel:

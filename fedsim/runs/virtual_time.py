@@ -125,7 +125,7 @@ class VirtualTime(PeersRun):
         def offer(peer: State) -> Message:
             nonlocal size
             offered: Message = self.algorithm.offer(peer, rnd)
-            size = message.size(offered)
+            size = message.message_size(offered)
             return offered
 
         here = tree_map(lambda leaf: leaf[ids], states)

@@ -38,6 +38,7 @@ def lam(*ws: sparse.csr_matrix) -> float:
         centred: np.ndarray = x - x.mean()
         return centred
 
+    # W need not be symmetric: its largest singular value is the root of the largest eigenvalue of this operator.
     def gram(x: np.ndarray) -> np.ndarray:
         x = forward(x.ravel())
         for w in reversed(ws):

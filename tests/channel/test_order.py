@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.assembly.nodes import build, build_channel
+from fedsim.assembly.nodes import build_channel, build_object
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.qsgd import QSGD
@@ -37,7 +37,7 @@ def kind(name: str) -> str:
 
 def layer(name: str) -> Layer:
     node = yaml.safe_load((ROOT / f"configs/channel/{name}.yaml").read_text())[name]
-    return Layer(name, build(node, name))
+    return Layer(name, build_object(node, name))
 
 
 @pytest.mark.parametrize("outer", LAYERS)

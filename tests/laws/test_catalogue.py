@@ -6,7 +6,9 @@ import ast
 import importlib
 import inspect
 import re
+from copy import deepcopy
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fedsim.aggregate import Stack
 from fedsim.algorithms.kit.protocols import Constants, RoundConstants
 from fedsim.assembly.configuration import build_run
 from fedsim.assembly.network import is_peers
-from fedsim.assembly.nodes import build
+from fedsim.assembly.nodes import build_object
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.message import heard
@@ -44,7 +46,7 @@ from fedsim.schedule.delays import Asynchronous
 from fedsim.topology import ExponentialDirected, Ring
 from fedsim.traits.declared import traits_of
 from fedsim.types import Batch, Round
-from tests.conftest import small_cnn
+from tests.conftest import images, small_cnn
 from tests.test_cli import composed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,10 +66,18 @@ UPLINKS = {  # without these layers the method's own part would have nothing to 
 }
 DOWNLINKS = {"onebit_adam": SIGNS}
 ALGORITHMS = sorted(p.stem for p in (ROOT / "configs/algorithm").glob("*.yaml"))
+EACH = [pytest.param(name, marks=pytest.mark.xdist_group(f"catalogue {name}")) for name in ALGORITHMS]
+"""Tests of one method come to one worker, which keeps the runs that they share."""
 
 
 def shipped(name: str) -> tuple[dict[str, Any], str]:
-    """The algorithm's node and its weights; a file of package _global_ may set both, others hold the node alone."""
+    """The algorithm's node and its weights, which may be changed."""
+    return deepcopy(_read(name))
+
+
+@cache
+def _read(name: str) -> tuple[dict[str, Any], str]:
+    """A file of package _global_ may set both, others hold the node alone."""
     text = (ROOT / f"configs/algorithm/{name}.yaml").read_text()
     loaded = yaml.safe_load(text)
     if not text.startswith("# @package _global_\n"):
@@ -76,7 +86,7 @@ def shipped(name: str) -> tuple[dict[str, Any], str]:
 
 
 def algorithm(name: str) -> Any:
-    return build(shipped(name)[0], "algorithm")
+    return build_object(shipped(name)[0], "algorithm")
 
 
 def aggregate(name: str) -> Mean | Stack:
@@ -124,12 +134,12 @@ def graph(name: str) -> Ring | ExponentialDirected | None:
     return None if name in SERVERS else ExponentialDirected() if one_way else Ring()
 
 
-def run(name: str, data: Dataset, **engine: Any) -> Result:
-    """Three rounds of clients with very different sizes, two epochs, ragged minibatches."""
+def run(name: str, data: Dataset, *, rounds: int = 3, seed: int = 1, **engine: Any) -> Result:
+    """Rounds of clients with very different sizes, two epochs, ragged minibatches."""
     return simulate(
         working(name),
         **problem(name, data),
-        rounds=3,
+        rounds=rounds,
         schedule=cohorts(name),
         topology=graph(name),
         local=Local(epochs=2, batch_size=8),
@@ -137,55 +147,62 @@ def run(name: str, data: Dataset, **engine: Any) -> Result:
         channel=Channel(UPLINKS.get(name, ())),
         downlink=Channel(DOWNLINKS.get(name, ())),
         engine=Engine(**{"backend": "serial", "jobs": 4, **engine}),
-        seed=1,
+        seed=seed,
     )
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_runs_and_learns_something_finite(name: str, squares: Dataset) -> None:
-    result = run(name, squares)
+@cache
+def plain(name: str) -> Result:
+    """The run in float32 with the kernel that is chosen for it."""
+    return run(name, images())
+
+
+@cache
+def alone(name: str) -> Result:
+    """The same in float64, one client after the other."""
+    return run(name, images(), dtype="float64", batching="loop")
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_runs_and_learns_something_finite(name: str) -> None:
+    result = plain(name)
     assert result.status == "finished"
     assert len(result.metrics) == 4
     assert all(np.isfinite(v) for record in result.metrics for v in record.values())
     assert result.metrics[-1]["eval/loss"] != result.metrics[0]["eval/loss"]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", EACH)
 def test_same_seed_same_bits_other_seed_other_bits(name: str, squares: Dataset) -> None:
-    first, again = run(name, squares), run(name, squares)
-    assert first.summary["digest"] == again.summary["digest"]
-    other = simulate(
-        working(name),
-        **problem(name, squares),
-        rounds=1,
-        schedule=cohorts(name),
-        topology=graph(name),
-        aggregate=aggregate(name),
-        seed=2,
-    )
-    assert other.summary["digest"] != first.summary["digest"]
+    assert run(name, squares).summary["digest"] == plain(name).summary["digest"]
+    other = run(name, squares, rounds=1, seed=2)
+    assert other.summary["digest"] != plain(name).summary["digest"]
+    assert other.metrics[1]["eval/loss"] != plain(name).metrics[1]["eval/loss"]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("kernel", ["stacked", "vmap"])
-def test_batching_changes_rounding_only(name: str, kernel: str, squares: Dataset) -> None:
-    together = run(name, squares, dtype="float64", kernel=kernel, block=3)
-    alone = run(name, squares, dtype="float64", batching="loop")
-    assert everything(alone)
-    for a, b in zip(everything(together), everything(alone), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # float64 through a few dozen steps of a CNN
-    for a, b in zip(together.metrics, alone.metrics, strict=True):
+def assert_close(one: Result, other: Result) -> None:
+    """To the rounding of float64 through a few dozen steps of a CNN, and byte by byte."""
+    assert everything(other)
+    for a, b in zip(everything(one), everything(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    for a, b in zip(one.metrics, other.metrics, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-9) if "train/loss" in a else True
         assert {k: v for k, v in a.items() if k.startswith("comm/")} == {
             k: v for k, v in b.items() if k.startswith("comm/")
         }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_jobs_change_rounding_only(name: str, squares: Dataset) -> None:
-    one, many = run(name, squares, dtype="float64", jobs=1), run(name, squares, dtype="float64", jobs=2, block=2)
-    for a, b in zip(everything(one), everything(many), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+BATCHINGS: dict[str, dict[str, Any]] = {
+    "vmap": {"kernel": "vmap", "block": 3},
+    "one job": {"jobs": 1},  # the whole cohort together
+    "two jobs, stacked": {"jobs": 2, "block": 2, "kernel": "stacked"},  # five clients as 2 and 1, and 2
+}
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("how", BATCHINGS)
+def test_batching_and_jobs_change_rounding_only(name: str, how: str, squares: Dataset) -> None:
+    assert_close(run(name, squares, dtype="float64", **BATCHINGS[how]), alone(name))
 
 
 class OneBatch:

@@ -158,8 +158,6 @@ def test_yaml_holds_the_defaults(name: str) -> None:
 @pytest.fixture(scope="module")
 def _cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
-    import fedsim.pool.ray_pool  # noqa: F401 - sets the environment before ray starts
-
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

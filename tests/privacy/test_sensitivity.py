@@ -48,7 +48,7 @@ from fedsim.ground.tree import tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.pool.block import Blocks
+from fedsim.pool.block import ClientSide
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
@@ -257,7 +257,8 @@ class Trial:
         self.feed = Feed(setup.train, torch.device("cpu"), torch.float64)
         oracle = ModelOracle(setup.models[0], loss_of(setup.task), "loop")
         self.blocks = {
-            rule: Blocks(rule, (oracle,), 0, self.feed, self.local, channel, 0) for rule in (self.algorithm, self.quiet)
+            rule: ClientSide(rule, (oracle,), 0, self.feed, self.local, channel, 0)
+            for rule in (self.algorithm, self.quiet)
         }
         sent = algorithm.broadcast(state, self.rnd)
         noise = noises(0, "downlink", index, LONE)

@@ -10,7 +10,7 @@ from fedsim.report.runs import Run, load_yaml
 FROM_PYTHON = "no command: started from Python with samples of its own"
 
 
-def command(runs: Sequence[Run]) -> list[str]:
+def command_lines(runs: Sequence[Run]) -> list[str]:
     """The command lines of one method, one for all its seeds where their other arguments are the same."""
     seeds: dict[tuple[str, ...], list[int]] = {}
     for run in runs:
