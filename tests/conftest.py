@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.assembly import prepare
+from fedsim.assembly import choose as choosing
 from fedsim.assembly.choose import Chosen, choose
 from fedsim.data import Dataset, Split
 from fedsim.models import cnn
@@ -97,7 +97,7 @@ def _each_kernel_is_chosen_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "choose", once)
+        patch.setattr(choosing, "choose", once)
         yield
 
 

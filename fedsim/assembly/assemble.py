@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fedsim.assembly.choose import with_kernels
 from fedsim.assembly.curvature import tuned
 from fedsim.assembly.divide import divided, load
+from fedsim.assembly.initial import initial_states
 from fedsim.assembly.links import compression_notes, linked
 from fedsim.assembly.models import built
 from fedsim.assembly.network import Network, connected
@@ -18,7 +19,6 @@ from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
 from fedsim.assembly.rule import require_server_rule
 from fedsim.assembly.setup import set_up
-from fedsim.assembly.start import started
 from fedsim.data.dataset import Dataset
 from fedsim.errors import require
 from fedsim.evaluate import Evaluate
@@ -80,12 +80,12 @@ def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
     models = built(parts, dataset)
     algorithm, ledger = private(parts, population, network, models)
     require_server_rule(algorithm, parts.aggregate, parts.channel)
-    start = started(algorithm, models, dataset, parts.dtype)
-    setup, chosen = with_kernels(parts, set_up(parts, dataset, population, start), start, dataset.input_shape)
-    links, memory = linked(parts, setup, start)
-    rows = tuple(zip(start.states, links, strict=True))
+    initial = initial_states(algorithm, models, dataset, parts.dtype)
+    setup, chosen = with_kernels(parts, set_up(parts, dataset, population, initial), initial, dataset.input_shape)
+    links, memory = linked(parts, setup, initial)
+    rows = tuple(zip(initial.states, links, strict=True))
     setup = tuned(setup, network.graphs or network.mixing)
-    prepared = Prepared(setup, rows, memory, start.x0, chosen, parts.channel, parts.topology, network.graphs)
+    prepared = Prepared(setup, rows, memory, initial.x0, chosen, parts.channel, parts.topology, network.graphs)
     require_measurable(parts, prepared)
     return Assembled(parts, dataset, population, network, ledger, prepared)
 

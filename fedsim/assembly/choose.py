@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fedsim.assembly.agreement import Agreement, trial
 from fedsim.assembly.conduct import padded, refuse_conduct
+from fedsim.assembly.initial import Initial
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.start import Start
 from fedsim.assembly.uses import uses
 from fedsim.errors import InputError
 from fedsim.ground.layout import Layout
@@ -42,7 +42,7 @@ class Chosen:
 
 
 def with_kernels(
-    parts: Parts, setup: Setup, start: Start, input_shape: tuple[int, ...]
+    parts: Parts, setup: Setup, initial: Initial, input_shape: tuple[int, ...]
 ) -> tuple[Setup, tuple[Chosen, ...]]:
     """The set-up with the kernels that were chosen, and how each architecture is computed.
 
@@ -51,8 +51,8 @@ def with_kernels(
     Raises:
         InputError: the algorithm fails in the rehearsal, or no kernel has the model's own numbers.
     """
-    asked = uses(setup, start.states, start.x0, parts.planned_rounds)
-    each = [choose(setup, k, start.x0s[k], input_shape, parts.engine, what) for k, what in enumerate(asked)]
+    asked = uses(setup, initial.states, initial.x0, parts.planned_rounds)
+    each = [choose(setup, k, initial.x0s[k], input_shape, parts.engine, what) for k, what in enumerate(asked)]
     kernels, by_layer = tuple(one.kernel for one in each), tuple(one.by_layer for one in each)
     predictions = tuple(one.prediction for one in each)
     return replace(setup, kernels=kernels, by_layer=by_layer, predictions=predictions), tuple(each)

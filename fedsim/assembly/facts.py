@@ -32,7 +32,7 @@ def config(assembled: Assembled) -> dict[str, Any]:
     if isinstance(parts.data, Dataset):  # with its digest
         given["data"] = assembled.dataset
     given["logger"] = {"trajectory": parts.trajectory, "events": parts.events}
-    return {name: described(part) for name, part in given.items()}
+    return {name: as_node(part) for name, part in given.items()}
 
 
 def machine(assembled: Assembled) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _nodes(assembled: Assembled) -> dict[str, Any]:
     return {"topology": {"nodes": list(labels)}} if labels else {}
 
 
-def described(part: Any) -> Any:
+def as_node(part: Any) -> Any:
     """A part of a run as a configuration would name it."""
     if part is None or isinstance(part, (bool, int, float, str, Mapping)):
         return part
@@ -72,14 +72,14 @@ def described(part: Any) -> Any:
         layers = {}
         for layer in part.layers:
             fields = {} if layer.fields is None else {"fields": list(layer.fields)}
-            layers[layer.name] = described(layer.middleware) | fields
+            layers[layer.name] = as_node(layer.middleware) | fields
         return layers | {"encode": part.encode}
     if isinstance(part, (list, tuple)):
-        return [described(item) for item in part]
+        return [as_node(item) for item in part]
     if isinstance(part, Dataset):
         return {"name": part.name, "digest": part.digest}
     maker = part if inspect.isclass(part) or inspect.isroutine(part) else type(part)
     node: dict[str, Any] = {"_target_": name_of_class(maker)}
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         return node
-    return node | {f.name: described(getattr(part, f.name)) for f in dataclasses.fields(part)}
+    return node | {f.name: as_node(getattr(part, f.name)) for f in dataclasses.fields(part)}

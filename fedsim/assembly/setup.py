@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.assembly.initial import Initial, cast
 from fedsim.assembly.network import is_peers
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.start import Start, cast
 from fedsim.channel.channel import Channel
 from fedsim.data.batches import Feed, Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split, Task
@@ -24,7 +24,7 @@ from fedsim.partition import Population
 from fedsim.pool.worker import Setup
 
 
-def set_up(parts: Parts, dataset: Dataset, population: Population, start: Start) -> Setup:
+def set_up(parts: Parts, dataset: Dataset, population: Population, initial: Initial) -> Setup:
     """What every worker is given; its kernels are those of a loop, until others are known to be right.
 
     Raises:
@@ -33,10 +33,10 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, start: Start)
     engine, dtype = parts.engine, parts.dtype
     train = _samples(dataset, dataset.train, population.train, dtype, augmented=True)
     test = train if dataset.test is None else _samples(dataset, dataset.test, population.test, dtype, augmented=False)
-    rough: list[Kernel] = ["loop"] * len(start.models)
+    rough: list[Kernel] = ["loop"] * len(initial.models)
     setup = Setup(
-        algorithm=start.algorithm,
-        models=tuple(model.to(dtype) for model in start.models),
+        algorithm=initial.algorithm,
+        models=tuple(model.to(dtype) for model in initial.models),
         task=dataset.task,
         train=train,
         test=test,
@@ -45,7 +45,7 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, start: Start)
         uplink=Channel() if is_peers(parts.algorithm) else parts.channel,  # peers' layers are the driver's
         downlink=parts.downlink,
         kernels=tuple(rough),
-        by_layer=(True,) * len(start.models),
+        by_layer=(True,) * len(initial.models),
         predictions=tuple(rough),
         dtype=dtype,
         device=engine.device,

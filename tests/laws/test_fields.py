@@ -45,7 +45,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.assembly.choose": {"Chosen"},
     "fedsim.assembly.parts": {"Parts"},  # what tests/test_own_code.py checks, field by field
     "fedsim.assembly.roles": {"Role"},
-    "fedsim.assembly.start": {"Start"},
+    "fedsim.assembly.initial": {"Initial"},
     "fedsim.partition.population": {"Population"},  # arrays, which its own __post_init__ checks
     "fedsim.assembly.prepared": {"Prepared"},
     "tests.privacy.closed_forms": {"AnchoredNoise"},  # a result

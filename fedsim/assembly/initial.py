@@ -22,7 +22,7 @@ from fedsim.types import State
 
 
 @dataclass(frozen=True)
-class Start:
+class Initial:
     """The first state of a run.
 
     Attributes:
@@ -42,7 +42,7 @@ class Start:
     states: tuple[State, ...]
 
 
-def started(algorithm: Any, models: Sequence[nn.Module], dataset: Dataset, dtype: torch.dtype) -> Start:
+def initial_states(algorithm: Any, models: Sequence[nn.Module], dataset: Dataset, dtype: torch.dtype) -> Initial:
     """The first state of a run of this algorithm.
 
     Raises:
@@ -64,7 +64,7 @@ def started(algorithm: Any, models: Sequence[nn.Module], dataset: Dataset, dtype
     states = tuple(worked.init_client(own) for own in kept)
     for state in states:
         tensors(state, "init_client")
-    return Start(worked, tuple(models), layouts, x0s, x0, states)
+    return Initial(worked, tuple(models), layouts, x0s, x0, states)
 
 
 def _shared(algorithm: Any, layouts: tuple[Layout, ...], x0s: tuple[Tensor, ...]) -> Tensor | dict[str, Tensor]:
