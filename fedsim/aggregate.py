@@ -66,6 +66,11 @@ def weights_of(rule: Aggregate, sizes: np.ndarray) -> np.ndarray:
 class Mean:
     """Weighted mean of the cohort's messages; of rows that not all clients have, over those who have them.
 
+    >>> weights_of(Mean(), np.array([10, 30])).tolist()  # of two clients, by their numbers of examples
+    [10.0, 30.0]
+    >>> weights_of(Mean(weights="uniform"), np.array([10, 30])).tolist()
+    [1.0, 1.0]
+
     Attributes:
         weights: ``examples``: client i weighs n_i (McMahan et al. 2017); ``uniform``: every client weighs the same.
     """

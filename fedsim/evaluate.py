@@ -12,6 +12,10 @@ from fedsim.fields import check_fields
 class Evaluate:
     """When and what to evaluate.
 
+    >>> evaluate = Evaluate(every=10, clients=True)
+    >>> [done for done in range(26) if evaluate.due(done, rounds=25)]
+    [0, 10, 20, 25]
+
     Attributes:
         every: rounds between evaluations, >= 1; the first and the last round are always evaluated.
         clients: also report the mean, the standard deviation and the worst tenth of the clients, each on its own test

@@ -28,6 +28,18 @@ _NAMES = {int: "an int", float: "a float", bool: "true or false", str: "a string
 def check_fields(part: Any) -> None:
     """Fit every field of a new dataclass to its annotation; subclasses' fields too.
 
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Method:
+    ...     lr: float
+    ...     def __post_init__(self) -> None:
+    ...         check_fields(self)
+    >>> Method(lr=1)
+    Method(lr=1.0)
+    >>> Method(lr="fast")
+    Traceback (most recent call last):
+    fedsim.errors.InputError: lr must be a float, got 'fast'
+
     Raises:
         InputError: ``lr must be a float, got 'abc'``.
     """

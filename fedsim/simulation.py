@@ -77,7 +77,18 @@ class Result:
     stores: tuple[Rows, ...] = ()
 
     def client(self, number: int) -> Any:
-        """The final state of one client, a tree of tensors."""
+        """The final state of one client, a tree of tensors.
+
+        >>> from fedsim.algorithms.scaffold import Scaffold
+        >>> from fedsim.data import Quadratic
+        >>> from fedsim.models import linear_zero
+        >>> from fedsim.partition import Natural
+        >>> equal = Mean(weights="uniform")
+        >>> parts = {"data": Quadratic(clients=3), "partition": Natural(), "model": linear_zero, "aggregate": equal}
+        >>> result = simulate(Scaffold(lr=0.01), **parts, rounds=1)
+        >>> result.client(2).c.shape == result.server.x.shape
+        True
+        """
         rows = self.stores[number % len(self.stores)].read([number])
         return tree_map(lambda array: torch.from_numpy(array)[0], rows[0])
 

@@ -28,6 +28,13 @@ from fedsim.types import Known, Message, Owned, State
 class Channel:
     """The layers of one kind of link.
 
+    >>> from fedsim.channel.ef14 import EF14
+    >>> from fedsim.channel.onion import Layer
+    >>> from fedsim.channel.topk import TopK
+    >>> channel = Channel((Layer("ef14", EF14()), Layer("topk", TopK(ratio=0.1))))
+    >>> [layer.name for layer in channel.layers]
+    ['ef14', 'topk']
+
     Attributes:
         layers: outermost first.
         encode: really encode every message to bytes and use what is decoded from them; without it the bytes are only

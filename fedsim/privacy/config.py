@@ -120,6 +120,17 @@ class Own(Promise):
 class CentralGaussian(Promise):
     """Client-level: clients clip their messages, the server adds noise to their mean (``fedsim.privacy.central``).
 
+    >>> from fedsim import Mean, simulate
+    >>> from fedsim.algorithms.fedavg import FedAvg
+    >>> from fedsim.data import Digits
+    >>> from fedsim.models import linear
+    >>> from fedsim.partition import Iid
+    >>> parts = {"data": Digits(), "partition": Iid(clients=4), "model": linear, "aggregate": Mean(weights="uniform")}
+    >>> private = CentralGaussian(delta=1e-5, noise_multiplier=2.0, clip=0.5)
+    >>> result = simulate(FedAvg(lr=0.1), **parts, rounds=1, privacy=private)
+    >>> result.summary["privacy/epsilon"] < 3
+    True
+
     Attributes:
         clip: largest norm of a client's message, > 0.
         noise_cohort: noise and epsilon as if so many clients came to a round, of ``noise_population``; None: as it is.

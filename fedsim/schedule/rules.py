@@ -57,6 +57,10 @@ class All:
 class Uniform:
     """A fixed number of clients a round, drawn uniformly without replacement.
 
+    >>> cohort = Uniform(cohort=3).clients(index=7, population=100, seed=0)
+    >>> len(cohort), cohort == Uniform(cohort=3).clients(7, 100, seed=0)
+    (3, True)
+
     Attributes:
         cohort: clients in a round, in 1..n.
     """

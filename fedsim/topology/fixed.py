@@ -14,7 +14,11 @@ from fedsim.topology.graphs import FixedGraph, circle, placed, require_peers
 
 @dataclass(frozen=True)
 class Ring(FixedGraph):
-    """A ring: peer i is joined to i - 1 and i + 1; with Metropolis weights lambda = 1/3 + 2/3 cos(2 pi / n)."""
+    """A ring: peer i is joined to i - 1 and i + 1; with Metropolis weights lambda = 1/3 + 2/3 cos(2 pi / n).
+
+    >>> (3 * Ring().mixing(4, index=0, seed=0).w.toarray()).round().astype(int).tolist()
+    [[1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]]
+    """
 
     def graph(self, n: int) -> nx.Graph:
         """The cycle of n >= 3 peers."""
