@@ -13,6 +13,7 @@ from fedsim.assembly.known import require_known
 from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Noises
+from fedsim.channel.order import check_layer_fields
 from fedsim.ground import addresses
 from fedsim.pool.local_part import LocalPart
 from fedsim.pool.rehearsal import broadcasts, messages, offers
