@@ -3,10 +3,10 @@ PYTHON ?= python
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-slow bench token image
+.PHONY: help check test test-slow test-matrix bench token image
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check: ## format, lint and types, without changing a file
 	$(PYTHON) -m ruff format --check .
@@ -18,6 +18,11 @@ test: ## the fast test suite (minutes; real data files are used where FEDSIM_DAT
 
 test-slow: ## training on MNIST and CIFAR-10, wheel in a clean environment (tens of minutes)
 	$(PYTHON) -m pytest -m slow
+
+VERSIONS ?= 3.10 3.13
+TESTS ?=
+test-matrix: ## the fast suite on Python 3.10 and 3.13, those that are found; VERSIONS=3.12 TESTS=tests/test_basics.py choose
+	$(PYTHON) scripts/matrix.py $(VERSIONS) -- $(TESTS)
 
 token: ## a new secret for the docker cluster, readable by you only
 	$(PYTHON) scripts/cluster.py token docker/token

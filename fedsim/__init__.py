@@ -13,11 +13,12 @@ from fedsim.ground.version import __version__
 if TYPE_CHECKING:
     from fedsim.aggregate import Mean
     from fedsim.evaluate import Evaluate
+    from fedsim.ground.rng import numpy_stream
     from fedsim.local import Local
     from fedsim.pool.engine import Engine
     from fedsim.simulation import Result, simulate
 
-__all__ = ["Engine", "Evaluate", "Local", "Mean", "Result", "__version__", "simulate"]
+__all__ = ["Engine", "Evaluate", "Local", "Mean", "Result", "__version__", "numpy_stream", "simulate"]
 
 _HOMES = {
     "Engine": "pool.engine",
@@ -25,6 +26,7 @@ _HOMES = {
     "Local": "local",
     "Mean": "aggregate",
     "Result": "simulation",
+    "numpy_stream": "ground.rng",
     "simulate": "simulation",
 }
 

@@ -30,11 +30,11 @@ COLUMNS = 2**14
 
 
 class Aggregate(Protocol):
-    """A server rule."""
+    """A server rule: how a cohort's messages become the one message on which the server steps."""
 
     @property
     def weights(self) -> Literal["uniform", "examples"]:
-        """What a client weighs."""
+        """What a client weighs: 1 (``uniform``), or as many as it has examples (``examples``)."""
         ...
 
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
@@ -49,7 +49,7 @@ class Aggregate(Protocol):
         ...
 
     def merge(self, left: Sums, right: Sums) -> Sums:
-        """The sums of two runs of jobs."""
+        """The sums of two groups of clients together, ``left`` being those of the earlier jobs."""
         ...
 
     def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
@@ -65,6 +65,11 @@ def weights_of(rule: Aggregate, sizes: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Mean:
     """Weighted mean of the cohort's messages; of rows that not all clients have, over those who have them.
+
+    >>> weights_of(Mean(), np.array([10, 30])).tolist()  # of two clients, by their numbers of examples
+    [10.0, 30.0]
+    >>> weights_of(Mean(weights="uniform"), np.array([10, 30])).tolist()
+    [1.0, 1.0]
 
     Attributes:
         weights: ``examples``: client i weighs n_i (McMahan et al. 2017); ``uniform``: every client weighs the same.
@@ -161,7 +166,11 @@ Parts = dict[tuple[int, int], Sums]
 
 
 def fold(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Parts:
-    """Merge siblings as far as both are here."""
+    """Merge neighbouring sums pairwise, as far as both are there: a fixed tree over the jobs of a round.
+
+    Workers fold the jobs that they have, the driver folds what they send. Sums of floating-point numbers depend on the
+    order of additions; the tree is given by the numbers of the jobs, so that it is the same for any number of workers.
+    """
     count = 1
     while any(span >= count for _, span in parts):
         for first in sorted(first for first, span in parts if span == count and first % (2 * count) == 0):
@@ -171,7 +180,7 @@ def fold(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Parts:
     return parts
 
 
-def whole(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Sums:
-    """All jobs as one: folded, and what has no sibling (their number is no power of two) from left to right."""
+def merge_all(parts: Parts, merge: Callable[[Sums, Sums], Sums]) -> Sums:
+    """The sums of all jobs as one: ``fold``, then from left to right what it leaves (jobs that are no power of two)."""
     folded = fold(parts, merge)
     return reduce(merge, (folded[place] for place in sorted(folded)))

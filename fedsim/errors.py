@@ -1,5 +1,9 @@
 """The errors a user sees: what was expected, what was got, what to do."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class InputError(ValueError):
     """A configuration, file or argument that cannot be run; raised before anything is spawned."""
@@ -21,6 +25,21 @@ class ClientError(RuntimeError):
     def __init__(self, message: str, round_: int = 0, clients: tuple[int, ...] = ()):
         super().__init__(message)
         self.round, self.clients = round_, clients
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a run between its first and its last round; what it had is saved and in ``result``.
+
+    A KeyboardInterrupt, so that it also ends whatever loop the run was in.
+
+    Args:
+        message: after which round.
+        result: the ``fedsim.Result`` of the rounds that were done, its status ``interrupted``.
+    """
+
+    def __init__(self, message: str, result: Any):
+        super().__init__(message)
+        self.result = result
 
 
 class JobFailed(Exception):

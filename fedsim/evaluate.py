@@ -1,4 +1,4 @@
-"""When and what a run evaluates; how it is done lies in ``fedsim.runs.evaluation``."""
+"""When a run evaluates, and what; how it is done lies in ``fedsim.runs.evaluation``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from fedsim.fields import check_fields
 @dataclass(frozen=True)
 class Evaluate:
     """When and what to evaluate.
+
+    >>> evaluate = Evaluate(every=10, clients=True)
+    >>> [done for done in range(26) if evaluate.due(done, rounds=25)]
+    [0, 10, 20, 25]
 
     Attributes:
         every: rounds between evaluations, >= 1; the first and the last round are always evaluated.

@@ -28,6 +28,18 @@ _NAMES = {int: "an int", float: "a float", bool: "true or false", str: "a string
 def check_fields(part: Any) -> None:
     """Fit every field of a new dataclass to its annotation; subclasses' fields too.
 
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Method:
+    ...     lr: float
+    ...     def __post_init__(self) -> None:
+    ...         check_fields(self)
+    >>> Method(lr=1)
+    Method(lr=1.0)
+    >>> Method(lr="fast")
+    Traceback (most recent call last):
+    fedsim.errors.InputError: lr must be a float, got 'fast'
+
     Raises:
         InputError: ``lr must be a float, got 'abc'``.
     """
@@ -56,7 +68,7 @@ def fitted(value: Any, kind: Any, path: str, other: Callable[[Any, Any, str], An
         done = _as(value, choice, path, other)
         if done is not MISFIT:
             return done
-    raise InputError(f"{path} must be {described(kind, mapping=other is not instance)}, got {_shown(value)}")
+    raise InputError(f"{path} must be {in_words(kind, mapping=other is not instance)}, got {_shown(value)}")
 
 
 def instance(value: Any, kind: Any, path: str) -> Any:
@@ -87,17 +99,17 @@ def methods(role: type) -> list[str]:
     return [name for name, value in vars(role).items() if inspect.isfunction(value) and not name.startswith("_")]
 
 
-def described(kind: Any, *, mapping: bool = False) -> str:
+def in_words(kind: Any, *, mapping: bool = False) -> str:
     """An annotation in words: ``an int or 'auto'``; with ``mapping``, a dataclass as what it is in yaml."""
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(described(choice, mapping=mapping) for choice in get_args(kind))
+        return " or ".join(in_words(choice, mapping=mapping) for choice in get_args(kind))
     if get_origin(kind) is Literal:
         choices = [repr(choice) for choice in get_args(kind)]
         return choices[0] if len(choices) == 1 else f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         items = kinds[:1] if kinds[-1] is ... else kinds
-        words = ", ".join(described(k, mapping=mapping) for k in items)
+        words = ", ".join(in_words(k, mapping=mapping) for k in items)
         return f"a list of {'' if kinds[-1] is ... else f'{len(kinds)}: '}{words}"
     if mapping and is_dataclass(kind):
         return f"a mapping with the keys {', '.join(field.name for field in fields(kind))}"

@@ -14,6 +14,12 @@ from fedsim.fields import check_fields
 class Local:
     """A client's work in one round: ``steps`` minibatches, or ``epochs`` passes over its data.
 
+    >>> local = Local(epochs=2, batch_size=10)
+    >>> local.count(25)  # two passes over 25 examples in minibatches of 10, 10 and 5
+    6
+    >>> Local(steps=5, batch_size="full").batch(25)
+    25
+
     Attributes:
         steps: local steps K per round, >= 1; the client goes through its data in fresh random orders until it has
             made them. None: use ``epochs``.

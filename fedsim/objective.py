@@ -196,7 +196,7 @@ class Objective:
 
     def of(self, architecture: int) -> Objective:
         """The same client and minibatches seen by another of the run's models (its losses are not in train/loss)."""
-        return self._with(self._oracles[architecture])
+        return self._by_oracle(self._oracles[architecture])
 
     def plus(self, term: Term, extras: Callable[[Batch], tuple[Tensor, ...]]) -> Objective:
         """The same objective whose gradients are those of each example's loss plus a term.
@@ -210,11 +210,11 @@ class Objective:
         """
         if self._term is not None:
             raise TypeError("this objective has a term already")
-        other = self._with(self._oracle)
+        other = self._by_oracle(self._oracle)
         other._term, other._extras, other._seen = term, extras, self._seen
         return other
 
-    def _with(self, oracle: Oracle) -> Objective:
+    def _by_oracle(self, oracle: Oracle) -> Objective:
         return Objective(oracle, self._batches, self.steps, self.examples, self._noise, self._everything, self._oracles)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,17 +16,19 @@ from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
-from fedsim.assembly.assemble import assemble, load, require_measurable
-from fedsim.assembly.parts import require_kind, require_models, require_parts, whole
+from fedsim.assembly.assemble import Assembled, assemble
+from fedsim.assembly.divide import load
+from fedsim.assembly.keeping import Kept, draw_pictures, keep
+from fedsim.assembly.part_roles import require_kind
+from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
-from fedsim.channel.onion import Layer
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
-from fedsim.errors import require
+from fedsim.errors import Interrupted, require
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
+from fedsim.ground.interrupts import Stopping
 from fedsim.ground.own_code import own_code
-from fedsim.ground.public_names import name_of_class
 from fedsim.ground.tree import tree_map
 from fedsim.local import Local
 from fedsim.models import Factory
@@ -36,12 +37,13 @@ from fedsim.pool.engine import Engine
 from fedsim.pool.jobs import Rows
 from fedsim.privacy.config import Privacy
 from fedsim.record.checkpoint import Checkpointing
-from fedsim.record.history import History, opened
-from fedsim.record.provenance import provenance
-from fedsim.record.run_folder import RunFolder, Status
+from fedsim.record.drawings import draw_confusion
+from fedsim.record.history import History
+from fedsim.record.run_folder import Status
+from fedsim.runs.run import Run
 from fedsim.runs.traffic import Record
-from fedsim.schedule import All, Events, Schedule
-from fedsim.topology import Mixing, Topology
+from fedsim.schedule import All, Schedule
+from fedsim.topology import Topology
 from fedsim.topology.reading import order_of
 
 
@@ -75,7 +77,18 @@ class Result:
     stores: tuple[Rows, ...] = ()
 
     def client(self, number: int) -> Any:
-        """The final state of one client, a tree of tensors."""
+        """The final state of one client, a tree of tensors.
+
+        >>> from fedsim.algorithms.scaffold import Scaffold
+        >>> from fedsim.data import Quadratic
+        >>> from fedsim.models import linear_zero
+        >>> from fedsim.partition import Natural
+        >>> equal = Mean(weights="uniform")
+        >>> parts = {"data": Quadratic(clients=3), "partition": Natural(), "model": linear_zero, "aggregate": equal}
+        >>> result = simulate(Scaffold(lr=0.01), **parts, rounds=1)
+        >>> result.client(2).c.shape == result.server.x.shape
+        True
+        """
         rows = self.stores[number % len(self.stores)].read([number])
         return tree_map(lambda array: torch.from_numpy(array)[0], rows[0])
 
@@ -107,6 +120,21 @@ def simulate(
 ) -> Result:
     """Run a federated simulation.
 
+    The parts are checked and put together, a round is rehearsed, and only then are workers started and rounds played.
+    Signal handlers, torch's threads and whatever else a run changes in the process are as before when it returns or
+    raises.
+
+    >>> from fedsim import Local, simulate
+    >>> from fedsim.algorithms.fedavg import FedAvg
+    >>> from fedsim.data import Digits
+    >>> from fedsim.models import mlp
+    >>> from fedsim.partition import Iid
+    >>> result = simulate(FedAvg(lr=0.1), data=Digits(), partition=Iid(clients=4), model=mlp, rounds=2)
+    >>> result.status, len(result.metrics)
+    ('finished', 3)
+    >>> result.summary["eval/accuracy"]["last"] > 0.5
+    True
+
     Args:
         algorithm: for example ``FedAvg(lr=0.1)``.
         data: a source such as ``fedsim.data.Digits()``, or a ``Dataset`` already in memory.
@@ -134,172 +162,89 @@ def simulate(
         config: what config.yaml shall hold; by default the parts themselves.
 
     Returns:
-        Metrics and final model. A run that diverges or is interrupted (Ctrl-C) returns what it had, with its status.
+        Metrics and final model. A run that diverges returns what it had, with its status.
 
     Raises:
         InputError: something cannot be run; raised before anything is spawned.
         ClientError: a client's computation failed.
+        Interrupted: Ctrl-C, a KeyboardInterrupt, after records, checkpoint and summary (status ``interrupted``) were
+            saved; ``error.result`` is what the run had. Another Ctrl-C within five seconds does not cut the saving.
+            Before the first round a KeyboardInterrupt is raised as it came.
     """
-    given: dict[str, Any] = {"algorithm": algorithm, "data": data, "partition": partition, "schedule": schedule}
-    given |= {"local": local, "aggregate": aggregate, "topology": topology, "channel": channel, "downlink": downlink}
-    require_parts(given | {"privacy": privacy, "engine": engine, "evaluate": evaluate, "checkpoint": checkpoint})
-    require_models(model)
-    rounds, seed = whole(rounds, "rounds", 1), whole(seed, "seed")
-    switches = {"trajectory": trajectory, "events": events, "resume": resume, "progress": progress}
-    for name, value in switches.items():
-        require_kind(value, name, bool, "be True or False")
-    require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
-    require(run_dir != "", "run_dir", "be a path or None", run_dir, "for the current folder pass '.'")
-    require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
-    require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
-    require(
-        engine.device == "cpu" or torch.cuda.is_available(),
-        "engine.device",
-        "be cpu on a machine without a CUDA device",
-        engine.device,
-    )
-    must = "be false for rounds, which have no events; it is for schedule=events"
-    require(not events or isinstance(schedule, Events), "logger.events", must, events)
-    if isinstance(schedule, Events):
-        rounds = len(schedule.times(rounds))
     begun = time.perf_counter()
+    method = (algorithm, data, partition, model, rounds, schedule, local, aggregate)
+    links = (topology, channel, downlink, privacy)
+    parts = Parts(*method, *links, engine, evaluate, checkpoint, seed, trajectory, events)
+    require_kind(progress, "progress", bool, "be True or False")
+    require_place(run_dir, config, resume)
     with ExitStack() as stack:
-        bar = stack.enter_context(Progress(rounds)) if progress else None
+        stopping = stack.enter_context(Stopping())
+        bar = stack.enter_context(Progress(parts.planned_rounds)) if progress else None
         say = bar.status if bar else lambda text: None
         say("reading the data")
-        dataset = load(data, seed)
+        dataset = load(parts)
         if run_dir is not None and not dataset.digest:  # a resumed run shall have the same data
             dataset = with_digest(dataset)
         say("dividing the data")
-        assembled = assemble(
-            algorithm,
-            dataset,
-            partition=partition,
-            model=model,
-            rounds=rounds,
-            schedule=schedule,
-            local=local,
-            aggregate=aggregate,
-            topology=topology,
-            channel=channel,
-            downlink=downlink,
-            privacy=privacy,
-            engine=engine,
-            seed=seed,
-        )
-        prepared, population, ledger = assembled.prepared, assembled.population, assembled.ledger
-        mixing = assembled.mixing
-        require_measurable(algorithm, prepared, evaluate, trajectory=trajectory)
-        chosen = prepared.described() | {"threads": engine.threads}
-        folder = checkpoints = saved = None
-        mark: dict[str, Any] = {}
-        if run_dir is not None:
-            parts: dict[str, Any] = {"algorithm": algorithm, "partition": partition, "model": model}
-            parts["data"] = dataset if isinstance(data, Dataset) else data
-            parts |= {"schedule": schedule, "local": local, "aggregate": aggregate, "engine": engine}
-            parts |= {"channel": channel, "downlink": downlink, "privacy": privacy, "topology": topology}
-            parts |= {"evaluate": evaluate, "rounds": rounds, "seed": seed, "checkpoint": checkpoint}
-            parts |= {"logger": {"trajectory": trajectory, "events": events}}
-            machine = provenance(
-                engine.device,
-                data={"name": dataset.name, "digest": dataset.digest},
-                partition={"clients": len(population), "digest": population.digest},
-                engine=chosen,
-                parameters=prepared.parameters[0] if len(prepared.parameters) == 1 else list(prepared.parameters),
-                **_nodes(mixing),
-            )
-            method: dict[str, Any] = {"data": dataset.digest, "partition": population.digest}
-            method |= {"noise": ledger.noise_multiplier} if ledger else {}
-            method |= {"rounds": rounds} if isinstance(schedule, Events) else {}  # they divide the time
-            described = config if config is not None else {name: _described(part) for name, part in parts.items()}
-            folder, checkpoints, mark, saved = opened(
-                run_dir, described, machine, method, checkpoint, rounds, resume=resume
-            )
-            stack.enter_context(folder)
-        if folder and not saved:
-            _draw_split(folder, population.counts(dataset))
-            if mixing is not None:
-                _draw_graph(folder, type(topology).__name__, mixing, population.counts(dataset))
+        assembled = assemble(parts, dataset)
+        kept = Kept() if run_dir is None else keep(assembled, run_dir, config, resume=resume)
+        if kept.folder:
+            stack.enter_context(kept.folder)
+            if not kept.saved:
+                draw_pictures(assembled, kept.folder)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
         with own_code("run"):
             backend = assembled.start()
             stack.callback(backend.close)
             run = assembled.orchestrator(backend, evaluate)
+        if progress:
+            warn(assembled, run)
         points: list[Tensor] | None = [] if trajectory else None
-        history = History(run, folder, bar, checkpoints, mark, points, ledger, begun, events=events)
-        order = order_of(mixing.graph) if mixing is not None else ()
-        for note in (*prepared.notes, *run.notes, *order) if progress else ():
-            warning(note)
-        if saved:
-            history.resume(saved)
-        try:
-            status, message = history.loop()
-        except Exception as error:
-            history.catch_up()
-            if not isinstance(error, OSError):
-                history.save()
-            history.finish("failed", str(error))
-            raise
-        if status != "diverged":
-            history.save()
-        if folder and run.confusion is not None and status != "interrupted":  # that one may go on, to another matrix
-            _draw_confusion(folder, run.confusion, run.done)
-        final = prepared.module(run.model())  # before anything says that the run has finished
+        places = (kept.folder, bar, kept.checkpoints, kept.mark)
+        history = History(run, *places, points, assembled.ledger, begun, events=events)
+        if kept.saved:
+            history.resume(kept.saved)
+        status, message = play(history, stopping)
+        final = assembled.prepared.module(run.model())  # before anything says that the run has finished
         summary = history.finish(status, message)
-    where = folder.path if folder else None
-    return Result(
-        status, history.records, summary, final, run.server, history.trajectory(), where, message, tuple(run.stores)
-    )
+    where = kept.folder.path if kept.folder else None
+    came = (history.records, summary, final, run.server, history.trajectory(), where, message)
+    result = Result(status, *came, tuple(run.stores))
+    if status == "interrupted":
+        raise Interrupted(message, result)
+    return result
 
 
-def _draw_split(folder: RunFolder, counts: np.ndarray) -> None:
-    from fedsim.record.figures import split_by_client
-
-    folder.figure("data/split", split_by_client(counts, "training samples by client"))
-
-
-def _nodes(mixing: Mixing | None) -> dict[str, Any]:
-    """The labels of the clients' nodes in a graph that has other labels than 0..n-1, for provenance.json."""
-    labels = () if mixing is None else mixing.graph.graph.get("labels", ())
-    return {"topology": {"nodes": list(labels)}} if labels else {}
+def require_place(run_dir: Any, config: Any, resume: Any) -> None:
+    """Raise InputError unless a run can be kept, or goes on, where ``simulate`` was told."""
+    require_kind(resume, "resume", bool, "be True or False")
+    require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
+    require(run_dir != "", "run_dir", "be a path or None", run_dir, "for the current folder pass '.'")
+    require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
+    require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
 
 
-def _draw_graph(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray) -> None:
-    """The graph of the first round, its peers coloured by how far their labels are from everybody's."""
-    from fedsim.topology.figure import draw
-
-    n = len(counts)
-    skew = np.abs(counts / counts.sum(1, keepdims=True) - counts.sum(0) / counts.sum()).sum(1) / 2
-    title = f"{name}, {n} peers, {len(mixing.edges)} edges" + ("" if mixing.static else ", round 1")
-    several = counts.shape[1] > 1
-    folder.figure(
-        "topology/graph", draw(mixing.graph, skew if several else None, title, "label skew" if several else "")
-    )
+def warn(assembled: Assembled, run: Run) -> None:
+    """Say what the user should know of the kernels, of the run, and of the order of a graph's nodes."""
+    mixing = assembled.network.mixing
+    order = order_of(mixing.graph) if mixing is not None else ()
+    for note in (*assembled.prepared.notes, *run.notes, *order):
+        warning(note)
 
 
-def _draw_confusion(folder: RunFolder, matrix: np.ndarray, done: int) -> None:
-    from fedsim.record.figures import confusion
-
-    folder.figure("eval/confusion", confusion(matrix), done)
-
-
-def _described(part: Any) -> Any:
-    """A part of a run as a configuration would name it, for config.yaml."""
-    if part is None or isinstance(part, (bool, int, float, str, Mapping)):
-        return part
-    if isinstance(part, Channel):
-        layers = {layer.name: _described(layer.middleware) | _fields(layer) for layer in part.layers}
-        return layers | {"encode": part.encode}
-    if isinstance(part, (list, tuple)):
-        return [_described(item) for item in part]
-    if isinstance(part, Dataset):
-        return {"name": part.name, "digest": part.digest}
-    maker = part if callable(part) and hasattr(part, "__qualname__") else type(part)
-    node: dict[str, Any] = {"_target_": name_of_class(maker)}
-    if not dataclasses.is_dataclass(part) or isinstance(part, type):
-        return node
-    return node | {f.name: _described(getattr(part, f.name)) for f in dataclasses.fields(part)}
-
-
-def _fields(layer: Layer) -> dict[str, Any]:
-    return {} if layer.fields is None else {"fields": list(layer.fields)}
+def play(history: History, stopping: Stopping) -> tuple[Status, str]:
+    """Run what is left of a run and save it; returns how it ended and why. What fails is on record, and raised."""
+    folder, run = history.folder, history.run
+    try:
+        status, message = history.loop(stopping)
+    except Exception as error:
+        history.catch_up()
+        if not isinstance(error, OSError):
+            history.save()
+        history.finish("failed", str(error))
+        raise
+    if status != "diverged":
+        history.save()
+    if folder and run.confusion is not None and status != "interrupted":  # that one may go on, to another matrix
+        draw_confusion(folder, run.confusion, run.done)
+    return status, message

@@ -36,7 +36,7 @@ State: TypeAlias = Any
 
 
 class SavedRows(NamedTuple):
-    """A part of a saved state with as many rows as have come to be."""
+    """The part of a saved state that grows during a run: one row for each client, say, that ever took part."""
 
     ids: Any  # [r] int64, whose they are: clients for example
     values: Any  # tree of [r, ...] arrays or tensors

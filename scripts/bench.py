@@ -35,10 +35,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from fedsim import Engine, Evaluate, Local, Mean
+from fedsim import Engine, Evaluate, Local
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.data import Dataset, Split
+from fedsim.ground.process import claim
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
 from fedsim.runs.run import Run
@@ -229,13 +231,14 @@ class TwoProcesses:
 def engine_run(load: Workload, engine: Engine) -> Iterator[Run]:
     """Our engine on the workload, ready to step."""
     data = gaussian_classes(load)
-    population = Blocks(clients=load.clients).split(data, 0)
     rule = (FedAvg if load.train else NoOp)(lr=LR)
     torch.manual_seed(0)
-    prepared = prepare(rule, data, population, [load.model()], Local(batch_size=load.batch), Mean(), engine, 0)
-    backend = prepared.start(engine)
+    how: dict[str, Any] = {"local": Local(batch_size=load.batch), "engine": engine}
+    division, schedule = Blocks(clients=load.clients), Uniform(cohort=load.cohort)
+    assembled = assemble(Parts(rule, data, division, load.model(), 10**9, schedule, **how), data)
+    backend = assembled.start()
     try:
-        yield prepared.orchestrator(backend, Uniform(cohort=load.cohort), Evaluate(every=10**9), engine, 10**9)
+        yield assembled.orchestrator(backend, Evaluate(every=10**9))
     finally:
         backend.close()
 
@@ -308,4 +311,5 @@ def machine(device: str) -> str:
 
 
 if __name__ == "__main__":
+    claim()
     main()

@@ -50,7 +50,7 @@ class Line:
 
     def __call__(self, v: Tensor, *sides: wire.Side) -> tuple[Tensor, tuple[wire.Side, ...], int]:
         self.content = {"update": (v, sides)}
-        return v, sides, wire.size(self.content)
+        return v, sides, wire.encoded_size(self.content)
 
 
 def _topk(v: Tensor, k: int) -> Any:
@@ -87,7 +87,7 @@ def main() -> None:
         reference = milliseconds(partial(_topk, v, k), options.repeats) if "topk" in name else None
         took = milliseconds(partial(layer, v, (), noise, line), options.repeats)
         content = line.content
-        count = 1e3 * milliseconds(partial(wire.size, content), options.repeats)
+        count = 1e3 * milliseconds(partial(wire.encoded_size, content), options.repeats)
         encode = milliseconds(partial(wire.encode, content), options.repeats)
         table.add_row(
             name,
@@ -96,7 +96,7 @@ def main() -> None:
             f"{count:.0f}",
             f"{encode:.0f}",
             f"{4e-3 * options.size / encode:,.0f}",
-            f"{8 * wire.size(content) / options.size:.3f}",
+            f"{8 * wire.encoded_size(content) / options.size:.3f}",
         )
     Console(width=110).print(table)
 

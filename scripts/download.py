@@ -18,11 +18,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fedsim.data.cifar import CIFAR10_META, CIFAR10_TEST, CIFAR10_TRAIN, CIFAR100_META, CIFAR100_TEST, CIFAR100_TRAIN
 from fedsim.data.fetch import fetch, unpack
-from fedsim.data.files import DataFile, data_root, locate, read
 from fedsim.data.gas_sensor_drift import GAS_FILES
 from fedsim.data.housing import HOUSING_FILE
 from fedsim.data.idx import FASHION_MNIST_FILES, MNIST_FILES
 from fedsim.data.libsvm import KNOWN
+from fedsim.data.published import DataFile, data_root, locate, read_file
 from fedsim.data.shakespeare import SHAKESPEARE_FILE
 from fedsim.errors import InputError
 
@@ -49,7 +49,7 @@ class Download:
         return self.path.endswith((".tar.gz", ".zip"))
 
 
-def _each(home: str, files: Sequence[DataFile], form: str = "") -> tuple[Download, ...]:
+def _one_by_one(home: str, files: Sequence[DataFile], form: str = "") -> tuple[Download, ...]:
     return tuple(Download(home + f.name + form, f.path + form, f.md5.get(form), (f,)) for f in files)
 
 
@@ -59,12 +59,14 @@ def _archive(url: str, path: str, md5: str | None, *files: DataFile) -> tuple[Do
 
 _LIBSVM = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/"
 _LIBSVM_DOWNLOADS = {
-    name: _each(_LIBSVM, (known.train,) if known.test is None else (known.train, known.test))
+    name: _one_by_one(_LIBSVM, (known.train,) if known.test is None else (known.train, known.test))
     for name, known in KNOWN.items()
 }
 SOURCES: dict[str, tuple[Download, ...]] = {
-    "mnist": _each("https://ossci-datasets.s3.amazonaws.com/mnist/", MNIST_FILES, ".gz"),
-    "fashion_mnist": _each("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", FASHION_MNIST_FILES, ".gz"),
+    "mnist": _one_by_one("https://ossci-datasets.s3.amazonaws.com/mnist/", MNIST_FILES, ".gz"),
+    "fashion_mnist": _one_by_one(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", FASHION_MNIST_FILES, ".gz"
+    ),
     "cifar10": _archive(
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "cifar-10/cifar-10-python.tar.gz",
@@ -89,10 +91,10 @@ SOURCES: dict[str, tuple[Download, ...]] = {
         None,
         *GAS_FILES.values(),
     ),
-    "california_housing": _each(
+    "california_housing": _one_by_one(
         "https://raw.githubusercontent.com/ageron/handson-ml/master/datasets/housing/", (HOUSING_FILE,)
     ),
-    "tiny_shakespeare": _each(
+    "tiny_shakespeare": _one_by_one(
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/", (SHAKESPEARE_FILE,)
     ),
 }
@@ -106,7 +108,7 @@ def obtain(name: str, download: Download, root: Path, mirror: str | None, progre
     """
     if all(locate(root, file) is not None for file in download.gives):
         for file in download.gives:
-            read(root, file, name)
+            read_file(root, file, name)
         return "already there"
     url = download.url if mirror is None else f"{mirror.rstrip('/')}/{download.url.rsplit('/', 1)[1]}"
     target = root / download.path

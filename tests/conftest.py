@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import os
 import pickle
 import signal
 import sys
@@ -27,7 +28,7 @@ import torch
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from torch import nn
 
-from fedsim.assembly import prepare
+from fedsim.assembly import choose as choosing
 from fedsim.assembly.choose import Chosen, choose
 from fedsim.data import Dataset, Split
 from fedsim.models import cnn
@@ -36,6 +37,9 @@ from fedsim.models import cnn
 # closes it when Hydra configures logging: give it the real one.
 with suppress(ImportError):
     import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
+
+# A Ray that a test starts itself is told what fedsim tells those that it starts.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +101,7 @@ def _each_kernel_is_chosen_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "choose", once)
+        patch.setattr(choosing, "choose", once)
         yield
 
 

@@ -20,6 +20,7 @@ from fedsim import Engine, Local, Mean
 from fedsim.algorithms.powersgd import PowerSGD
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
 from fedsim.channel.one_by_one import one_by_one
 from fedsim.channel.onion import Layer
@@ -31,7 +32,6 @@ from fedsim.ground.tree import leaves, tree_map
 from fedsim.objective import Objective
 from fedsim.partition import Iid
 from fedsim.pool.worker import Worker
-from fedsim.schedule import All
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 from tests.channel.test_compressors import LAYERS, Noise, counted, draws
@@ -95,22 +95,19 @@ def prepared(
     kernel: Any, data: Dataset, dtype: Any = "float32", algorithm: Any = None, channel: Channel = SPARSE
 ) -> Any:
     how = {"batching": "loop"} if kernel == "loop" else {"kernel": kernel}
-    return assemble(
+    parts = Parts(
         algorithm or Scaffold(lr=0.1),
         data,
         partition=Iid(clients=5),
         model=small_cnn,
         rounds=2,
-        schedule=All(),
         local=Local(steps=2, batch_size=8),
         aggregate=Mean(weights="uniform"),
-        topology=None,
         channel=channel,
-        downlink=Channel(),
-        privacy=None,
         engine=Engine(backend="serial", dtype=dtype, jobs=1, **how),
         seed=1,
     )
+    return assemble(parts, data)
 
 
 def moved_array(array: np.ndarray, by: int) -> np.ndarray:

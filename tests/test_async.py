@@ -17,7 +17,8 @@ from fedsim.algorithms.fedasync import FedAsync
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedbuff import FedBuff
 from fedsim.algorithms.kit.staleness import discounts
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.channel import wire
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
@@ -49,9 +50,9 @@ def asynchronous(
 ) -> Arrivals:
     """A run before its first start; the caller closes ``run.backend``."""
     dataset = (data or Quadratics(n=9)).dataset()
-    split = Natural().split(dataset, 0)
-    prepared = prepare(algorithm, dataset, split, [linear_zero], local, Stack(), engine, 5, channel)
-    run = prepared.orchestrator(prepared.start(engine), schedule, Evaluate(every=1000), engine, rounds)
+    how: dict[str, Any] = {"local": local, "aggregate": Stack(), "channel": channel, "engine": engine, "seed": 5}
+    assembled = assemble(Parts(algorithm, dataset, Natural(), linear_zero, rounds, schedule, **how), dataset)
+    run = assembled.orchestrator(assembled.start(), Evaluate(every=1000))
     assert isinstance(run, Arrivals)
     return run
 
@@ -177,8 +178,8 @@ def test_discounts() -> None:
 
 def test_links_take_the_time_of_their_bytes_and_bytes_are_counted() -> None:
     """Equally fast clients without computing time: what remains are the links."""
-    plain = wire.size({"update": torch.zeros(4, dtype=torch.float64)})
-    down = wire.size({"x": torch.zeros(4, dtype=torch.float64)})
+    plain = wire.encoded_size({"update": torch.zeros(4, dtype=torch.float64)})
+    down = wire.encoded_size({"x": torch.zeros(4, dtype=torch.float64)})
     schedule = Asynchronous(3, step_s=0.0, downlink_mbps=2.0, uplink_mbps=0.5, latency_s=0.25)
     run = asynchronous(FedBuff(lr=0.1, buffer=3), schedule, 4)
     finish(run)

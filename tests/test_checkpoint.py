@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from fedsim.errors import InputError
 from fedsim.ground.tree import leaves
 from fedsim.record.checkpoint import Checkpointing, Checkpoints
-from fedsim.record.fingerprint import compare, fingerprint
+from fedsim.record.fingerprint import check_fingerprint, fingerprint
 from fedsim.record.provenance import provenance
 from fedsim.runs.store import Store
 from fedsim.types import SavedRows
@@ -219,13 +219,13 @@ def mark(config: dict[str, Any] | None = None, *, torch_version: str = "", **met
 def test_what_cannot_change_a_bit_may_change(capsys: pytest.CaptureFixture[str]) -> None:
     engine = CONFIG["engine"] | {"backend": "serial", "actors": 7, "address": "ray://x", "retries": 0}  # type: ignore[operator]
     other = CONFIG | {"rounds": 9, "engine": engine, "checkpoint": {"every": 1, "keep": 5}}
-    compare(mark(), mark(other), Path("run"))
+    check_fingerprint(mark(), mark(other), Path("run"))
     assert capsys.readouterr().err == ""
 
 
 def test_what_changes_rounding_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     other = CONFIG | {"engine": CONFIG["engine"] | {"threads": 4}}  # type: ignore[operator]
-    compare(mark(torch_version="2.6.0"), mark(other), Path("run"))
+    check_fingerprint(mark(torch_version="2.6.0"), mark(other), Path("run"))
     (line,) = capsys.readouterr().err.splitlines()
     assert f"engine.threads was 1, is 4; torch was 2.6.0, is {torch.__version__}" in line
 
@@ -243,7 +243,7 @@ def test_what_changes_rounding_is_named_in_one_line(capsys: pytest.CaptureFixtur
 )
 def test_another_run_is_refused_by_key(now: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as error:
-        compare(mark(), now, Path("run"))
+        check_fingerprint(mark(), now, Path("run"))
     assert words in str(error.value)
     assert str(Path("run/config.yaml")) in str(error.value)
 

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from fedsim import __version__
 from fedsim.assembly.configuration import build_run
+from fedsim.cli.argv import with_own_classes
+from fedsim.cli.compose import check
 from fedsim.cli.folder import config_folder
-from fedsim.cli.main import check, with_own_classes
 from fedsim.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

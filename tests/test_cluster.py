@@ -29,7 +29,6 @@ from fedsim.partition import Dirichlet
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
 
-pytest.importorskip("fedsim.pool.ray_pool")  # first: it sets the environment that ray reads
 ray = pytest.importorskip("ray")
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "cluster.py"

@@ -15,8 +15,10 @@ import yaml
 
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.configuration import build_run
+from fedsim.assembly.parts import Parts
 from fedsim.cli import catalogue, replay
 from fedsim.cli import main as run
+from fedsim.cli.compose import compose
 from fedsim.cli.folder import config_folder
 from fedsim.cli.verify import difference
 from fedsim.ground.console import Terminal
@@ -113,7 +115,7 @@ def test_what_cannot_be_used_is_said_in_one_line(
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four rounds whose clients are computed one by one, so that a replay has its bits."""
     folder = tmp_path_factory.mktemp("replay") / "run"
-    config = run.compose([*SMALL, "engine.batching=loop", "algorithm=scaffold"])
+    config = compose([*SMALL, "engine.batching=loop", "algorithm=scaffold"])
     simulate(**build_run(config), run_dir=folder, config=config)
     return folder
 
@@ -127,7 +129,7 @@ def cohort(folder: Path, round_: int) -> tuple[int, ...]:
 def mean_of_replayed(folder: Path, round_: int) -> tuple[np.ndarray, float]:
     """Mean update and mean loss over the cohort of a round, each client replayed on its own."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assembled = replay.configured(build_run(config))
+    assembled = replay.assemble(Parts(**build_run(config)))
     lit = replay.find(assembled, folder, round_, None)
     worker = replay.Worker(assembled.prepared.setup)
     done = [replay.work(worker, i, job, lit.shared) for i, job in lit.found]
@@ -244,7 +246,7 @@ def test_digests_are_of_the_state() -> None:
     """Two seeds differ from the start, the same seed twice does not."""
     from fedsim.cli.verify import trace
 
-    one, again, other = (trace(build_run(run.compose([*SMALL, f"seed={seed}"]))) for seed in (0, 0, 1))
+    one, again, other = (trace(Parts(**build_run(compose([*SMALL, f"seed={seed}"])))) for seed in (0, 0, 1))
     assert one == again
     assert len(set(one)) == len(one) == 5
     assert not set(one) & set(other)

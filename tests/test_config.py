@@ -13,7 +13,9 @@ import pytest
 import yaml
 from torch import nn
 
-from fedsim.assembly.configuration import ModelFactory, build, build_factory, build_model, build_run
+from fedsim.assembly.configuration import build_run
+from fedsim.assembly.factory import ModelFactory
+from fedsim.assembly.nodes import build_factory, build_model, build_object
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
 
@@ -75,7 +77,7 @@ def problem(call: Callable[[], Any]) -> str:
 
 
 def test_values_arrive_with_the_annotated_types() -> None:
-    built = build(
+    built = build_object(
         node(Outer, lr=1, n=2, flag=True, block="auto", kind="two", epochs=2, betas=[0, 0.5], hidden=[8, 4]), "a"
     )
     assert built == Outer(1.0, 2, True, "a", "auto", "two", 2.0, (0.0, 0.5), (8, 4))
@@ -85,17 +87,17 @@ def test_values_arrive_with_the_annotated_types() -> None:
 
 
 def test_nested_nodes_by_target_or_by_annotation() -> None:
-    by_target = build(node(Outer, lr=1.0, inner=node(Inner, pad=4)), "a")
-    by_annotation = build(node(Outer, lr=1.0, inner={"pad": 4}), "a")
+    by_target = build_object(node(Outer, lr=1.0, inner=node(Inner, pad=4)), "a")
+    by_annotation = build_object(node(Outer, lr=1.0, inner={"pad": 4}), "a")
     assert by_target == by_annotation
     assert by_target.inner == Inner(4)
-    assert build(node(Outer, lr=1.0, free=node(Inner)), "a").free == Inner()  # a Protocol accepts any object
+    assert build_object(node(Outer, lr=1.0, free=node(Inner)), "a").free == Inner()  # a Protocol accepts any object
 
 
 def test_a_plain_class_with_open_keys() -> None:
-    built = build(node(Plain, width=2, extra="x"), "a")
+    built = build_object(node(Plain, width=2, extra="x"), "a")
     assert (built.width, built.rest) == (2, {"extra": "x"})
-    assert problem(lambda: build(node(Plain, width="x"), "a")) == "a.width must be an int, got 'x'"
+    assert problem(lambda: build_object(node(Plain, width="x"), "a")) == "a.width must be an int, got 'x'"
 
 
 @pytest.mark.parametrize(
@@ -132,11 +134,11 @@ def test_a_plain_class_with_open_keys() -> None:
     ],
 )
 def test_what_does_not_fit_is_named(keys: dict[str, Any], line: str) -> None:
-    assert problem(lambda: build(node(Outer, **keys), "a")) == line
+    assert problem(lambda: build_object(node(Outer, **keys), "a")) == line
 
 
 def test_all_problems_at_once() -> None:
-    lines = problem(lambda: build(node(Outer, n="x", flga=True, lr="y"), "a")).splitlines()
+    lines = problem(lambda: build_object(node(Outer, n="x", flga=True, lr="y"), "a")).splitlines()
     assert lines == [
         "a.n must be an int, got 'x'",
         "unknown key a.flga (got True); did you mean a.flag? keys of a: lr, n, flag, name, block, kind, epochs, betas, "
@@ -154,13 +156,13 @@ def test_all_problems_at_once() -> None:
         ({"_target_": "no_such_package.Outer"}, "No module named 'no_such_package'"),
         ({"_target_": "fedsim.errors.InputErorr"}, "did you mean InputError?"),
         (
-            {"_target_": "fedsim.assembly.configuration.MISSING"},
-            "fedsim.assembly.configuration has no such class or function",
+            {"_target_": "fedsim.assembly.nodes.MISSING"},
+            "fedsim.assembly.nodes has no such class or function",
         ),
     ],
 )
 def test_targets_that_cannot_be_found(bad: Any, words: str) -> None:
-    line = problem(lambda: build(bad, "a"))
+    line = problem(lambda: build_object(bad, "a"))
     assert words in line
     assert "\n" not in line
 
@@ -276,7 +278,7 @@ def test_every_shipped_node_builds_and_lists_all_its_keys(path: Path, tmp_path: 
         names = set(inspect.signature(factory.target).parameters) - {"input_shape", "outputs"}
     else:
         values = {key: str(cohorts) if value == "???" else value for key, value in given.items()}
-        build(values, group)
+        build_object(values, group)
         home, _, target = given["_target_"].rpartition(".")
         names = set(inspect.signature(getattr(import_module(home), target)).parameters)
     assert set(given) - {"_target_", "batchnorm"} == names

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedsim.data import Dataset, Split
 from fedsim.data.arrays import check_memory, holdout, standardise, with_digest
-from fedsim.data.files import FORMS, DataFile, data_root, read, read_all, read_path
+from fedsim.data.published import FORMS, DataFile, data_root, read_file, read_files, read_path
 from fedsim.errors import InputError
 
 CONTENT = b"some content\n" * 50
@@ -43,15 +43,15 @@ def test_data_root_prefers_the_option_then_the_environment_then_the_cache(monkey
 def test_every_form_gives_the_same_content(tmp_path: Path, form: str) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / f"set/file{form}").write_bytes(COMPRESS[form](CONTENT))
-    assert read(tmp_path, DataFile("set/file"), "toy") == CONTENT
-    assert read(tmp_path, DataFile("set/file", {"": md5(CONTENT)}), "toy") == CONTENT
+    assert read_file(tmp_path, DataFile("set/file"), "toy") == CONTENT
+    assert read_file(tmp_path, DataFile("set/file", {"": md5(CONTENT)}), "toy") == CONTENT
     own = {form: md5(COMPRESS[form](CONTENT))} if form != ".gz" else {}  # gzip writes the time of day
-    assert read(tmp_path, DataFile("set/file", own), "toy") == CONTENT
+    assert read_file(tmp_path, DataFile("set/file", own), "toy") == CONTENT
 
 
 def test_a_missing_file_names_file_folder_and_both_ways_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        read(tmp_path, DataFile("set/file"), "toy")
+        read_file(tmp_path, DataFile("set/file"), "toy")
     message = str(caught.value)
     assert "\n" not in message
     for part in ("no file file", str(tmp_path / "set"), "scripts/download.py toy", "FEDSIM_DATA", "data.root"):
@@ -65,7 +65,7 @@ def test_a_damaged_file_names_expected_and_got_digest(tmp_path: Path, form: str,
     bad = {"truncated": good[:-12], "changed": good[:30] + b"?" + good[31:], "empty": b""}[damage]
     (tmp_path / f"file{form}").write_bytes(bad)
     with pytest.raises(InputError) as caught:
-        read(tmp_path, DataFile("file", {form: md5(good), "": md5(CONTENT)}), "toy")
+        read_file(tmp_path, DataFile("file", {form: md5(good), "": md5(CONTENT)}), "toy")
     message = str(caught.value)
     assert "\n" not in message
     for part in (f"file{form}", md5(good), md5(bad), "delete it and run `python scripts/download.py toy`"):
@@ -75,10 +75,10 @@ def test_a_damaged_file_names_expected_and_got_digest(tmp_path: Path, form: str,
 def test_a_recompressed_file_is_recognised_by_its_content_and_another_is_not(tmp_path: Path) -> None:
     file = DataFile("file", {".xz": "0" * 32, "": md5(CONTENT)})
     (tmp_path / "file.xz").write_bytes(lzma.compress(CONTENT, preset=0))
-    assert read(tmp_path, file, "toy") == CONTENT
+    assert read_file(tmp_path, file, "toy") == CONTENT
     (tmp_path / "file.xz").write_bytes(lzma.compress(CONTENT + b"more"))
     with pytest.raises(InputError, match="expected md5 0000"):
-        read(tmp_path, file, "toy")
+        read_file(tmp_path, file, "toy")
 
 
 def test_what_cannot_be_read_or_decompressed_says_so(tmp_path: Path) -> None:
@@ -94,17 +94,17 @@ def test_of_several_files_none_is_opened_before_all_are_there_and_right(tmp_path
     (tmp_path / "set").mkdir()
     for i in range(3):
         (tmp_path / f"set/{i}.xz").write_bytes(lzma.compress(b"%d" % i))
-    assert read_all(tmp_path, good, "toy") == [b"0", b"1", b"2"]
+    assert read_files(tmp_path, good, "toy") == [b"0", b"1", b"2"]
     broken = [DataFile("set/0"), *good[1:]]  # without a digest, what is inside shows only on opening
     (tmp_path / "set/0.xz").write_bytes(b"not xz")
     with pytest.raises(InputError, match=r"0\.xz: cannot be decompressed"):
-        read_all(tmp_path, broken, "toy")
+        read_files(tmp_path, broken, "toy")
     (tmp_path / "set/1.xz").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"1\.xz: damaged"):
-        read_all(tmp_path, broken, "toy")
+        read_files(tmp_path, broken, "toy")
     (tmp_path / "set/2.xz").unlink()
     with pytest.raises(InputError, match="no file 2"):
-        read_all(tmp_path, broken, "toy")
+        read_files(tmp_path, broken, "toy")
 
 
 @settings(deadline=None, max_examples=50)

@@ -15,8 +15,8 @@ import pytest
 
 from fedsim.data import CIFAR10, CIFAR100, MNIST, Augment, Digits, FashionMNIST
 from fedsim.data.cifar import read_images, unpickle
-from fedsim.data.files import DataFile
 from fedsim.data.idx import parse_idx, read_idx_dataset
+from fedsim.data.published import DataFile
 from fedsim.errors import InputError
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import CaliforniaHousing, GasSensorDrift, LibSVM, gas_sensor_drift
-from fedsim.data.files import DataFile
-from fedsim.data.housing import INPUTS, parse_housing, prepare
+from fedsim.data.housing import INPUTS, parse_housing, prepare_housing
+from fedsim.data.published import DataFile
 from fedsim.data.svmlight import dense, parse
 from fedsim.errors import InputError
 
@@ -228,7 +228,7 @@ def test_housing_fills_blanks_with_the_median_of_the_training_samples() -> None:
     table = parse_housing(csv_of(rows), "housing")
     assert table.shape == (10, 9)
     assert np.isnan(table[:, 4]).tolist() == [i in (1, 4) for i in range(10)]
-    data = prepare(table, 0.3, seed=0)
+    data = prepare_housing(table, 0.3, seed=0)
     assert data.test is not None
     assert (len(data.train), len(data.test), data.outputs, data.task) == (7, 3, 1, "regression")
     top = (

@@ -19,7 +19,7 @@ from types import ModuleType
 import pytest
 
 from fedsim.data.fetch import fetch, unpack
-from fedsim.data.files import DataFile
+from fedsim.data.published import DataFile
 from fedsim.errors import InputError
 
 SCRIPT = Path(__file__).parent.parent / "scripts/download.py"

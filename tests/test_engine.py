@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
+from fedsim import Engine, Evaluate, Local, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg, FedAvgServer
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.data import Dataset, Split
 from fedsim.data.augment import Augment
 from fedsim.errors import ClientError, InputError
@@ -115,10 +116,11 @@ class Turns:
 def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
     """The plan sorts clients by work and pads lonely ones; the store must not notice."""
     data, engine, local = ragged(), Engine(backend="serial", **options), Local(batch_size=8)
-    prepared = prepare(Remembers(lr=0.05), data, Natural().split(data, 0), [mlp], local, Mean(), engine, 0)
-    backend = prepared.start(engine)
     n, turns = len(SIZES), Turns()
-    run = prepared.orchestrator(backend, turns, Evaluate(every=99), engine, 99)
+    parts = Parts(Remembers(lr=0.05), data, Natural(), mlp, 99, turns, local, engine=engine)
+    assembled = assemble(parts, data)
+    backend = assembled.start()
+    run = assembled.orchestrator(backend, Evaluate(every=99))
     count, last = np.zeros(n, dtype=np.int64), np.full((n, 2), -1.0)
     for t in range(2 * n + 3):
         run.step()
@@ -315,7 +317,7 @@ def test_nothing_to_train_or_evaluate_on(change: dict[str, Any], partition: Give
 def test_workers_can_use_the_samples_where_they_lie(dtype: Any) -> None:
     """In the run's dtype and aligned, so that no worker makes a copy of the data set for itself."""
     data, engine = ragged((37,)), Engine(backend="serial", dtype=dtype)
-    prepared = prepare(FedAvg(lr=0.1), data, Natural().split(data, 0), [mlp], Local(), Mean(), engine, 0)
+    prepared = assemble(Parts(FedAvg(lr=0.1), data, Natural(), mlp, 1, engine=engine)).prepared
     worker: Any = prepared.start(engine)
     x = prepared.setup.train.x
     assert x.dtype == dtype

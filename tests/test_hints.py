@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.assembly.checks import compression_notes
 from fedsim.assembly.configuration import build_run
-from fedsim.cli import main as run
+from fedsim.assembly.link_memory import compression_notes
+from fedsim.cli.compose import compose
 from fedsim.simulation import simulate
 from fedsim.traits.declared import traits_of
 from tests.laws.test_catalogue import algorithm
@@ -129,7 +129,7 @@ def test_a_hint_of_several_words_builds(where: str, hint: str) -> None:
             context = [f"experiment={own}"]
         elif own in ALGORITHMS:
             context = [f"algorithm={own}"]
-    build_run(run.compose([*context, *hint.split()]))
+    build_run(compose([*context, *hint.split()]))
 
 
 def test_every_layer_that_is_named_exists() -> None:
@@ -166,7 +166,7 @@ def test_a_methods_name_alone_runs_it(name: str) -> None:
         argv += ["partition=iid", "partition.clients=10"]
     if "override /schedule: events" in (CONFIGS / f"algorithm/{name}.yaml").read_text():
         argv.append("schedule.t_end=2")
-    config = run.compose(argv)
+    config = compose(argv)
     result = simulate(**build_run(config))
     assert result.status == "finished"
     layers = [[key for key in config[link] if key != "encode"] for link in ("channel", "downlink")]
@@ -180,7 +180,7 @@ def test_methods_that_compress_say_so() -> None:
 
 
 def notes(*argv: str) -> str:
-    parts = build_run(run.compose(list(argv)))
+    parts = build_run(compose(list(argv)))
     return "; ".join(compression_notes(parts["algorithm"], parts["channel"], parts["downlink"], parts["rounds"]))
 
 
@@ -201,7 +201,7 @@ def test_layers_on_the_warm_up_of_onebit_adam_warn() -> None:
 
 def test_onebit_adam_alone_sends_bits_and_learns() -> None:
     argv = ["algorithm=onebit_adam", "engine=serial", "partition=iid", "partition.clients=5", "rounds=30"]
-    config = run.compose([*argv, "algorithm.warmup=15", "evaluate.every=15"])
+    config = compose([*argv, "algorithm.warmup=15", "evaluate.every=15"])
     metrics = simulate(**build_run(config)).metrics
     full, bits = metrics[15]["comm/uplink_bytes"], metrics[30]["comm/uplink_bytes"]
     assert full > 30 * bits  # one bit for 32

@@ -12,12 +12,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from fedsim import Engine, Local, Mean, models, simulate
+from fedsim import Engine, models, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.standalone import Standalone
 from fedsim.assembly.agreement import Agreement, trial
+from fedsim.assembly.assemble import assemble
 from fedsim.assembly.choose import choose
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.parts import Parts
 from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.uses import QUESTIONS
 from fedsim.cli.main import main
@@ -55,15 +56,9 @@ def prepared(factories: list[Any], shape: tuple[int, ...], outputs: int, task: T
     x = random.integers(0, outputs, (n, *shape)) if task == "next_token" else random.normal(size=(n, *shape))
     y = random.normal(size=n) if outputs == 1 else random.integers(0, outputs, n)
     data = Dataset("any", Split(x, x if task == "next_token" else y), None, task, outputs)
-    parts = (
-        Standalone(lr=0.1) if len(factories) > 1 else FedAvg(lr=0.1),
-        data,
-        Iid(clients=3).split(data, 0),
-        factories,
-        Local(),
-        Mean(),
-    )
-    return prepare(*parts, Engine(backend="serial", **engine), 0)
+    algorithm: Any = Standalone(lr=0.1) if len(factories) > 1 else FedAvg(lr=0.1)
+    parts = Parts(algorithm, data, Iid(clients=3), factories, 1, engine=Engine(backend="serial", **engine))
+    return assemble(parts, data).prepared
 
 
 def test_the_whole_catalogue_is_here() -> None:
@@ -103,7 +98,7 @@ def agreement(factory: Any = models.mlp, dtype: torch.dtype = torch.float64) -> 
 
 BROKEN = {  # one method of the oracle, and the questions whose answers it spoils
     "_together": {"grad", "descend", "term"},  # an example of its own is padding: the last one
-    "_each_of_many": {"example_grads"},
+    "_by_example_of_many": {"example_grads"},
     "_values": {"value"},
     "_outputs": {"outputs"},
     "_bodies": {"features"},

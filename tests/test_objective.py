@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from fedsim.data.batches import Feed, Minibatches, Samples, lanes, work_of
+from fedsim.data.batches import ClientMinibatches, Feed, Samples, lanes, work_of
 from fedsim.data.losses import loss_of
 from fedsim.ground.layout import Layout
 from fedsim.ground.rng import stream
@@ -122,7 +122,7 @@ def test_minibatches_go_through_fresh_permutations(local: Local) -> None:
     seen = {}
     for i, n in enumerate(sizes):
         work = work_of((i,), 4, feed, local, 11)
-        batches = Minibatches(feed, work, {k: t[0] for k, t in lanes(feed, work).items()}, alone=True)
+        batches = ClientMinibatches(feed, work, {k: t[0] for k, t in lanes(feed, work).items()}, alone=True)
         rows = [batches(k).y.tolist() for k in range(batches.length)]
         assert len(rows) == local.count(n)
         epoch = -(-n // local.batch(n))
@@ -135,7 +135,7 @@ def test_minibatches_go_through_fresh_permutations(local: Local) -> None:
     inside = lanes(feed, work)
 
     def gather(lane: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        batches = Minibatches(feed, work, lane, alone=False)
+        batches = ClientMinibatches(feed, work, lane, alone=False)
         got = [batches(k) for k in range(batches.length)]
         masks = [torch.ones_like(g.y) if g.mask is None else g.mask.to(g.y.dtype) for g in got]
         return [g.y for g in got], masks
@@ -163,7 +163,7 @@ def test_full_batches_are_views_or_padded(sizes: list[int]) -> None:
         assert inside["x"].data_ptr() == feed.x.data_ptr(), "equal neighbours need no copy"
 
     def total(lane: dict[str, torch.Tensor]) -> torch.Tensor:
-        batch = Minibatches(feed, work, lane, alone=False)(1)
+        batch = ClientMinibatches(feed, work, lane, alone=False)(1)
         return batch.x[:, 0].sum() if batch.mask is None else (batch.x[:, 0] * batch.mask).sum()
 
     start = feed.start
@@ -179,7 +179,7 @@ def test_padding_steps_leave_the_carry_unchanged() -> None:
     oracle = ModelOracle(build(mlp, (1,), 20, {}, 0).double(), loss_of("classification"), "stacked")
 
     def count(lane: dict[str, torch.Tensor]) -> torch.Tensor:
-        obj = Objective(oracle, Minibatches(feed, work, lane, alone=False), lane["steps"], lane["sizes"])
+        obj = Objective(oracle, ClientMinibatches(feed, work, lane, alone=False), lane["steps"], lane["sizes"])
         return obj.run(lambda carry, batch: carry + 1, torch.zeros(()))
 
     assert torch.func.vmap(count)(lanes(feed, work)).tolist() == [3, 1, 2]

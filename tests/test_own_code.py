@@ -25,10 +25,10 @@ from fedsim import Engine, Evaluate, Local, Mean, simulate
 from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedper import FedPer
-from fedsim.assembly import checks
+from fedsim.assembly import network
 from fedsim.assembly.assemble import Assembled
-from fedsim.assembly.configuration import build
-from fedsim.assembly.parts import ROLES, require_parts
+from fedsim.assembly.nodes import build_object
+from fedsim.assembly.part_roles import ROLES, require_parts
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
@@ -193,7 +193,7 @@ def test_the_whole_catalogue_plays_its_parts(group: str) -> None:
         noise = ["privacy.target_epsilon=1"] if group == "privacy" and name != "none" else []
         node = composed(f"{group}={name}", *noise)[group]
         if node is not None and "???" not in map(str, node.values()):
-            require_parts({group: build(node, group)})
+            require_parts({group: build_object(node, group)})
 
 
 class Partial:
@@ -491,7 +491,7 @@ RUBBISH: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(lr=0.1), DPSGD(lr=0.1)])
-@pytest.mark.parametrize("first", [1, 2, 7, checks.ROUNDS_AHEAD - 1])
+@pytest.mark.parametrize("first", [1, 2, 7, network.ROUNDS_AHEAD - 1])
 def test_a_schedule_names_clients_in_every_round(monkeypatch: pytest.MonkeyPatch, algorithm: Any, first: int) -> None:
     class Mine(All):
         def clients(self, index: int, population: int, seed: int) -> Any:
@@ -511,7 +511,7 @@ def test_later_cohorts_are_looked_at_as_they_come(monkeypatch: pytest.MonkeyPatc
         def clients(self, index: int, population: int, seed: int) -> Any:
             return late() if index >= 2 else (0,)
 
-    monkeypatch.setattr(checks, "ROUNDS_AHEAD", 2)
+    monkeypatch.setattr(network, "ROUNDS_AHEAD", 2)
     parts = {**RIGHT, "schedule": Mine(), "algorithm": algorithm, "rounds": 4}
     parts |= {"topology": Ring()} if isinstance(algorithm, DPSGD) else {}
     with pytest.raises(InputError, match=r"^schedule: .*Mine") as caught:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.record.papers import Paper, citations, cited_by, papers, targets
+from fedsim.record.papers import Paper, citations, cited_by, config_targets, papers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALGORITHMS = sorted((CONFIGS / "algorithm").glob("*.yaml"))
@@ -25,7 +25,7 @@ def load(path: Path) -> Any:
 @pytest.mark.parametrize("path", [*ALGORITHMS, *LAYERS], ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_everything_in_the_catalogue_cites_a_paper(path: Path) -> None:
     node = load(path)
-    own = next(t for t in targets(node.get("algorithm", node)))
+    own = next(t for t in config_targets(node.get("algorithm", node)))
     found = cited_by(own)
     if path.stem in WITHOUT_PAPER:
         assert found == ()

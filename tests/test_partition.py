@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build_object
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError
 from fedsim.partition import (
@@ -403,7 +403,7 @@ def test_sorting_refuses_targets_that_are_not_one_number():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_build_and_repeat_the_defaults_of_their_class(path):
     node = yaml.safe_load(path.read_text())
-    rule = build(node, "partition")
+    rule = build_object(node, "partition")
     assert type(rule).__name__.lower() == path.stem.replace("_", "")
     assert {f.name for f in fields(rule)} == set(node) - {"_target_"}
     for field in fields(rule):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
-from fedsim.aggregate import Stack, fold, whole
+from fedsim.aggregate import Stack, fold, merge_all
 from fedsim.algorithms.fd import FD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedavg_ft import FedAvgFT
@@ -248,7 +248,7 @@ def test_owned_rows_on_the_wire_weigh_what_their_bytes_weigh(masks: tuple[Any, i
     for one_values, one_mask, one_x in zip(values, mask, dense, strict=True):
         one: Message = {"rows": Owned(one_values, one_mask), "x": one_x}
         data = wire.encode(message.on_the_wire(one))
-        assert message.size(one) == len(data)
+        assert message.message_size(one) == len(data)
         total += len(data)
         back = message.from_the_wire(wire.decode(data))
         for a, b in zip(leaves(back), leaves(one), strict=True):
@@ -298,7 +298,7 @@ def distributed(rule: Any, parts: list[Any], ends: list[int]) -> Any:
         for j in range(first, last):
             mine = fold({**mine, (j, 1): tree_map(np.copy, parts[j])}, rule.merge)
         held |= mine
-    return whole(held, rule.merge)
+    return merge_all(held, rule.merge)
 
 
 @settings(max_examples=150, deadline=None)

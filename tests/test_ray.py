@@ -42,8 +42,6 @@ ray_pool = pytest.importorskip("fedsim.pool.ray_pool")
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
     """One local Ray for the file, so that each test pays for its actors only."""
-    import fedsim.pool.ray_pool  # noqa: F401 - sets the environment before ray starts
-
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from fedsim import Result, simulate
 from fedsim.assembly.configuration import build_run
-from fedsim.errors import InputError
+from fedsim.errors import InputError, Interrupted
 from fedsim.ground.tree import leaves
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.run_folder import RunFolder
@@ -87,11 +87,14 @@ def configuration(*overrides: str) -> dict[str, Any]:
 
 
 def run(case: str, folder: Path | None, *overrides: str, **changes: Any) -> Result:
-    """Seven rounds of a case; four of six clients take part in each."""
+    """Seven rounds of a case, or what it had when it was stopped; four of six clients take part in each."""
     config = configuration(*SMALL, *CASES[case], *overrides)
     parts = build_run(config)
     cohort = 6 if "schedule=all" in CASES[case] else 4
-    return simulate(**{**parts, "schedule": Stopped(cohort), "run_dir": folder, "config": config, **changes})
+    try:
+        return simulate(**{**parts, "schedule": Stopped(cohort), "run_dir": folder, "config": config, **changes})
+    except Interrupted as stop:
+        return stop.result
 
 
 def recorded(folder: Path) -> list[dict[str, float]]:
@@ -153,7 +156,7 @@ def test_stopped_twice_and_resumed_is_the_uninterrupted_run(case: str, tmp_path:
 
 @pytest.fixture(autouse=True)
 def _ctrl_c_is_pythons() -> Iterator[None]:
-    """A run of the command line in this process leaves its own handler, which ignores what follows a first signal."""
+    """Whatever handles it where the tests run."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -15,7 +15,7 @@ import yaml
 
 from fedsim.errors import InputError
 from fedsim.ground.files import atomic_file
-from fedsim.record.run_folder import RunFolder, summarise
+from fedsim.record.run_folder import RunFolder, run_summary
 
 CONFIG = {"seed": 3, "algorithm": {"_target_": "fedsim.algorithms.FedAvg", "lr": 1e-5}, "betas": (0.5, math.inf)}
 RECORDS = [
@@ -160,7 +160,7 @@ def test_summary_of_hand_made_records() -> None:
         {"round": 2, "eval/accuracy": 0.9, "eval/loss": 0.5, "comm/uplink_bytes": 12, "comm/uplink_total_bytes": 22},
         {"round": 3, "eval/accuracy": 0.9, "eval/loss": 0.7, "eval/client_accuracy_std": 0.4, "privacy/epsilon": 0.9},
     ]
-    assert summarise(records, "finished", "ab", 12.5) == {
+    assert run_summary(records, "finished", "ab", 12.5) == {
         "status": "finished",
         "rounds": 3,
         "eval/accuracy": {"last": 0.9, "best": 0.9, "best_round": 2},
@@ -175,17 +175,17 @@ def test_summary_of_hand_made_records() -> None:
 
 @pytest.mark.parametrize(("tag", "best"), [("eval/mse", 0), ("eval/client_loss_worst10", 0), ("eval/auc", 1)])
 def test_best_is_the_smallest_for_losses_and_the_largest_for_scores(tag: str, best: int) -> None:
-    summary = summarise([{"round": 0, tag: 1.0}, {"round": 1, tag: 2.0}], "finished", "", 0.0)
+    summary = run_summary([{"round": 0, tag: 1.0}, {"round": 1, tag: 2.0}], "finished", "", 0.0)
     assert summary[tag]["best_round"] == best
 
 
 def test_non_finite_values_are_last_but_never_best() -> None:
     records = [{"round": 0, "eval/loss": 3.0, "eval/mse": math.nan}, {"round": 1, "eval/loss": math.nan}]
-    summary = summarise(records, "diverged", "", 0.0)
+    summary = run_summary(records, "diverged", "", 0.0)
     assert math.isnan(summary["eval/loss"]["last"])
     assert (summary["eval/loss"]["best"], summary["eval/loss"]["best_round"]) == (3.0, 0)
     assert (summary["eval/mse"]["best"], summary["eval/mse"]["best_round"]) == (None, None)
 
 
 def test_a_run_without_rounds_has_a_summary() -> None:
-    assert summarise([], "failed", "", 1.0) == {"status": "failed", "rounds": 0, "time/wall_s": 1.0, "digest": ""}
+    assert run_summary([], "failed", "", 1.0) == {"status": "failed", "rounds": 0, "time/wall_s": 1.0, "digest": ""}

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build_object
 from fedsim.errors import InputError
 from fedsim.schedule import All, Bernoulli, Cohorts, Cyclic, Uniform
 
@@ -172,7 +172,7 @@ def test_configs_build_and_repeat_the_defaults_of_their_class(path, tmp_path):
     if path.stem == "cohorts":
         assert node["path"] == "???"
         node["path"] = written(tmp_path, [[0]])
-    schedule = build(node, "schedule")
+    schedule = build_object(node, "schedule")
     assert type(schedule).__name__.lower() == {"async": "asynchronous"}.get(path.stem, path.stem)
     assert {f.name for f in fields(schedule)} == set(node) - {"_target_"}
     assert all(getattr(schedule, f.name) == f.default for f in fields(schedule) if f.default is not MISSING)

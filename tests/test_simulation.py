@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim import Engine, Evaluate, Local, Mean, Result, simulate
+from fedsim import Engine, Evaluate, Local, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.data import Dataset
 from fedsim.data.batches import Samples
-from fedsim.errors import ClientError, InputError
+from fedsim.errors import ClientError, InputError, Interrupted
 from fedsim.ground.layout import Layout
 from fedsim.models import mlp
 from fedsim.objective import Objective
@@ -86,8 +87,8 @@ def test_evaluation_covers_every_sample_once(total: int, kernel: str) -> None:
     data = images(n=40, side=8)
     data = replace(data, test=images(n=total, side=8, seed=1).train)
     engine = Engine(backend="serial", dtype="float64", batching="auto" if kernel == "stacked" else "loop")
-    population = Dirichlet(clients=4, alpha=5.0).split(data, 0)
-    prepared = prepare(FedAvg(lr=0.1), data, population, [mlp], Local(), Mean(), engine, 0)
+    parts = Parts(FedAvg(lr=0.1), data, Dirichlet(clients=4, alpha=5.0), mlp, 1, engine=engine)
+    prepared = assemble(parts, data).prepared
     assert prepared.setup.kernels == (kernel,)
     backend = prepared.start(engine)
     found = evaluate(backend, prepared.x0.numpy(), prepared.setup.test, data.task, clients=False)
@@ -171,8 +172,10 @@ class Stops(FedAvg):
         return super().local(obj, client, got, rnd)
 
 
-def test_an_interrupted_run_returns_what_it_had(squares: Dataset, tmp_path: Path) -> None:
-    result = run(squares, Stops(lr=0.1), run_dir=tmp_path / "run")
+def test_an_interrupted_run_raises_with_what_it_had(squares: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="KeyboardInterrupt after round 2") as stop:
+        run(squares, Stops(lr=0.1), run_dir=tmp_path / "run")
+    result = stop.value.result
     assert (result.status, result.summary["rounds"], len(result.metrics)) == ("interrupted", 2, 3)
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "interrupted"
 

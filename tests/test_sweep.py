@@ -26,10 +26,10 @@ from omegaconf import OmegaConf
 from fedsim.cli import main as run
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
-from fedsim.sweep.board import last_record, score_of
-from fedsim.sweep.expand import Job, covering, expand, folder_name, overrides_of, params_of
-from fedsim.sweep.packing import Limits, Task, in_one_process
+from fedsim.sweep.board import last_record, last_score
+from fedsim.sweep.expand import SweepJob, covering, expand, folder_name, overrides_of, params_of
 from fedsim.sweep.search import Search, search
+from fedsim.sweep.side_by_side import Limits, Task, in_one_process
 from fedsim.sweep.state import State, SweepFolder, identity, pairing
 from hydra_plugins.fedsim_sweep._composer import Composer
 
@@ -191,14 +191,14 @@ def test_a_claimed_job_is_found_again(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     with folder.held(["fedsim", "-m"], []):
         first = folder.claim(
-            [(Job(("seed=0",), ("seed=0",)), config()), (Job(("seed=1",), ("seed=1",)), config(seed=1))]
+            [(SweepJob(("seed=0",), ("seed=0",)), config()), (SweepJob(("seed=1",), ("seed=1",)), config(seed=1))]
         )
         # The same configurations by another command, twice the same, and a new one whose name is taken.
         again = folder.claim(
             [
-                (Job(("seed=1", "rounds=2"), ("seed=1",)), config(seed=1)),
-                (Job(("seed=1",), ()), config(seed=1)),
-                (Job(("seed=0", "rounds=9"), ("seed=0",)), config(rounds=9)),
+                (SweepJob(("seed=1", "rounds=2"), ("seed=1",)), config(seed=1)),
+                (SweepJob(("seed=1",), ()), config(seed=1)),
+                (SweepJob(("seed=0", "rounds=9"), ("seed=0",)), config(rounds=9)),
             ]
         )
     assert [state.folder for state in first] == ["seed0", "seed1"]
@@ -226,7 +226,7 @@ def test_what_a_killed_sweep_leaves_is_seen(tmp_path: Path) -> None:
         for seed, summary in enumerate(
             (None, {"status": "interrupted"}, {"status": "finished"}, {"status": "diverged"})
         ):
-            (state,) = folder.claim([(Job((f"seed={seed}",), (f"seed={seed}",)), config(seed=seed))])
+            (state,) = folder.claim([(SweepJob((f"seed={seed}",), (f"seed={seed}",)), config(seed=seed))])
             folder.write(State(**{**vars(state), "status": "running"}))
             if summary:
                 (tmp_path / state.folder).mkdir()
@@ -296,7 +296,7 @@ def searching(settings: Search, texts: Sequence[str], loss: Callable[[dict[str, 
     """A search over jobs that are not run but looked up: (values, rounds, seed) of each in order, and what it found."""
     ran: list[dict[str, str]] = []
 
-    def look_up(jobs: Sequence[Job]) -> list[State]:
+    def look_up(jobs: Sequence[SweepJob]) -> list[State]:
         found = []
         for job in jobs:
             values = dict(text.split("=") for text in job.overrides)
@@ -368,9 +368,9 @@ def test_rungs() -> None:
 
 def test_scores_are_read_from_summaries() -> None:
     summary = {"rounds": 3, "eval/loss": {"last": 1.0}, "eval/accuracy": {"last": 0.5}}
-    assert score_of(summary) == ("eval/accuracy", 0.5)
-    assert score_of(summary, "eval/loss") == ("eval/loss", 1.0)
-    assert math.isnan(score_of(summary, "eval/mse")[1])
+    assert last_score(summary) == ("eval/accuracy", 0.5)
+    assert last_score(summary, "eval/loss") == ("eval/loss", 1.0)
+    assert math.isnan(last_score(summary, "eval/mse")[1])
 
 
 # The command line

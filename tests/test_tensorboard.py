@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from fedsim.record.run_folder import RunFolder
-from fedsim.record.tensorboard import DPI, EventFile, charts, flatten
+from fedsim.record.tensorboard import DPI, EventFile, charts, flat_hyperparameters
 
 CONFIG = {"seed": 1, "algorithm": {"_target_": "fedsim.algorithms.FedDyn", "alpha": 0.1, "normalize": True}}
 RECORDS = [
@@ -143,4 +143,4 @@ def test_no_chart_without_curves() -> None:
 
 def test_flatten_names_classes_and_leaves_nothing_nested() -> None:
     config = {"_target_": "x", "a": {"_target_": "m.B", "k": None, "deep": {"v": [1, 2]}}, "empty": {}, "on": False}
-    assert flatten(config) == {"_target_": "x", "a": "B", "a.deep.v": "[1, 2]", "on": False}
+    assert flat_hyperparameters(config) == {"_target_": "x", "a": "B", "a.deep.v": "[1, 2]", "on": False}

@@ -20,6 +20,7 @@ def test_the_wheel_runs_elsewhere(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for config in (ROOT / "configs").rglob("*.yaml"):
         assert f"fedsim/configs/{config.relative_to(ROOT / 'configs')}" in names
+    assert "fedsim/py.typed" in names, "types for users"
     assert not any(n.startswith(("tests/", "scripts/")) for n in names)
 
     # a fresh environment that sees this one's libraries, but not its editable fedsim

@@ -3,91 +3,48 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from fedsim.assembly.configuration import build_channel
+from fedsim.assembly.nodes import build_channel
 from fedsim.channel.channel import noises
-from fedsim.errors import InputError
+from tests.pages import ROOT, Desk, Page, sat_down
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs/channel.md").read_text()
-FILES = dict(re.findall(r"^File `([\w./]+)`:\n\n```\w+\n(.*?)```", PAGE, re.S | re.M))
-COMMANDS = re.findall(r"^(fedsim|python) (.*)$", "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.S)), re.M)
-SIZES = re.findall(r"^\| (?:`([\w,]+)`|none) \| ([\d,]+) \| ([\d.]+) \|", PAGE, re.M)
+PAGE = Page("channel.md")
+SIZES = re.findall(r"^\| (?:`([\w,]+)`|none) \| ([\d,]+) \| ([\d.]+) \|", PAGE.text, re.M)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delitem(sys.modules, "window", raising=False)  # another test's
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-def typed(folder: Path, program: str, arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of the page in the folder, with the console script that is installed beside this Python."""
-    own = {"fedsim": str(Path(sys.executable).parent / "fedsim"), "python": sys.executable}
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
-    command = [own[program], *shlex.split(arguments)]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Desk]:
+    with sat_down(tmp_path, PAGE, capsys) as desk:
+        yield desk
 
 
 def test_the_page_holds_what_is_tested_here() -> None:
-    assert sorted(FILES) == ["conf/channel/window.yaml", "test_window.py", "window.py"]
-    assert [program for program, _ in COMMANDS] == ["fedsim", "fedsim", "fedsim", "python"]
+    assert sorted(PAGE.files) == ["conf/channel/window.yaml", "test_window.py", "window.py"]
+    assert [program for program, _ in PAGE.commands] == ["fedsim", "fedsim", "fedsim", "python"]
     assert len(SIZES) >= 14
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_its_runs(number: int, folder: Path, console: Callable[..., int]) -> None:
-    """The last, which needs the page's files, as a newcomer types it; the others by the script's entry point."""
-    program, arguments = COMMANDS[number]
-    if number == 2:
-        out = typed(folder, program, arguments)
-        assert out.returncode == 0, out.stderr
-    else:
-        assert console(*shlex.split(arguments)) == 0
-    (path,) = folder.glob("outputs/*/*/summary.json")
-    summary = json.loads(path.read_text())
-    assert summary["status"] == "finished"
-    last = json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["comm/uplink_ratio"] > 2
+def test_its_runs(number: int, desk: Desk) -> None:
+    code, printed = desk.fedsim(PAGE.commands[number][1])
+    assert code == 0, printed
+    assert desk.summary()["status"] == "finished"
+    (path,) = desk.folder.glob("outputs/*/*/metrics.jsonl")
+    assert json.loads(path.read_text().splitlines()[-1])["comm/uplink_ratio"] > 2
 
 
-def checks(layer: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The functions of the page's test, of a layer written like this."""
-    monkeypatch.setitem(sys.modules, "window", module := ModuleType("window"))
-    exec(layer, vars(module))
-    names: dict[str, Any] = {}
-    exec(FILES["test_window.py"], names)
-    return names
-
-
-def test_its_own_test_passes_and_notices_a_wrong_layer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = typed(folder, *COMMANDS[3])
-    assert out.returncode == 0, out.stdout
-    right = FILES["window.py"]
-    for wrong in (
-        right.replace("begin.tensor, d), values", "begin.tensor + 1, d), values"),
-        right.replace("0, d - 1)", "0, 255)"),
-    ):
-        assert wrong != right
-        with pytest.raises((AssertionError, InputError)):
-            checks(wrong, monkeypatch)["test_what_arrives_and_what_it_weighs"]()
-    checks(right, monkeypatch)["test_what_arrives_and_what_it_weighs"]()
+def test_its_own_test_passes_and_notices_a_wrong_layer(desk: Desk) -> None:
+    assert desk.failure("test_window.py") == ""
+    for old, new in (("begin.tensor, d), values", "begin.tensor + 1, d), values"), ("0, d - 1)", "0, 255)")):
+        desk.edit("window.py", old, new)
+        assert desk.failure("test_window.py").startswith("test_what_arrives")
 
 
 @pytest.mark.parametrize(("layers", "size", "bits"), SIZES)
@@ -106,11 +63,9 @@ def test_its_sizes(layers: str, size: str, bits: str) -> None:
 
 
 @pytest.mark.parametrize("link", ["channel", "downlink"])
-def test_a_field_that_no_message_has_is_refused(
-    link: str, console: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = console(f"{link}=[topk]", f"{link}.topk.fields=[updte]", "engine=serial", "rounds=1")
+def test_a_field_that_no_message_has_is_refused(link: str, desk: Desk) -> None:
+    code, printed = desk.fedsim(f"{link}=[topk] {link}.topk.fields=[updte] engine=serial rounds=1")
     known = {"channel": "update", "downlink": "x"}[link]
     must = f"name fields that the messages of the first three rounds or the last have ({known})"
-    assert capsys.readouterr().err == f"error: {link}.topk.fields must {must}, got 'updte'\n"
+    assert printed == f"error: {link}.topk.fields must {must}, got 'updte'\n"
     assert code == 2

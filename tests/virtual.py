@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from fedsim import Engine, Evaluate, Local, Mean
-from fedsim.assembly.curvature import tuned
-from fedsim.assembly.prepare import prepare
+from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.runs.events import graphs_of
 from fedsim.runs.virtual_time import VirtualTime
 from fedsim.schedule import Events
 from fedsim.topology import Topology
-from fedsim.topology.graphs import Fixed
+from fedsim.topology.graphs import FixedGraph
 from tests.conftest import Quadratics
 
 EDGES = [(0, 1), (0, 2), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (4, 6), (6, 7), (7, 8), (7, 9), (0, 9), (0, 5)]
@@ -26,7 +25,7 @@ FULL = Local(steps=1, batch_size="full")
 
 
 @dataclass(frozen=True)
-class Irregular(Fixed):
+class Irregular(FixedGraph):
     """Ten peers with one to four neighbours."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -46,20 +45,10 @@ def virtual(
 ) -> VirtualTime:
     """A run before its first event; the caller closes ``run.backend``."""
     dataset = data.dataset()
-    graphs = graphs_of(topology, data.n, seed, schedule)
-    prepared = prepare(
-        algorithm,
-        dataset,
-        Natural().split(dataset, seed),
-        [linear_zero],
-        local,
-        Mean("uniform"),
-        engine,
-        seed,
-        topology=topology,
-    )
-    prepared = replace(prepared, setup=tuned(prepared.setup, graphs), graphs=graphs)
-    run = prepared.orchestrator(prepared.start(engine), schedule, Evaluate(every=1000), engine, rounds)
+    how: dict[str, Any] = {"topology": topology, "local": local, "aggregate": Mean("uniform"), "engine": engine}
+    parts = Parts(algorithm, dataset, Natural(), linear_zero, rounds, schedule, seed=seed, **how)
+    assembled = assemble(parts, dataset)
+    run = assembled.orchestrator(assembled.start(), Evaluate(every=1000))
     assert isinstance(run, VirtualTime)
     return run
 

@@ -19,7 +19,7 @@ from fedsim.errors import InputError
 from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.rng import stream
-from fedsim.kernels.kernel import Kernel, line
+from fedsim.kernels.kernel import Kernel, first_line
 from fedsim.kernels.oracle import ModelOracle, answer
 from fedsim.models import pure, twin
 from fedsim.types import Batch
@@ -138,7 +138,7 @@ class Agreement:
         try:
             got = ask(self.at, question)
         except Exception as error:  # user code, fx and vmap raise many types
-            return f"{WORDS[question]} fails: {line(error)}"
+            return f"{WORDS[question]} fails: {first_line(error)}"
         found = self._gap(got, want, question, TOLERANCE[dtype])
         if not found or dtype == torch.float64 or self._gap(got, want, question, KINK):
             return found
@@ -158,7 +158,7 @@ class Agreement:
             except Exception as error:  # user code: any type
                 how = "in evaluation mode" if question == "prediction" else "in training mode"
                 raise InputError(
-                    f"model {self.name} fails on training samples {how}: {type(error).__name__}: {line(error)}"
+                    f"model {self.name} fails on training samples {how}: {type(error).__name__}: {first_line(error)}"
                 ) from error
             self._known[dtype, question] = answers
         return self._known[dtype, question]

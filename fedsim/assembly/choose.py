@@ -1,14 +1,17 @@
-"""The kernels of a run: what the configuration asks for or the rule prefers, of what has the plain module's numbers."""
+"""Eighth stage of assembly: kernels, those asked for or the best first, of what has the plain module's numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from fedsim.assembly.agreement import Agreement, trial
 from fedsim.assembly.conduct import padded, refuse_conduct
+from fedsim.assembly.initial import Initial
+from fedsim.assembly.parts import Parts
+from fedsim.assembly.uses import uses
 from fedsim.errors import InputError
 from fedsim.ground.layout import Layout
 from fedsim.kernels.kernel import Choice, Kernel, block, kernel_rule, no_kernel
@@ -36,6 +39,23 @@ class Chosen:
     by_layer: bool
     prediction: Kernel
     note: str
+
+
+def with_kernels(
+    parts: Parts, setup: Setup, initial: Initial, input_shape: tuple[int, ...]
+) -> tuple[Setup, tuple[Chosen, ...]]:
+    """The set-up with the kernels that were chosen, and how each architecture is computed.
+
+    A round is rehearsed to see what the algorithm asks of each model; kernels are tried on that.
+
+    Raises:
+        InputError: the algorithm fails in the rehearsal, or no kernel has the model's own numbers.
+    """
+    asked = uses(setup, initial.states, initial.x0, parts.planned_rounds)
+    each = [choose(setup, k, initial.x0s[k], input_shape, parts.engine, what) for k, what in enumerate(asked)]
+    kernels, by_layer = tuple(one.kernel for one in each), tuple(one.by_layer for one in each)
+    predictions = tuple(one.prediction for one in each)
+    return replace(setup, kernels=kernels, by_layer=by_layer, predictions=predictions), tuple(each)
 
 
 def choose(

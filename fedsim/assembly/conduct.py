@@ -23,7 +23,7 @@ from fedsim.ground.own_code import said
 from fedsim.kernels.kernel import numbers
 from fedsim.models import pure, twin
 from fedsim.models.pure import identical
-from fedsim.models.reach import changed, kept, refuse_generators
+from fedsim.models.reach import changed, refuse_generators, snapshot
 from fedsim.pool.worker import CHUNK, Setup
 
 _LARGE = 100.0
@@ -130,7 +130,7 @@ class _Called:
                     f"model {self.name} changes its parameters in forward, which belong to the algorithm; compute with "
                     "a changed copy instead"
                 )
-            after = kept(self.module)
+            after = snapshot(self.module)
             if again and (found := changed(before, after)):
                 raise InputError(
                     f"model {self.name} keeps {found}, which changes from one call to the next; forward must keep "

@@ -1,4 +1,4 @@
-"""Step sizes of peers from graph and losses: how curved the clients' losses are, where that is known."""
+"""Last stage of assembly: step sizes of peers from graph and losses, and how curved these are, where that is known."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from fedsim.topology import Mixing, spectral_gap
 from fedsim.traits.declared import traits_of
 
 
-def tuned(setup: Setup, network: Graphs | Mixing) -> Setup:
-    """The set-up of peers whose algorithm, where it asks for that, is tuned to what is known of the losses and to:
+def tuned(setup: Setup, network: Graphs | Mixing | None) -> Setup:
+    """The set-up with an algorithm whose step sizes follow from the network and the losses, where it asks for that.
 
     Args:
         setup: as made.
-        network: the graphs of virtual time, or the first W of rounds.
+        network: the graphs of virtual time, or the first W of rounds; None for clients of a server.
 
     Raises:
-        InputError: the algorithm needs to know more, or another W.
+        InputError: the algorithm needs a constant of the losses that is not known, or another W.
     """
     part = setup.algorithm
-    assert isinstance(part, LocalPart)
+    if network is None or not isinstance(part, LocalPart):
+        return setup
     said = traits_of(part.base)
     if said.role != "events" and "tuned" not in said.hooks:
         return setup
@@ -41,7 +42,7 @@ def tuned(setup: Setup, network: Graphs | Mixing) -> Setup:
 
 
 def _gap(mixing: Mixing, name: str) -> float:
-    """Of a symmetric W that connects everybody."""
+    """The spectral gap of W, in (0, 1]; raises InputError unless W is symmetric and mixes all peers."""
     do = "add topology.weights=metropolis"
     require(mixing.symmetric, "topology.weights", f"give a symmetric W for {name}", "another", do)
     gap = spectral_gap(mixing.w)

@@ -43,7 +43,8 @@ def require_known(setup: Setup, state: State, x0: Any, rounds: int, link: State,
     if not known:
         return
     sizes, who = tuple(Layout.of(setup.models[0]).sizes), torch.zeros((), dtype=torch.int64)
-    for t, broadcast in _told(setup, state, server, sorted({*range(6), *range(rounds - 3, rounds)} & {*range(rounds)})):
+    tried = sorted(t for t in {*range(6), *range(rounds - 3, rounds)} if 0 <= t < rounds)
+    for t, broadcast in _told(setup, state, server, tried):
         arrived, link, _ = downlink.send(broadcast, link, noises(setup.seed, addresses.REHEARSAL, t, who), sizes)
         arrived, far = downlink.receive(arrived, far, 1.0, sizes)
         if lost := next((name for name in broadcast if not _equal(arrived[name], broadcast[name])), None):

@@ -1,188 +1,106 @@
-"""The parts of a run: what each must be, checked where it enters, and how to pass what is something else."""
+"""The parts of a run as the user gave them, each checked when they are put into one value; not yet whether they fit.
+
+``fedsim.simulate`` makes this value from its arguments, the command line from a configuration. Every stage of
+``fedsim.assembly.assemble`` reads it, and none changes it.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from fedsim.aggregate import Aggregate
-from fedsim.algorithms.kit.protocols import EventAlgorithm, PeerAlgorithm, ServerAlgorithm
+from fedsim.aggregate import Aggregate, Mean
+from fedsim.assembly.part_roles import ROLES, require_kind, require_models, require_parts, whole
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset, Source
-from fedsim.errors import InputError, require
+from fedsim.errors import require
 from fedsim.evaluate import Evaluate
-from fedsim.fields import methods
 from fedsim.local import Local
+from fedsim.models import Factory
 from fedsim.partition import Partition
 from fedsim.pool.engine import Engine
 from fedsim.privacy.config import Privacy
 from fedsim.record.checkpoint import Checkpointing
-from fedsim.schedule import Schedule
+from fedsim.schedule import All, Events, Schedule
 from fedsim.topology import Topology
-from fedsim.traits.declared import traits_of
 
-FOREIGN = (str, bytes, np.ndarray, np.generic, Tensor, nn.Module, ModuleType, FunctionType, BuiltinFunctionType)
-"""What no part of a run is, whatever its methods are called: ``str`` has a ``split`` and ``numpy`` a ``load``."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Role:
-    """What a part must be.
+class Parts:
+    """What a run is made of; see ``fedsim.simulate``, whose arguments have these names.
 
     Attributes:
-        kind: its class, or the protocol whose methods it must have.
-        example: what to pass, in Python.
-        also: another class that will do.
-        optional: whether it may be None.
+        algorithm: the method, a ``ServerAlgorithm``, ``PeerAlgorithm`` or ``EventAlgorithm``.
+        data: where samples come from, or the data set itself.
+        partition: who holds what.
+        model: one architecture, or several that the clients take in turn.
+        rounds: communication rounds, >= 1; or, in virtual time, how often the run is measured.
+        schedule: who takes part when.
+        local: a client's work in one round.
+        aggregate: the server's rule.
+        topology: who gossips with whom; None for clients of a server.
+        channel: layers around the clients' messages.
+        downlink: layers around the server's broadcast.
+        privacy: the mechanism, or None.
+        engine: how the run is executed.
+        evaluate: when and what to evaluate.
+        checkpoint: when what the run needs to go on is saved.
+        seed: of everything random in the run.
+        trajectory: whether the model after every round is kept.
+        events: whether the events of a run in virtual time are kept.
+
+    Raises:
+        InputError: a part is not what its name says.
     """
 
-    kind: type
-    example: str
-    also: type | None = None
-    optional: bool = False
+    algorithm: Any
+    data: Source | Dataset
+    partition: Partition
+    model: Factory | nn.Module | Sequence[Factory | nn.Module]
+    rounds: int
+    schedule: Schedule = All()  # noqa: RUF009 - a frozen dataclass
+    local: Local = Local()  # noqa: RUF009
+    aggregate: Aggregate = Mean()  # noqa: RUF009
+    topology: Topology | None = None
+    channel: Channel = Channel()  # noqa: RUF009
+    downlink: Channel = Channel()  # noqa: RUF009
+    privacy: Privacy | None = None
+    engine: Engine = Engine(backend="serial")  # noqa: RUF009
+    evaluate: Evaluate = Evaluate()  # noqa: RUF009
+    checkpoint: Checkpointing = Checkpointing()  # noqa: RUF009
+    seed: int = 0
+    trajectory: bool = False
+    events: bool = False
+
+    def __post_init__(self) -> None:
+        require_parts({name: vars(self)[name] for name in ROLES})
+        require_models(self.model)
+        object.__setattr__(self, "rounds", whole(self.rounds, "rounds", 1))  # of Python's own type, if it was numpy's
+        object.__setattr__(self, "seed", whole(self.seed, "seed"))
+        for name in ("trajectory", "events"):
+            require_kind(vars(self)[name], name, bool, "be True or False")
+        here = self.engine.device == "cpu" or torch.cuda.is_available()
+        require(here, "engine.device", "be cpu on a machine without a CUDA device", self.engine.device)
+        must = "be false for rounds, which have no events; it is for schedule=events"
+        require(not self.events or isinstance(self.schedule, Events), "logger.events", must, self.events)
 
     @property
-    def methods(self) -> list[str]:
-        """The methods of the protocol; none for a class."""
-        return methods(self.kind) if getattr(self.kind, "_is_protocol", False) else []
+    def factories(self) -> list[Factory | nn.Module]:
+        """The architectures: client i has number i modulo their count."""
+        return list(self.model) if isinstance(self.model, Sequence) else [self.model]
 
-    def fits(self, part: Any) -> bool:
-        """Whether a part can play it."""
-        if self.also is not None and isinstance(part, self.also):
-            return True
-        if not self.methods:
-            return isinstance(part, self.kind)
-        return not missing(part, self.kind)
+    @property
+    def planned_rounds(self) -> int:
+        """How many rounds there will be; in virtual time, how often the run is measured."""
+        return len(self.schedule.times(self.rounds)) if isinstance(self.schedule, Events) else self.rounds
 
-
-_ALGORITHM = "an algorithm such as fedsim.algorithms.fedavg.FedAvg(lr=0.1)"
-_DATA = (
-    "a source such as fedsim.data.Digits(), or arrays as "
-    "fedsim.data.Dataset('mine', Split(x, y), None, 'classification', outputs=10)"
-)
-_CHANNEL = "a fedsim.channel.channel.Channel of layers, such as Channel((Layer('topk', TopK(ratio=0.1)),))"
-_PRIVACY = "a mechanism such as fedsim.privacy.config.CentralGaussian(delta=1e-5, noise_multiplier=1.0)"
-ROLES = {
-    "algorithm": Role(ServerAlgorithm, _ALGORITHM),
-    "data": Role(Source, _DATA, also=Dataset),
-    "partition": Role(Partition, "a rule such as fedsim.partition.Iid(clients=10)"),
-    "schedule": Role(Schedule, "a schedule such as fedsim.schedule.Uniform(cohort=10)"),
-    "local": Role(Local, "a fedsim.Local, such as Local(batch_size=10)"),
-    "aggregate": Role(Aggregate, "a server rule such as fedsim.Mean()"),
-    "topology": Role(Topology, "a topology such as fedsim.topology.Ring(), or None", optional=True),
-    "channel": Role(Channel, _CHANNEL),
-    "downlink": Role(Channel, _CHANNEL),
-    "privacy": Role(Privacy, f"{_PRIVACY}, or None", optional=True),
-    "engine": Role(Engine, "a fedsim.Engine, such as Engine(backend='serial')"),
-    "evaluate": Role(Evaluate, "a fedsim.Evaluate, such as Evaluate(every=5)"),
-    "checkpoint": Role(Checkpointing, "a fedsim.record.checkpoint.Checkpointing"),
-}
-"""What ``fedsim.simulate`` takes, by argument."""
-
-
-def missing(part: Any, protocol: type) -> list[str]:
-    """What keeps a part from following a protocol: methods that it lacks, or that take other arguments."""
-    if isinstance(part, (type, *FOREIGN)):
-        return methods(protocol)
-    found = []
-    for name in methods(protocol):
-        arguments = list(inspect.signature(getattr(protocol, name)).parameters)[1:]
-        method = getattr(part, name, None)
-        if not callable(method):
-            found.append(name)
-            continue
-        try:
-            inspect.signature(method).bind(*arguments)
-        except TypeError:
-            found.append(f"{name}({', '.join(arguments)})")
-        except ValueError:  # written in C, without a signature
-            continue
-    return found
-
-
-PROTOCOLS: dict[str, type] = {"server": ServerAlgorithm, "peers": PeerAlgorithm, "events": EventAlgorithm}
-
-
-def protocol_of(algorithm: Any) -> type:
-    """The protocol that an algorithm means to follow."""
-    if isinstance(algorithm, (type, *FOREIGN)) or not callable(getattr(algorithm, "local", None)):
-        return ServerAlgorithm  # it is none, and says nothing of itself
-    return PROTOCOLS[traits_of(algorithm).role]
-
-
-def _role(name: str, part: Any) -> Role:
-    """What an argument must be; the protocol of an algorithm depends on who talks to whom."""
-    return Role(protocol_of(part), ROLES[name].example) if name == "algorithm" else ROLES[name]
-
-
-def require_parts(parts: Mapping[str, Any]) -> None:
-    """Raise InputError unless every argument of ``fedsim.simulate`` in ``parts`` is what its name says."""
-    for name, part in parts.items():
-        role = _role(name, part)
-        if (part is None and role.optional) or role.fits(part):
-            continue
-        lacks = missing(part, role.kind) if role.methods and part is not None else []
-        without = f" without {', '.join(lacks)}" if lacks and not isinstance(part, (type, *FOREIGN)) else ""
-        raise InputError(f"{name} must be {role.example}, got {described(part)}{without}{_advice(name, part)}")
-
-
-def require_models(model: Any) -> None:
-    """Raise InputError unless it is a factory, a module, or several of them."""
-    must = "be a factory such as fedsim.models.mlp, a class of torch.nn.Module, a module, or a list of these"
-    several = isinstance(model, Sequence) and not isinstance(model, (str, bytes))
-    require(not several or len(model) > 0, "model", "be one or more architectures", "none")
-    for one in model if several else [model]:
-        if isinstance(one, ModuleType) or not callable(one):
-            raise InputError(f"model must {must}, got {described(one)}{_advice('model', one)}")
-
-
-def whole(value: Any, name: str, least: int | None = None) -> int:
-    """An int, as Python or numpy has it; raises InputError for anything else, or below ``least``."""
-    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not good:
-        raise InputError(f"{name} must be an int, got {described(value)}")
-    require(least is None or value >= least, name, f"be >= {least}", value)
-    return int(value)
-
-
-def require_kind(value: Any, name: str, kinds: type | tuple[type, ...], must: str) -> None:
-    """Raise InputError unless a value is of a kind."""
-    if not isinstance(value, kinds):
-        raise InputError(f"{name} must {must}, got {described(value)}")
-
-
-def described(part: Any) -> str:
-    """What a part is, in a few words."""
-    if isinstance(part, type):
-        return f"the class {part.__name__}"
-    if isinstance(part, ModuleType):
-        return f"the module {part.__name__}"
-    if part is None or isinstance(part, (str, bytes, int, float)):
-        return repr(part)
-    return f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
-
-
-def _advice(name: str, part: Any) -> str:
-    """What to do with a part that is none, as the end of a sentence; "" when the example says it."""
-    if isinstance(part, type):
-        return f"; pass an object of it: {part.__name__}(...)"
-    if isinstance(part, str):
-        return "; names are for the command line"
-    if isinstance(part, Mapping):
-        return (
-            "; parts of a configuration are built by "
-            "fedsim.assembly.configuration.build_run(OmegaConf.to_container(cfg))"
-        )
-    if name == "topology" and hasattr(part, "nodes"):
-        do = "networkx.write_graphml(graph, 'graph.graphml'), then fedsim.topology.File(path='graph.graphml')"
-        return f"; write it to a file: {do}"
-    others = [other for other in ROLES if other != name and part is not None and _role(other, part).fits(part)]
-    if not others and isinstance(part, nn.Module) and name != "model":
-        others = ["model"]
-    return f"; it fits {others[0]}={type(part).__name__}(...)" if others else ""
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the run computes in."""
+        return DTYPES[self.engine.dtype]

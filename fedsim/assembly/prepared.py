@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedsim.assembly.choose import Chosen
 from fedsim.channel.channel import Channel
 from fedsim.evaluate import Evaluate
 from fedsim.ground.layout import Layout
@@ -34,10 +35,7 @@ class Prepared:
         rows: what the store starts from for clients of each architecture: their state, their link's memory.
         memory: what the channels' far ends start from.
         x0: what the server starts from: the model, or the part of it that the algorithm shares.
-        parameters: d of every architecture.
-        blocks: most clients of each architecture computed at once, ``auto`` resolved.
-        why: the reason for each architecture's kernel, in a line.
-        notes: what the user should know of the kernels.
+        chosen: how each architecture is computed.
         channel: around the clients' messages; peers' is the driver's, and ``setup`` has none.
         topology: of peers; None for clients of a server.
         graphs: of peers in virtual time.
@@ -47,13 +45,25 @@ class Prepared:
     rows: tuple[State, ...]
     memory: Memory
     x0: Tensor | dict[str, Tensor]
-    parameters: tuple[int, ...]
-    blocks: tuple[int, ...]
-    why: tuple[str, ...]
-    notes: tuple[str, ...]
+    chosen: tuple[Chosen, ...]
     channel: Channel
     topology: Topology | None = None
     graphs: Graphs | None = None
+
+    @property
+    def parameters(self) -> tuple[int, ...]:
+        """d of every architecture."""
+        return tuple(Layout.of(model).d for model in self.setup.models)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Most clients of each architecture computed at once, ``auto`` resolved."""
+        return tuple(one.block for one in self.chosen)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the kernels."""
+        return tuple(one.note for one in self.chosen if one.note)
 
     def start(self, engine: Engine, cohort: int = 1) -> Backend:
         """The backend, ready for jobs; the usual size of a cohort tells Ray how much memory to share."""
@@ -106,5 +116,5 @@ class Prepared:
 
     def described(self) -> dict[str, Any]:
         """The execution choices, for the run's provenance; one value where there is one architecture."""
-        chosen = {"kernel": self.setup.kernels, "block": self.blocks, "why": self.why}
+        chosen = {"kernel": self.setup.kernels, "block": self.blocks, "why": tuple(one.why for one in self.chosen)}
         return {name: values[0] if len(values) == 1 else list(values) for name, values in chosen.items()}

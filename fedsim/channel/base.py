@@ -31,7 +31,7 @@ class Noise(Protocol):
         ...
 
     def at(self, part: int) -> Noise:
-        """Other numbers for each part of the use: a local step, a chunk of examples."""
+        """Random numbers for a part of this use, such as a local step or a chunk of examples: others for each part."""
         ...
 
     def uniform(self, like: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Noise(Protocol):
 
 
 class Send(Protocol):
-    """The rest of the channel."""
+    """What a layer calls to send: all layers further in, then the wire."""
 
     def __call__(self, v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], Bytes]:
         """Send v [any length] and what goes beside it.

@@ -28,6 +28,13 @@ from fedsim.types import Known, Message, Owned, State
 class Channel:
     """The layers of one kind of link.
 
+    >>> from fedsim.channel.ef14 import EF14
+    >>> from fedsim.channel.onion import Layer
+    >>> from fedsim.channel.topk import TopK
+    >>> channel = Channel((Layer("ef14", EF14()), Layer("topk", TopK(ratio=0.1))))
+    >>> [layer.name for layer in channel.layers]
+    ['ef14', 'topk']
+
     Attributes:
         layers: outermost first.
         encode: really encode every message to bytes and use what is decoded from them; without it the bytes are only
@@ -50,7 +57,7 @@ class Channel:
         return self._memory(message, "init")
 
     def init_server(self, message: Message) -> State:
-        """Memory of the receiving end, likewise."""
+        """Memory of the receiving end before the first message, {field: {layer: state}}."""
         return {name: made for name, made in self._memory(message, "init_server").items() if made}
 
     def send(
@@ -125,4 +132,4 @@ def _is_vector(value: Any) -> bool:
 
 def noises(seed: int, link: str, index: int, client: Tensor) -> Noises:
     """The random numbers of a client's link in a round, by layer and field; ``link`` is a purpose of a family."""
-    return lambda address: Addressed(seed, addresses.within(link, address), index, client)
+    return lambda address: Addressed(seed, addresses.member(link, address), index, client)

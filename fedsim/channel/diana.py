@@ -59,6 +59,7 @@ class Diana:
 
     def receive(self, memory: Shift, mean: Tensor, share: float, rest: Send) -> tuple[Tensor, Shift]:
         """Mean h + mean D, [d]."""
+        # Only the cohort's shifts move, so the mean over all clients moves by the cohort's share of it.
         return memory.h + mean, Shift(memory.h + self._alpha(rest, mean.shape[0]) * share * mean)
 
     def _alpha(self, send: Send, d: int) -> float:

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.ef14 import contracted
-from fedsim.channel.ef21 import Memory, choose
+from fedsim.channel.ef21 import ServerEstimate, pick
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
-class Link(NamedTuple):
-    """What a client remembers about its link."""
+class EControlLink(NamedTuple):
+    """What a client with EControl remembers about its link."""
 
     h: Tensor  # [d] estimate, the same at the far end
     e: Tensor  # [d] error: what was not sent yet
@@ -50,30 +50,32 @@ class EControl:
         check_fields(self)
         require(self.eta is None or self.eta >= 0, "eta", "be >= 0, or null for half the compressor's delta", self.eta)
 
-    def init(self, v: Tensor) -> Link:
+    def init(self, v: Tensor) -> EControlLink:
         """No estimate, no error."""
-        return Link(torch.zeros_like(v), torch.zeros_like(v), torch.zeros((), dtype=torch.bool, device=v.device))
+        return EControlLink(
+            torch.zeros_like(v), torch.zeros_like(v), torch.zeros((), dtype=torch.bool, device=v.device)
+        )
 
-    def init_server(self, v: Tensor) -> Memory:
+    def init_server(self, v: Tensor) -> ServerEstimate:
         """No estimate."""
-        return Memory(torch.zeros_like(v))
+        return ServerEstimate(torch.zeros_like(v))
 
-    def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
+    def __call__(self, v: Tensor, link: EControlLink, noise: Noise, send: Send) -> tuple[Tensor, EControlLink, Bytes]:
         """Send v [d]; the far end gets the change of h."""
         eta = self._eta(send, v.shape[0])
         d, sent = contracted(eta * link.e + v - link.h, send)
         if self.start == "full":
-            d, sent = choose(link.begun, (d, sent), send.plain(v))
+            d, sent = pick(link.begun, (d, sent), send.plain(v))
         if self.start == "compressed":
             h, opening = contracted(v, send)
             after, following = contracted(v - h, send)
-            d, sent = choose(link.begun, (d, sent), (h + after, opening + following))
-        return d, Link(link.h + d, link.e + v - link.h - d, torch.ones_like(link.begun)), sent
+            d, sent = pick(link.begun, (d, sent), (h + after, opening + following))
+        return d, EControlLink(link.h + d, link.e + v - link.h - d, torch.ones_like(link.begun)), sent
 
-    def receive(self, memory: Memory, mean: Tensor, share: float, rest: Send) -> tuple[Tensor, Memory]:
+    def receive(self, memory: ServerEstimate, mean: Tensor, share: float, rest: Send) -> tuple[Tensor, ServerEstimate]:
         """The mean of all clients' new estimates, [d]."""
         h = memory.g + share * mean
-        return h, Memory(h)
+        return h, ServerEstimate(h)
 
     def _eta(self, send: Send, d: int) -> float:
         if self.eta is not None:

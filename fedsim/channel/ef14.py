@@ -24,8 +24,8 @@ from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.traits import LayerTraits
 
 
-class Link(NamedTuple):
-    """What a client remembers about its link."""
+class EF14Link(NamedTuple):
+    """What a client with EF14 remembers about its link: the error."""
 
     e: Tensor  # [d] error: what was not sent yet
 
@@ -36,19 +36,23 @@ class EF14:
 
     traits: ClassVar[LayerTraits] = LayerTraits(feedback=True)
 
-    def init(self, v: Tensor) -> Link:
+    def init(self, v: Tensor) -> EF14Link:
         """No error."""
-        return Link(torch.zeros_like(v))
+        return EF14Link(torch.zeros_like(v))
 
-    def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
+    def __call__(self, v: Tensor, link: EF14Link, noise: Noise, send: Send) -> tuple[Tensor, EF14Link, Bytes]:
         """Send v [d]."""
         whole = link.e + v
         d, sent = contracted(whole, send)
-        return d, Link(whole - d), sent
+        return d, EF14Link(whole - d), sent
 
 
 def contracted(v: Tensor, send: Send) -> tuple[Tensor, Bytes]:
-    """C(v) [d] and its bytes; C / (1 + omega), which contracts, where the layers inside are unbiased."""
+    """What arrives of v [d] when it is sent through the layers inside, and its bytes.
+
+    An unbiased compressor C need not bring the error down, as error feedback wants; where the layers inside are
+    unbiased with variance omega, C(v) / (1 + omega) is used, which contracts.
+    """
     got, _, sent = send(v)
     omega = send.omega(v.shape[0])
     return got / (1 + omega) if omega else got, sent

@@ -23,8 +23,8 @@ from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
 
 
-class Link(NamedTuple):
-    """What a client remembers about its link."""
+class EF21Link(NamedTuple):
+    """What a client with EF21 remembers about its link: the estimate that both ends hold."""
 
     g: Tensor  # [d] estimate, the same at the far end
     begun: Tensor  # scalar bool: a message was sent
@@ -34,11 +34,11 @@ class Moving(NamedTuple):
     """What a client with momentum remembers."""
 
     m: Tensor  # [d] momentum
-    link: Link
+    link: EF21Link
 
 
-class Memory(NamedTuple):
-    """What the server remembers."""
+class ServerEstimate(NamedTuple):
+    """What the server remembers: the mean of the estimates that it shares with the clients."""
 
     g: Tensor  # [d] mean of all clients' estimates
 
@@ -58,25 +58,25 @@ class EF21:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def init(self, v: Tensor) -> Link:
+    def init(self, v: Tensor) -> EF21Link:
         """No estimate."""
-        return Link(torch.zeros_like(v), torch.zeros((), dtype=torch.bool, device=v.device))
+        return EF21Link(torch.zeros_like(v), torch.zeros((), dtype=torch.bool, device=v.device))
 
-    def init_server(self, v: Tensor) -> Memory:
+    def init_server(self, v: Tensor) -> ServerEstimate:
         """No estimate."""
-        return Memory(torch.zeros_like(v))
+        return ServerEstimate(torch.zeros_like(v))
 
-    def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
+    def __call__(self, v: Tensor, link: EF21Link, noise: Noise, send: Send) -> tuple[Tensor, EF21Link, Bytes]:
         """Send v [d]; the far end gets D, or v itself the first time."""
         d, sent = contracted(v - link.g, send)
         if self.start == "full":
-            d, sent = choose(link.begun, (d, sent), send.plain(v))
-        return d, Link(link.g + d, torch.ones_like(link.begun)), sent
+            d, sent = pick(link.begun, (d, sent), send.plain(v))
+        return d, EF21Link(link.g + d, torch.ones_like(link.begun)), sent
 
-    def receive(self, memory: Memory, mean: Tensor, share: float, rest: Send) -> tuple[Tensor, Memory]:
+    def receive(self, memory: ServerEstimate, mean: Tensor, share: float, rest: Send) -> tuple[Tensor, ServerEstimate]:
         """The mean of all clients' new estimates, [d]."""
         g = memory.g + share * mean
-        return g, Memory(g)
+        return g, ServerEstimate(g)
 
 
 @dataclass(frozen=True)
@@ -111,19 +111,19 @@ class EF21Plus(EF21):
 
     traits: ClassVar[LayerTraits] = LayerTraits(feedback=True, receives=True)
 
-    def __call__(self, v: Tensor, link: Link, noise: Noise, send: Send) -> tuple[Tensor, Link, Bytes]:
+    def __call__(self, v: Tensor, link: EF21Link, noise: Noise, send: Send) -> tuple[Tensor, EF21Link, Bytes]:
         """Send v [d]."""
         fresh, sent_fresh = contracted(v, send)
         change, sent = contracted(v - link.g, send)
         better = (fresh - v).square().sum() < (link.g + change - v).square().sum()
-        d, sent = choose(better, (fresh - link.g, sent_fresh + 1), (change, sent + 1))
+        d, sent = pick(better, (fresh - link.g, sent_fresh + 1), (change, sent + 1))
         if self.start == "full":
-            d, sent = choose(link.begun, (d, sent), send.plain(v))
-        return d, Link(link.g + d, torch.ones_like(link.begun)), sent
+            d, sent = pick(link.begun, (d, sent), send.plain(v))
+        return d, EF21Link(link.g + d, torch.ones_like(link.begun)), sent
 
 
-def choose(which: Tensor, yes: tuple[Tensor, Bytes], no: tuple[Tensor, Bytes]) -> tuple[Tensor, Bytes]:
-    """One of two (vector, bytes) by a scalar bool."""
+def pick(which: Tensor, yes: tuple[Tensor, Bytes], no: tuple[Tensor, Bytes]) -> tuple[Tensor, Bytes]:
+    """The first of two messages (vector, bytes) if the scalar bool ``which`` holds, else the second; under vmap too."""
     sizes = [torch.as_tensor(size, device=which.device) for size in (yes[1], no[1])]
     return torch.where(which, yes[0], no[0]), torch.where(which, sizes[0], sizes[1])
 

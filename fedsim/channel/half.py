@@ -54,5 +54,5 @@ class Half:
         return 1 - _FORMATS[self.format][1] ** 2
 
     def omega(self, d: int) -> float | None:
-        """Biased."""
+        """None: what arrives is biased."""
         return None

@@ -54,12 +54,12 @@ class LowRank:
         """Send v [d]."""
         d, r = v.shape[0], self.rank
         m, p = sides(d)
-        if r * (m + p) >= d:
+        if r * (m + p) >= d:  # two factors would be no smaller than the vector
             got, _, size = send(v)
             return got, link, size
         a = pad(v, (0, m * p - d)).reshape(m, p)
         start = noise.normal(v.new_zeros(p * r)).reshape(p, r)
-        factors, _, size = send(one_by_one(factorise, a, start, self.iterations))
+        factors, _, size = send(one_by_one(low_rank_factors, a, start, self.iterations))
         left, right = factors[: m * r].reshape(m, r), factors[m * r :].reshape(r, p)
         return one_by_one(torch.mm, left, right).reshape(-1)[:d], link, size
 
@@ -69,7 +69,7 @@ class LowRank:
         return 1.0 if self.rank * (m + p) >= d else self.rank / p
 
     def omega(self, d: int) -> float | None:
-        """Biased."""
+        """None: what arrives is biased."""
         return None
 
 
@@ -79,12 +79,13 @@ def sides(d: int) -> tuple[int, int]:
     return -(-d // p), p
 
 
-def factorise(a: Tensor, start: Tensor, iterations: int) -> Tensor:
+def low_rank_factors(a: Tensor, start: Tensor, iterations: int) -> Tensor:
     """a [m, p], start [p, r] -> left [m, r] (orthogonal) and right [r, p], flat in one vector; left right ~ a.
 
     Both are multiplied by powers of two, which changes no bit of their product, so that they are of about the same
     magnitude, and zero where a is: layers further in see one vector, and would lose a factor that is far smaller.
     """
+    # Orthogonal after each product: powers of a a^T alone would all turn into its first direction in floating point.
     left = torch.linalg.qr(a @ start).Q
     for _ in range(iterations):
         left = torch.linalg.qr(a @ torch.linalg.qr(a.T @ left).Q).Q

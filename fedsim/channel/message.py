@@ -62,13 +62,13 @@ def from_the_wire(content: dict[str, wire.Content]) -> Message:
 
 
 def heard(message: Message) -> Message:
-    """What a receiver has in hand: what travelled, and what is ``Known``, as plain values."""
+    """The message as its receiver uses it: fields that travelled as they are, ``Known`` ones as their values."""
     return {name: value.value if isinstance(value, Known) else value for name, value in message.items()}
 
 
-def size(message: Message) -> int:
+def message_size(message: Message) -> int:
     """Bytes of one message; nothing at all when it has no fields."""
-    return wire.size(content) if (content := on_the_wire(message)) else 0
+    return wire.encoded_size(content) if (content := on_the_wire(message)) else 0
 
 
 def sizes(messages: Message, b: int) -> int:
@@ -76,7 +76,7 @@ def sizes(messages: Message, b: int) -> int:
     if not messages:
         return 0
     plain = {name: value for name, value in messages.items() if not isinstance(value, Owned)}
-    return b * wire.size(plain, stacked=True) + owned(messages)
+    return b * wire.encoded_size(plain, stacked=True) + owned(messages)
 
 
 def owned(messages: Message) -> int:
@@ -87,5 +87,5 @@ def owned(messages: Message) -> int:
             rows, r = value.values[0], value.mask.shape[1]
             for k, clients in Counter(value.mask.sum(1).tolist()).items():
                 at = wire.Positions(value.mask.new_zeros(k, dtype=torch.int64), r)
-                total += clients * (wire.size({name: (rows[:k], (at,))}) - wire.size({}))
+                total += clients * (wire.encoded_size({name: (rows[:k], (at,))}) - wire.encoded_size({}))
     return total

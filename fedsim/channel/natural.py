@@ -37,6 +37,8 @@ class Natural:
 
     def __call__(self, v: Tensor, link: tuple[()], noise: Noise, send: Send) -> tuple[Tensor, tuple[()], Bytes]:
         """Send v [d]."""
+        # |v| = 2^e (1 + f), and its bits hold e and f side by side. Up to e + 1 with probability f: the mean is
+        # 2^e (1 - f) + 2^(e + 1) f = |v|. The largest finite exponent stays, since one more would be infinity.
         kind, shift, infinite = _FORMATS[v.dtype]
         bits = v.abs().view(kind)
         fraction = (bits & ((1 << shift) - 1)).to(v.dtype) / (1 << shift)
@@ -48,7 +50,7 @@ class Natural:
         return torch.where(positive.tensor, magnitude, -magnitude), link, size
 
     def delta(self, d: int) -> float | None:
-        """Unbiased."""
+        """None: what arrives is unbiased, see ``omega``."""
         return None
 
     def omega(self, d: int) -> float | None:

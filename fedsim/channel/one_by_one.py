@@ -13,7 +13,10 @@ from fedsim.ground.opaque import opaque
 
 
 def one_by_one(alone: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """``alone(*arguments)``; inside vmap that of each client in turn, with the bits of the loop.
+    """Call ``alone(*arguments)``; inside vmap for each client in turn, with the bits that one client alone has.
+
+    Under vmap there is one value for all clients and no real number to look at; and batched factorisations may round
+    otherwise than single ones, so that a client's message would depend on the size of its block.
 
     Args:
         alone: takes one client's tensors, may look at their values, returns a tensor of a shape known beforehand.

@@ -22,7 +22,7 @@ from fedsim.types import State
 Noises = Callable[[str], Noise]
 """Address within a link (layer, field, which of an outer layer's calls) -> random numbers."""
 
-EMPTY = wire.size({})
+EMPTY = wire.encoded_size({})
 """Bytes of a message without fields."""
 
 
@@ -67,7 +67,10 @@ class Onion:
         return narrowed(got, v.dtype), new, sent
 
     def receive(self, mean: Tensor, memory: State, share: float) -> tuple[Tensor, State]:
-        """The receiving halves of the layers that have one, innermost first."""
+        """What the far end takes the mean message ``mean`` [d] for, and its new memory {layer: state}.
+
+        The layers that remember something there take their turns innermost first, as the message came in.
+        """
         new = dict(memory)
         for i in reversed(range(len(self.layers))):
             name, half, _ = self.layers[i]
@@ -191,7 +194,7 @@ class Rest:
 
 def transmit(name: str, v: Tensor, sides: tuple[Side, ...], *, encode: bool) -> tuple[Tensor, tuple[Side, ...], int]:
     """Over the wire: what arrives, and its bytes; with ``encode`` as real bytes and back."""
-    size = wire.size({name: (v, sides)}) - EMPTY
+    size = wire.encoded_size({name: (v, sides)}) - EMPTY
     if not encode:
         return v, sides, size
 

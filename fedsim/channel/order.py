@@ -1,4 +1,4 @@
-"""Which layer may stand outside which; every rule says why. And whether the fields that layers name exist."""
+"""Which layer of a channel may stand outside which other, with each rule's reason, and which fields they may name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_order(layers: Sequence[Layer]) -> None:
             )
 
 
-def check_fields(link: str, layers: Sequence[Layer], sent: Iterable[str], later: Iterable[str] = ()) -> None:
+def check_layer_fields(link: str, layers: Sequence[Layer], sent: Iterable[str], later: Iterable[str] = ()) -> None:
     """Raise InputError when a layer is limited to a field that no message has, nor will have ``later``."""
     known = sorted({*sent, *later})
     for layer in layers:

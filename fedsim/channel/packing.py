@@ -72,7 +72,7 @@ def varint(value: int) -> bytes:
 
 
 def bytes_for(bits: int) -> int:
-    """Bytes that hold so many bits."""
+    """The least number of bytes that hold so many bits."""
     return -(-bits // 8)
 
 
@@ -156,6 +156,8 @@ def pack_positions(index: NDArray[np.int64], d: int) -> bytes:
     if k == 0:
         return b""
     low = _low_bits(k, d)
+    # High part h of the i-th position: a one at place h + i. High parts ascend and i counts up, so no two ones meet,
+    # and the i-th one, less i, gives h back.
     upper = np.zeros(_upper_bits(k, d, low), np.uint8)
     upper[(index >> low) + np.arange(k)] = 1
     return pack_unsigned(index & ((1 << low) - 1), low) + pack_bits(upper)

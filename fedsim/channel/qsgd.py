@@ -52,6 +52,7 @@ class QSGD:
         """Send v [d]."""
         d, s = v.shape[0], self.levels
         rows = to_rows(v, self.bucket)
+        # In float64, where no square of a float32 overflows.
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(v.dtype)
         share = from_rows(rows / torch.where(norms > 0, norms, 1).unsqueeze(1), d)  # in [-1, 1]
         q = round_at_random(share * s, noise.uniform(v), s).to(narrowest(-s, s))
@@ -60,7 +61,7 @@ class QSGD:
         return from_rows(shares * norms.unsqueeze(1), d), link, size
 
     def delta(self, d: int) -> float | None:
-        """Unbiased."""
+        """None: what arrives is unbiased, see ``omega``."""
         return None
 
     def omega(self, d: int) -> float | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
-from fedsim.channel.sparse import check_kept, kept
+from fedsim.channel.sparse import check_kept, entries_to_keep
 from fedsim.channel.wire import Positions, Seed
 from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
@@ -51,7 +51,7 @@ class RandK:
 
     @property
     def traits(self) -> LayerTraits:
-        """The words."""
+        """Loses entries; unbiased where it scales them up."""
         return LayerTraits(
             loses=True,
             linear=True,
@@ -65,7 +65,7 @@ class RandK:
     def __call__(self, v: Tensor, link: tuple[()], noise: Noise, send: Send) -> tuple[Tensor, tuple[()], Bytes]:
         """Send v [d]."""
         d = v.shape[0]
-        k = kept(self.k, self.ratio, d)
+        k = entries_to_keep(self.k, self.ratio, d)
         if k == d:
             got, _, size = send(v)
             return got, link, size
@@ -78,8 +78,8 @@ class RandK:
 
     def delta(self, d: int) -> float | None:
         """k / d in expectation, of the biased form."""
-        return None if self.unbiased else kept(self.k, self.ratio, d) / d
+        return None if self.unbiased else entries_to_keep(self.k, self.ratio, d) / d
 
     def omega(self, d: int) -> float | None:
         """d / k - 1, of the unbiased form."""
-        return d / kept(self.k, self.ratio, d) - 1 if self.unbiased else None
+        return d / entries_to_keep(self.k, self.ratio, d) - 1 if self.unbiased else None

@@ -61,7 +61,7 @@ class Positions:
 
     @classmethod
     def read(cls, reader: Reader) -> Positions:
-        """The inverse."""
+        """Read back what ``header`` and ``payload`` wrote."""
         k, d = reader.varint(), reader.varint()
         return cls(torch.from_numpy(unpack_positions(reader, k, d)), d)
 
@@ -78,7 +78,7 @@ class Signs:
     code: ClassVar[int] = 1
 
     def header(self) -> bytes:
-        """d."""
+        """The number of entries d."""
         return _header(self.tensor.shape[-1])
 
     def payload_size(self) -> int:
@@ -92,7 +92,7 @@ class Signs:
 
     @classmethod
     def read(cls, reader: Reader) -> Signs:
-        """The inverse."""
+        """Read back what ``header`` and ``payload`` wrote."""
         return cls(torch.from_numpy(unpack_bits(reader, reader.varint()).view(np.bool_)))
 
 
@@ -138,7 +138,7 @@ class Levels:
 
     @classmethod
     def read(cls, reader: Reader) -> Levels:
-        """The inverse."""
+        """Read back what ``header`` and ``payload`` wrote."""
         d, zigzag, span = reader.varint(), reader.varint(), reader.varint()
         low = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
         reader.check(0 < span < 2**62 and low + span < 2**63, f"levels from {low} to {low + span}")
@@ -159,7 +159,7 @@ class Trits:
     code: ClassVar[int] = 3
 
     def header(self) -> bytes:
-        """d."""
+        """The number of entries d."""
         return _header(self.tensor.shape[-1])
 
     def payload_size(self) -> int:
@@ -175,7 +175,7 @@ class Trits:
 
     @classmethod
     def read(cls, reader: Reader) -> Trits:
-        """The inverse."""
+        """Read back what ``header`` and ``payload`` wrote."""
         return cls(torch.from_numpy(unpack_trits(reader, reader.varint())))
 
 
@@ -210,7 +210,7 @@ class Seed:
 
     @classmethod
     def read(cls, reader: Reader) -> Seed:
-        """The inverse."""
+        """Read back what ``header`` and ``payload`` wrote."""
         k, d = reader.varint(), reader.varint()
         return cls(torch.tensor(int.from_bytes(reader.take(8), "little", signed=True)), k, d)
 

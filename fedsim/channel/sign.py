@@ -47,7 +47,7 @@ class Sign:
 
     @property
     def traits(self) -> LayerTraits:
-        """The words."""
+        """Loses magnitudes, and is biased."""
         return LayerTraits(loses=True, nonexpansive=True, contractive=self.scale == "l1")
 
     def __call__(self, v: Tensor, link: tuple[()], noise: Noise, send: Send) -> tuple[Tensor, tuple[()], Bytes]:
@@ -65,5 +65,5 @@ class Sign:
         return 1 / width(d, self.bucket) if self.scale == "l1" else None
 
     def omega(self, d: int) -> float | None:
-        """Biased."""
+        """None: what arrives is biased."""
         return None

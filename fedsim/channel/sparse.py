@@ -15,6 +15,9 @@ def check_kept(k: int | None, ratio: float | None) -> None:
     require(ratio is None or 0 < ratio <= 1, "ratio", "be in (0, 1]", ratio)
 
 
-def kept(k: int | None, ratio: float | None, d: int) -> int:
-    """min(k, d), or without k ceil(ratio * d), where 0.07 means 7/100 and not the nearest binary fraction."""
+def entries_to_keep(k: int | None, ratio: float | None, d: int) -> int:
+    """How many of d entries a sparsifier keeps: min(k, d), or without k ceil(ratio * d).
+
+    A ratio of 0.07 means 7/100: as a binary fraction it is a little more, and 0.07 * 100 would round up to 8.
+    """
     return min(k, d) if k is not None else math.ceil(Fraction(str(ratio)) * d)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.one_by_one import one_by_one
-from fedsim.channel.sparse import check_kept, kept
+from fedsim.channel.sparse import check_kept, entries_to_keep
 from fedsim.channel.wire import Positions
 from fedsim.fields import check_fields
 from fedsim.traits import LayerTraits
@@ -49,24 +49,24 @@ class TopK:
     def __call__(self, v: Tensor, link: tuple[()], noise: Noise, send: Send) -> tuple[Tensor, tuple[()], Bytes]:
         """Send v [d]."""
         d = v.shape[0]
-        k = kept(self.k, self.ratio, d)
+        k = entries_to_keep(self.k, self.ratio, d)
         if k == d:
             got, _, size = send(v)
             return got, link, size
-        index = one_by_one(largest, v, k)
+        index = one_by_one(largest_positions, v, k)
         values, (positions,), size = send(v.gather(0, index), Positions(index, d))
         return torch.zeros_like(v).scatter(0, positions.tensor, values), link, size
 
     def delta(self, d: int) -> float | None:
         """k / d."""
-        return kept(self.k, self.ratio, d) / d
+        return entries_to_keep(self.k, self.ratio, d) / d
 
     def omega(self, d: int) -> float | None:
-        """Biased."""
+        """None: what arrives is biased."""
         return None
 
 
-def largest(v: Tensor, k: int) -> Tensor:
+def largest_positions(v: Tensor, k: int) -> Tensor:
     """Positions of the 1 <= k <= d largest magnitudes of v [d]: [k] int64, ascending; of equals the lowest.
 
     The threshold of a long vector is first guessed from a sample, a little too low; only what lies above is sorted
@@ -77,6 +77,7 @@ def largest(v: Tensor, k: int) -> Tensor:
     values = magnitude[chosen]
     threshold = values.topk(k, sorted=False).values.min()
     above, equal = values > threshold, values == threshold
+    # Of equal magnitudes the first are taken, however torch orders them: the result is the same on every machine.
     return chosen[above | (equal & (equal.cumsum(0) <= k - above.sum()))]
 
 

@@ -63,7 +63,7 @@ class Uniform:
         return from_rows(shares * peaks.unsqueeze(1), d), link, size
 
     def delta(self, d: int) -> float | None:
-        """Unbiased."""
+        """None: what arrives is unbiased, see ``omega``."""
         return None
 
     def omega(self, d: int) -> float | None:

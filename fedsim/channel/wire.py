@@ -5,8 +5,8 @@ and seeds (``fedsim.channel.sides``). Layout, little-endian: number of fields (u
 UTF-8), dtype (u8), number of dimensions (low four bits) and of sides (high four bits), each dimension (u32), the raw
 values; per side its kind (u8), its counts and ranges (seven bits a byte) and its packed tensor.
 
-``size`` never encodes a value: it is a function of shapes, dtypes and static ints, inside vmap too, and
-``len(encode(m)) == size(m)``. ``decode`` accepts exactly what ``encode`` writes.
+``encoded_size`` never encodes a value: it is a function of shapes, dtypes and static ints, inside vmap too, and
+``len(encode(m)) == encoded_size(m)``. ``decode`` accepts exactly what ``encode`` writes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
     "Trits",
     "decode",
     "encode",
+    "encoded_size",
     "narrowest",
-    "size",
 ]
 
 Content: TypeAlias = Tensor | tuple[Tensor, tuple[Side, ...]]
@@ -55,7 +55,7 @@ _DTYPES = (
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
-def size(message: Mapping[str, Content], stacked: bool = False) -> int:
+def encoded_size(message: Mapping[str, Content], stacked: bool = False) -> int:
     """Bytes of one encoded message; with ``stacked`` its tensors carry a leading client dimension [b]."""
     total = len(_count(message))
     for name, content in message.items():
@@ -119,6 +119,7 @@ def _header(name: str, dtype: torch.dtype, shape: torch.Size, sides: tuple[Side,
     require(dtype in _CODES, f"field {name!r}", f"have one of the dtypes {_DTYPES}", dtype)
     require(len(shape) < 16 and len(sides) < 16, f"field {name!r}", "have at most 15 dimensions and sides", shape)
     require(max(shape, default=0) < 2**32, f"field {name!r}", "have dimensions below 2^32", shape)
+    # Both counts are below 16 and share a byte: a header is sent with every field of every message.
     counts = bytes([_CODES[dtype], len(shape) | len(sides) << 4])
     return bytes([len(raw)]) + raw + counts + struct.pack(f"<{len(shape)}I", *shape)
 

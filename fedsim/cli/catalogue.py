@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.assembly.configuration import did_you_mean
+from fedsim.assembly.problems import did_you_mean
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
 from fedsim.ground.console import Terminal

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from fedsim.algorithms.kit.around import innermost
-from fedsim.assembly.assemble import Assembled, configured
+from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.configuration import build_run
+from fedsim.assembly.parts import Parts
 from fedsim.cli.folder import config_folder
 from fedsim.cli.resume import stopped
 from fedsim.errors import Diverged, InputError, require
@@ -38,15 +39,20 @@ MOST_NAMED = 8
 """Clients that the command of ``line`` names; of more, it replays the whole round."""
 
 
-class Lit(Exception):
-    """The work that was looked for: clients with the jobs they are in, and the broadcast."""
+class WorkFound(Exception):
+    """Leaves a round where its clients would begin to work, and takes along what is needed to do their work elsewhere.
+
+    Attributes:
+        found: clients, each with the job that it is in.
+        shared: the round's broadcast.
+    """
 
     def __init__(self, found: list[tuple[int, Job]], shared: Any):
         super().__init__("found")
         self.found, self.shared = found, shared
 
 
-class Spotlight:
+class CatchWork:
     """A backend that leaves the round where the clients' work would begin.
 
     Args:
@@ -56,17 +62,17 @@ class Spotlight:
 
     def __init__(self, backend: Backend, clients: tuple[int, ...] | None):
         self.backend, self.clients = backend, clients
-        self.on = False
+        self.armed = False
         self.seen: set[int] = set()
 
     def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
-        """As the backend; raises Lit once it is on and some of the clients would work."""
-        if self.on and method == "train":
+        """What the backend returns; once ``armed``, raises WorkFound when some of the clients would work."""
+        if self.armed and method == "train":
             working = sorted((i, job.number, job) for job in jobs for i in job.clients)
             self.seen |= {i for i, *_ in working}
             found = [(i, job) for i, _, job in working if self.clients is None or i in self.clients]
             if found:
-                raise Lit(found, shared)
+                raise WorkFound(found, shared)
         return self.backend.map(method, jobs, costs, shared)
 
     def close(self) -> None:
@@ -74,7 +80,7 @@ class Spotlight:
         self.backend.close()
 
 
-class Work(NamedTuple):
+class ClientWork(NamedTuple):
     """What one client did."""
 
     client: int
@@ -93,7 +99,7 @@ def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug
     then, now = recorded_capability(folder), cpu_capability()
     if then not in (None, now):
         note(f"the run's CPU capability was {then}, here it is {now}: numbers may differ from the run's in rounding")
-    assembled = configured(build_run(config))
+    assembled = assemble(Parts(**build_run(config)))
     setup = assembled.prepared.setup
     each: Kernel = "loop"
     kernels = (each,) * len(setup.kernels)
@@ -101,14 +107,14 @@ def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug
     last = len(assembled.population) - 1
     for i in clients or ():
         require(0 <= i <= last, "client", f"be 0..{last}", i)
-    lit = find(assembled, folder, round_, clients)
+    caught = find(assembled, folder, round_, clients)
     worker = Worker(alone)
     debugger = _debugger(setup.algorithm) if debug else None
-    done: list[Work] = []
+    done: list[ClientWork] = []
     try:
-        for client, job in lit.found:
+        for client, job in caught.found:
             at = client
-            done.append(work(worker, client, job, lit.shared, debugger))
+            done.append(work(worker, client, job, caught.shared, debugger))
     except BdbQuit:
         return 0
     except Exception as failure:
@@ -133,12 +139,12 @@ def recorded_capability(folder: Path) -> str | None:
     return str(found)
 
 
-def find(assembled: Assembled, folder: Path, round_: int, clients: tuple[int, ...] | None) -> Lit:
+def find(assembled: Assembled, folder: Path, round_: int, clients: tuple[int, ...] | None) -> WorkFound:
     """The work of clients in a round, the run having been brought to the state before it."""
     backend = assembled.start()
-    spotlight = Spotlight(backend, clients)
+    catch = CatchWork(backend, clients)
     try:
-        run = assembled.orchestrator(spotlight, Evaluate(every=assembled.rounds))
+        run = assembled.orchestrator(catch, Evaluate(every=assembled.parts.planned_rounds))
         saved = Checkpoints(folder / "checkpoints", Checkpointing()).newest(round_ - 1)
         if saved is not None:
             of_run = replace(
@@ -150,19 +156,19 @@ def find(assembled: Assembled, folder: Path, round_: int, clients: tuple[int, ..
         note(f"from the checkpoint after round {run.done}" if saved else "from the start")
         while run.done < round_ - 1:
             run.step()
-        spotlight.on = True
+        catch.armed = True
         run.step()
-    except Lit as lit:
-        return lit
+    except WorkFound as work:
+        return work
     except Diverged as stop:
         raise InputError(f"round must be one that the run reached, got {round_}: {stop}") from stop
     finally:
         backend.close()
-    who = ", ".join(map(str, sorted(spotlight.seen)))
+    who = ", ".join(map(str, sorted(catch.seen)))
     raise InputError(f"client must be one of those who work in round {round_} ({who}), got {clients}")
 
 
-def work(worker: Worker, client: int, job: Job, shared: Any, debugger: pdb.Pdb | None = None) -> Work:
+def work(worker: Worker, client: int, job: Job, shared: Any, debugger: pdb.Pdb | None = None) -> ClientWork:
     """The client's part of a job, on its own."""
     at = job.clients.index(client)
     row = to_device(tree_map(lambda a: a[at : at + 1], job.rows), worker.device)
@@ -171,12 +177,12 @@ def work(worker: Worker, client: int, job: Job, shared: Any, debugger: pdb.Pdb |
     call = ((client,), row, got, job.round)
     samples = int(worker.setup.train.sizes()[client])
     if debugger is None:
-        return Work(client, samples, run(*call))
+        return ClientWork(client, samples, run(*call))
     debugger.rcLines = ["continue"]  # past the engine's first line, where it would stop else
     outcome: Any = debugger.runcall(run, *call)
     if outcome is None:  # the user has quit
         raise BdbQuit
-    return Work(client, samples, outcome)
+    return ClientWork(client, samples, outcome)
 
 
 def _debugger(algorithm: Any) -> pdb.Pdb:
@@ -188,7 +194,7 @@ def _debugger(algorithm: Any) -> pdb.Pdb:
     return debugger
 
 
-def _show(round_: int, done: Sequence[Work]) -> None:
+def _show(round_: int, done: Sequence[ClientWork]) -> None:
     """A line for each client: what it lost, and how large what it sent is."""
     fields = list(done[0].outcome.messages)
     table = Table(title=f"round {round_}", header_style="dim", border_style="dim")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fedsim.assembly.configuration import did_you_mean
+from fedsim.assembly.problems import did_you_mean
 from fedsim.errors import InputError, require
 
 PREFIX = "resume="

@@ -6,16 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 from rich.table import Table
 
-from fedsim.assembly.assemble import configured
+from fedsim.assembly.assemble import assemble
 from fedsim.assembly.configuration import build_run
-from fedsim.cli.main import compose
+from fedsim.assembly.parts import Parts
+from fedsim.cli.compose import compose
 from fedsim.errors import Diverged
 from fedsim.ground.console import Terminal, error
-from fedsim.pool.engine import Engine
 from fedsim.record.provenance import cpu_capability
 
 ROUNDS = 3
@@ -32,15 +31,15 @@ def verify(overrides: Sequence[str]) -> int:
         InputError: the overrides do not describe a run.
     """
     counted = any(text.lstrip("+").startswith("rounds=") for text in overrides)
-    parts = build_run(compose([*overrides, *([] if counted else [f"rounds={ROUNDS}"])]))
-    engine: Engine = parts["engine"]
+    parts = Parts(**build_run(compose([*overrides, *([] if counted else [f"rounds={ROUNDS}"])])))
+    engine = parts.engine
     ways = {"serial": replace(engine, backend="serial")}
     ways |= {f"ray, {n} actor{'s' * (n > 1)}": replace(engine, backend="ray", actors=n) for n in ACTORS}
     console = Terminal()
     traces: dict[str, list[str]] = {}
     for name, way in ways.items():
         begun = time.perf_counter()
-        traces[name] = trace(parts | {"engine": way})
+        traces[name] = trace(replace(parts, engine=way))
         took = f"{len(traces[name]) - 1} rounds in {time.perf_counter() - begun:.1f} s"
         console.print(f"{name}: {took}", style="dim", highlight=False)
     _show(console, traces)
@@ -54,10 +53,10 @@ def verify(overrides: Sequence[str]) -> int:
     return 1
 
 
-def trace(parts: Mapping[str, Any]) -> list[str]:
+def trace(parts: Parts) -> list[str]:
     """The digest of the run's state at its start and after every round; ``diverged`` ends it where the run does."""
-    assembled = configured(parts)
-    rarely = replace(parts["evaluate"], every=assembled.rounds)  # nothing is measured before the last round
+    assembled = assemble(parts)
+    rarely = replace(parts.evaluate, every=parts.planned_rounds)  # nothing is measured before the last round
     with ExitStack() as stack:
         backend = assembled.start()
         stack.callback(backend.close)

@@ -1,4 +1,8 @@
-"""Data sets: where they come from (sources), and what they are once read (``Dataset``, ``Split``)."""
+"""Data sets: where they come from (sources), and what they are once read (``Dataset``, ``Split``).
+
+And how minibatches are drawn from them. Data know no model and no algorithm; that samples belong to clients they know
+only as the order in which a partition has put them.
+"""
 
 from fedsim.data.augment import Augment
 from fedsim.data.cifar import CIFAR10, CIFAR100

@@ -172,7 +172,7 @@ SWEEP_NUMBERS = 2**14
 """Numbers in the inputs that are at once in a pass in any case: work that outweighs the price of a call."""
 
 
-class Minibatches:
+class ClientMinibatches:
     """One client's minibatches, k = 0 .. steps-1, as the engine hands them to an ``Objective``.
 
     Built either for one client alone (exact sizes, no padding) or, inside vmap, for the client that stands for all
@@ -190,6 +190,7 @@ class Minibatches:
     def __call__(self, k: int) -> Batch:
         """The k-th minibatch."""
         mask = None
+        # Without a mask, losses are plain means; only steps at which some client of the block has padding need one.
         if not self.alone and self.partial[k]:
             width = self.lane["y"].shape[0] if "y" in self.lane else self.lane["rows"].shape[1]
             mask = (torch.arange(width, device=self.feed.device) < self.lane["counts"][k]).to(self.feed.dtype)
@@ -211,9 +212,9 @@ class Minibatches:
 
 
 class Everything:
-    """All examples of one client, once, in stored order and without augmentation, ``SWEEP`` or more at a time.
+    """One client's examples for a pass over all its data: each once, as stored and not augmented, some at a time.
 
-    Built like ``Minibatches``; every batch of a block carries a mask.
+    Built like ``ClientMinibatches``; every batch of a block carries a mask.
     """
 
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
@@ -226,6 +227,8 @@ class Everything:
     def __call__(self, k: int) -> Batch:
         """The k-th part of the examples."""
         at = k * self.width + torch.arange(self.width, device=self.feed.device)
+        # Alone: no padding, so that nothing is computed for nobody. In a block: one width for all, a client's padding
+        # being its last example again, which the mask takes out.
         if self.alone:
             at = at[: int(self.lane["sizes"]) - k * self.width]
         rows = self.lane["start"] + torch.minimum(at, self.lane["sizes"] - 1)

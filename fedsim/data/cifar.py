@@ -20,7 +20,7 @@ import numpy as np
 from fedsim.data.arrays import with_digest
 from fedsim.data.augment import Augment
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.files import DataFile, data_root, read_all
+from fedsim.data.published import DataFile, data_root, read_files
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 
@@ -152,7 +152,7 @@ def read_images(
         InputError: a batch is missing, damaged, unsafe, or not in the expected form.
     """
     files = [file for split in splits for file in split]
-    contents = read_all(data_root(root), files, source)
+    contents = read_files(data_root(root), files, source)
     batches = iter([_batch(content, file.path, key, classes) for content, file in zip(contents, files, strict=True)])
     parts = [[next(batches) for _ in split] for split in splits]
     return [Split(np.concatenate([b.x for b in part]), np.concatenate([b.y for b in part])) for part in parts]

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, with_digest
 from fedsim.data.dataset import Dataset
-from fedsim.data.files import read_path
+from fedsim.data.published import read_path
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
 from fedsim.ground import addresses

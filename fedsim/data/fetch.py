@@ -15,7 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
-from fedsim.data.files import DataFile, md5_of
+from fedsim.data.published import DataFile, md5_of
 from fedsim.errors import InputError
 
 TIMEOUT_S = 30

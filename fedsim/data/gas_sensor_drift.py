@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, standardise, with_digest
 from fedsim.data.dataset import Dataset
-from fedsim.data.files import DataFile, data_root, locate, read_all
+from fedsim.data.published import DataFile, data_root, locate, read_files
 from fedsim.data.svmlight import dense, parse
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
@@ -68,7 +68,7 @@ class GasSensorDrift:
         present = [i for i, file in GAS_FILES.items() if locate(root, file) is not None]
         chosen = self.batches or tuple(present) or (1,)  # with none at all, batch 1 is reported missing
         files = [GAS_FILES[i] for i in chosen]
-        contents = read_all(root, files, "gas_sensor_drift")
+        contents = read_files(root, files, "gas_sensor_drift")
         read_batches = [_batch(content, file.path) for content, file in zip(contents, files, strict=True)]
         x, y = (np.concatenate(arrays) for arrays in zip(*read_batches, strict=True))
         group = np.repeat(np.arange(len(chosen)), [len(labels) for _, labels in read_batches])

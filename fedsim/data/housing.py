@@ -17,7 +17,7 @@ import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, standardise, with_digest
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.files import DataFile, data_root, read
+from fedsim.data.published import DataFile, data_root, read_file
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
 from fedsim.ground import addresses
@@ -55,8 +55,8 @@ class CaliforniaHousing:
 
     def load(self, seed: int) -> Dataset:
         """Read the file; the seed decides which samples are held out."""
-        table = parse_housing(read(data_root(self.root), HOUSING_FILE, "california_housing"), HOUSING_FILE.path)
-        return prepare(table, self.test_share, seed)
+        table = parse_housing(read_file(data_root(self.root), HOUSING_FILE, "california_housing"), HOUSING_FILE.path)
+        return prepare_housing(table, self.test_share, seed)
 
 
 def parse_housing(content: bytes, where: str) -> np.ndarray:
@@ -78,7 +78,7 @@ def parse_housing(content: bytes, where: str) -> np.ndarray:
     return np.array(rows)
 
 
-def prepare(table: np.ndarray, test_share: float, seed: int) -> Dataset:
+def prepare_housing(table: np.ndarray, test_share: float, seed: int) -> Dataset:
     """Split, fill blanks, standardise and scale; every statistic is of the training samples.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.files import DataFile, data_root, read_all
+from fedsim.data.published import DataFile, data_root, read_files
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
 
@@ -90,7 +90,7 @@ def read_idx_dataset(name: str, root: str | None, files: Sequence[DataFile], mea
     Raises:
         InputError: a file is missing, damaged, or images and labels do not fit together.
     """
-    contents = read_all(data_root(root), files, name)
+    contents = read_files(data_root(root), files, name)
     arrays = [parse_idx(content, file.path) for content, file in zip(contents, files, strict=True)]
     train = _split(arrays[0], arrays[1], files[1].path)
     test = _split(arrays[2], arrays[3], files[3].path)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim.data.arrays import check_share, divide, holdout, with_digest
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.files import DataFile, data_root, read_all, read_path
+from fedsim.data.published import DataFile, data_root, read_files, read_path
 from fedsim.data.svmlight import Sparse, dense, parse
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
@@ -23,8 +23,8 @@ from fedsim.ground.rng import numpy_stream
 
 
 @dataclass(frozen=True)
-class Known:
-    """A problem whose files fedsim knows.
+class Problem:
+    """A classification problem that fedsim knows by name, with its published files.
 
     Attributes:
         features: number of features.
@@ -42,13 +42,13 @@ class Known:
 
 
 KNOWN = {
-    "a9a": Known(
+    "a9a": Problem(
         123,
         DataFile("libsvm/a9a", {"": "fb3596510d780aaf76a06dc721d49662"}),
         DataFile("libsvm/a9a.t", {"": "f0bb16cf1ee3e80ff560e9d132ee647e"}),
     ),
-    "w8a": Known(300, DataFile("libsvm/w8a", {"": "05cdbfad8de0af3887c0e6f42fddc32b"})),
-    "mushrooms": Known(112, DataFile("libsvm/mushrooms", {"": "2a52251de564d72e772b25211a84f5f8"})),
+    "w8a": Problem(300, DataFile("libsvm/w8a", {"": "05cdbfad8de0af3887c0e6f42fddc32b"})),
+    "mushrooms": Problem(112, DataFile("libsvm/mushrooms", {"": "2a52251de564d72e772b25211a84f5f8"})),
 }
 
 
@@ -103,7 +103,7 @@ class LibSVM:
             return train, test, self.n_features or largest, Path(self.path).name
         known, root = KNOWN[self.name], data_root(self.root)
         files = [known.train] if known.test is None else [known.train, known.test]
-        contents = read_all(root, files, self.name)
+        contents = read_files(root, files, self.name)
         parsed = [parse(content, file.path) for content, file in zip(contents, files, strict=True)]
         return parsed[0], parsed[1] if parsed[1:] else None, self.n_features or known.features, self.name
 

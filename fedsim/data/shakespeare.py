@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim.data.arrays import check_share, with_digest
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.files import DataFile, data_root, read
+from fedsim.data.published import DataFile, data_root, read_file
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 
@@ -46,7 +46,7 @@ class TinyShakespeare:
 
     def load(self, seed: int) -> Dataset:
         """Read the text; the seed plays no part (the split follows the order of the text)."""
-        text = read(data_root(self.root), SHAKESPEARE_FILE, "tiny_shakespeare")
+        text = read_file(data_root(self.root), SHAKESPEARE_FILE, "tiny_shakespeare")
         return windows(text, self.length, self.min_chars, self.test_share)
 
 

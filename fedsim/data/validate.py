@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import InputError, require
-from fedsim.ground.own_code import line
+from fedsim.ground.own_code import error_line
 
 CLASSES = ("classification", "next_token")
 """Tasks whose targets are int64 classes; the others have floating-point targets."""
@@ -41,7 +41,7 @@ def as_array(value: Any, where: str) -> np.ndarray:
             value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         array = np.asarray(value)
     except Exception as error:  # ragged lists, sparse tensors: numpy and torch raise many types
-        raise InputError(f"{where} must {must}, got {_kind(value)} that is no array ({line(error)})") from error
+        raise InputError(f"{where} must {must}, got {_kind(value)} that is no array ({error_line(error)})") from error
     numbers = array.dtype.kind in "biuf" and array.ndim > 0
     do = "convert it, for example x.astype('float32')"
     if array.dtype.kind in "SUO" and where.endswith((".y", ".group")):
@@ -155,7 +155,7 @@ def check_scale(mean: tuple[float, ...], std: tuple[float, ...], where: str) -> 
     require(all(LEAST_STD <= s <= 1 for s in std), f"{where}: std", f"lie in {LEAST_STD:g}..1", std, do)
 
 
-def start(x0: Any, where: str) -> np.ndarray:
+def initial_model(x0: Any, where: str) -> np.ndarray:
     """The initial model [d] that comes with a problem."""
     array = as_array(x0, where)
     must = "be [d] floating-point numbers"

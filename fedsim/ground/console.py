@@ -127,7 +127,7 @@ def report(
     """Print what a run came to, where it is, and how to look at it.
 
     Args:
-        summary: ``fedsim.record.run_folder.summarise(...)``.
+        summary: ``fedsim.record.run_folder.run_summary(...)``.
         folder: the run's folder.
         extra: further rows, by name, shown first (for example the algorithm and the data).
         logdir: what TensorBoard should open, default ``folder``; the parent shows runs side by side.

@@ -43,10 +43,10 @@ def own_code(what: str, part: Any = None) -> Iterator[None]:
         found = place(error, part)
         if found is None:
             raise
-        raise InputError(f"{what}: {found}: {line(error)}") from error
+        raise InputError(f"{what}: {found}: {error_line(error)}") from error
 
 
-def line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An exception on one line: its type and its message."""
     try:
         message = " ".join(str(error).split())
@@ -58,7 +58,7 @@ def line(error: BaseException) -> str:
 def said(error: BaseException) -> str:
     """An exception on one line, with the last line of a user's file that took part, if one did."""
     own = [(frame, number) for frame, number in walk_tb(error.__traceback__) if _users(frame)]
-    return line(error) + (f" ({_at(*own[-1])})" if own else "")
+    return error_line(error) + (f" ({_at(*own[-1])})" if own else "")
 
 
 def place(error: BaseException, part: Any = None) -> str | None:
@@ -88,7 +88,7 @@ def _target(part: Any) -> Any:
     """The class or function that a part is, or is an object of; None for no part."""
     if isinstance(part, functools.partial):
         return _target(part.func)
-    part = getattr(part, "target", part)  # of fedsim.assembly.configuration.ModelFactory
+    part = getattr(part, "target", part)  # of fedsim.assembly.factory.ModelFactory
     return part if part is None or hasattr(part, "__qualname__") else type(part)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 HOMES = {
     "fedsim.checkpoint": "fedsim.record.checkpoint",
+    "fedsim.config": "fedsim.assembly.factory",
     "fedsim.data.base": "fedsim.data.dataset",
     "fedsim.delays": "fedsim.schedule.delays",
     "fedsim.engine.config": "fedsim.pool.engine",

@@ -34,11 +34,11 @@ class Whole(NamedTuple):
     g: Tensor  # [b, m, p]
 
     def norms2(self) -> Tensor:
-        """[b, m]."""
+        """Squared norms of the gradients, [b, m]."""
         return self.g.square().sum(-1)
 
     def total(self, weights: Tensor) -> Tensor:
-        """[b, p]."""
+        """The weighted sum over the examples, [b, p]."""
         return torch.bmm(weights.unsqueeze(1), self.g).squeeze(1)
 
 
@@ -49,11 +49,11 @@ class Outer(NamedTuple):
     delta: Tensor  # [b, m, o] derivative by what left
 
     def norms2(self) -> Tensor:
-        """[b, m]."""
+        """Squared norms of the gradients, [b, m]."""
         return self.a.square().sum(-1) * self.delta.square().sum(-1)
 
     def total(self, weights: Tensor) -> Tensor:
-        """[b, o, f]."""
+        """The weighted sum over the examples, [b, o, f]."""
         return torch.bmm((self.delta * weights.unsqueeze(-1)).transpose(1, 2), self.a)
 
 
@@ -64,7 +64,7 @@ class OuterDifference(NamedTuple):
     there: Outer
 
     def norms2(self) -> Tensor:
-        """[b, m].
+        """Squared norms of the differences, [b, m].
 
         With e = s a + r, where r is orthogonal to a, the difference is (E + s delta') a^T + delta' r^T, two orthogonal
         matrices: a sum of squares, where the textbook's inner products would cancel.
@@ -76,7 +76,7 @@ class OuterDifference(NamedTuple):
         return aa * along + delta_before.square().sum(-1) * (e - s * a).square().sum(-1)
 
     def total(self, weights: Tensor) -> Tensor:
-        """[b, o, f]."""
+        """The weighted sum over the examples, [b, o, f]."""
         (a, delta), (before, delta_before) = self
         w = weights.unsqueeze(-1)
         left = torch.cat([(delta - delta_before) * w, delta_before * w], 1)
@@ -84,7 +84,7 @@ class OuterDifference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Positions:
+class SharedWeight:
     """Gradients sum_t delta_t a_t^T of a weight that each example uses at t positions, or their differences.
 
     Attributes:
@@ -100,7 +100,7 @@ class Positions:
     features: int
 
     def norms2(self) -> Tensor:
-        """[b, m]."""
+        """Squared norms of the gradients, [b, m]."""
         found = []
         for some in self._parts():
             each = [delta[:, some].transpose(2, 3) @ self.columns(a[:, some]) for a, delta in self._models()]
@@ -108,7 +108,7 @@ class Positions:
         return torch.cat(found, 1)
 
     def total(self, weights: Tensor) -> Tensor:
-        """[b, o, f]."""
+        """The weighted sum over the examples, [b, o, f]."""
         sums = []
         for entered, deltas in self._models():
             weighted = deltas * weights[:, :, None, None]

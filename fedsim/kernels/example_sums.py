@@ -19,13 +19,13 @@ from torch import Tensor, fx, nn
 
 from fedsim.data.losses import Loss
 from fedsim.ground.layout import Layout
-from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, Positions, Whole
+from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, SharedWeight, Whole
 from fedsim.kernels.stacked import StackedModel
 from fedsim.kernels.stacked_ops import Act, Unstackable, plain
 
 
 class Site(NamedTuple):
-    """A layer with parameters."""
+    """A layer with parameters, and where these lie in the flat vector."""
 
     module: nn.Module
     weight: str  # name in the layout
@@ -34,7 +34,7 @@ class Site(NamedTuple):
 
 
 class ExampleSums:
-    """Sums of clipped gradients of one model.
+    """Computes sums of the clipped gradients by example of one model, layer by layer.
 
     Args:
         stacked: the model.
@@ -64,6 +64,7 @@ class ExampleSums:
                 continue
             if not _known(module):
                 raise Unstackable(f"{step.label} has no gradients by example")
+            # A weight that is used twice has the sum of two gradients; its norm is not that of either use.
             if step.path in self.sites or not taken.isdisjoint(mine):
                 raise Unstackable(f"{step.label} is used twice")
             taken.update(mine)
@@ -72,17 +73,25 @@ class ExampleSums:
     def __call__(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See ``fedsim.objective.Objective.clipped_sum``: x [b, d], inputs [b, m, ...], bound [b] -> [b, d].
+        """Each client's sum [b, d] of clipped gradients by example, and its examples' losses [b, m].
 
-        Besides, the examples' losses at x [b, m].
+        Args:
+            x: [b, d] the clients' models.
+            inputs: [b, m, ...] their examples.
+            y: [b, m, ...] the examples' targets.
+            mask: [b, m] 1 for examples and 0 for padding, or None without padding.
+            bound: the norm to which gradients are clipped, of all clients or [b].
+            less: [b, d] models whose gradients are subtracted before clipping, or None.
 
         Raises:
             Unstackable: a layer sees other rows than one per example.
         """
         b = len(x)
-        if less is not None:  # both models in one pass
+        if less is not None:  # both models in one pass, as 2b clients: first those at x, then those at ``less``
             x, inputs, y = torch.cat([x, less]), torch.cat([inputs, inputs]), torch.cat([y, y])
         found, losses = self._pieces(self.layout.views(x), inputs, y, None if less is None else b)
+        # The norm of a whole gradient needs every layer; only then are the weights known with which each layer is
+        # summed.
         norms = sum((piece.norms2() for piece in found.values()), start=x.new_zeros(b, y.shape[1])).sqrt()
         weights = factors(norms, bound, mask)
         out = x.new_zeros(b, self.layout.d)
@@ -108,6 +117,8 @@ class ExampleSums:
                 return out
             if x.shape[0] != m:
                 raise Unstackable(f"the layer at {path} sees {x.shape[0]} rows for {m} examples")
+            # Gradients by what left the layer are asked for, never by a parameter. Without a parameter that requires
+            # them nothing would, so the first layer's result becomes a leaf.
             data = out.data if out.data.requires_grad else out.data.detach().requires_grad_()
             sites.append(self.sites[path])
             entered.append(plain(x).detach())
@@ -125,7 +136,7 @@ class ExampleSums:
 
 
 def factors(norms: Tensor, bound: Tensor | float, mask: Tensor | None) -> Tensor:
-    """min(1, bound / norm) of norms [..., m] and a bound [...], 0 for padding."""
+    """Factors [..., m] that clip gradients: min(1, bound / norm) of norms [..., m] and a bound [...], 0 for padding."""
     if isinstance(bound, Tensor):
         bound = bound.unsqueeze(-1)
     each = (bound / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
@@ -174,11 +185,11 @@ def _weight(site: Site, a: Tensor, rows: Tensor, half: int | None) -> Piece:
     models: list[tuple[Tensor, Tensor]] = [(a, rows)]
     if half is not None:
         models = [(a[:half], rows[:half]), (a[half:], rows[half:])]
-        if site.first:
+        if site.first:  # the same input at both models: delta a^T - delta' a^T is one product
             models = [(a[:half], rows[:half] - rows[half:])]
     if rows.shape[2] > 1:
         entered, deltas = zip(*models, strict=True)
-        return Positions(columns, entered, deltas, features)
+        return SharedWeight(columns, entered, deltas, features)
     once = [Outer(columns(a).squeeze(2), delta.squeeze(2)) for a, delta in models]
     return once[0] if len(once) == 1 else OuterDifference(*once)
 
@@ -207,7 +218,7 @@ def _pair(padding: Any) -> tuple[int, int]:
 
 
 def _normalised(module: nn.GroupNorm | nn.LayerNorm, a: Tensor) -> Tensor:
-    """What the scale multiplies."""
+    """The normalised input of a normalising layer, which its scale multiplies: [b, m, ...] like ``a``."""
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(a.flatten(0, 1), module.num_groups, eps=module.eps).view_as(a)
     return F.layer_norm(a, module.normalized_shape, eps=module.eps)

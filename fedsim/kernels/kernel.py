@@ -35,7 +35,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Choice(NamedTuple):
-    """One way to compute blocks."""
+    """One way to compute blocks: the kernel, how many clients a block may have, and why."""
 
     kernel: Kernel
     block: int  # most clients in a block
@@ -83,6 +83,7 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
         layout: of its parameters.
         sample: [1, ...] one sample that passes through it.
     """
+    # Two clients with two examples each: with one of either, wrong shapes would broadcast and pass.
     two = sample.expand(2, 2, *sample.shape[1:])
     params = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
     model = twin(model)  # what forward keeps of a trace or under vmap is of no use afterwards
@@ -94,14 +95,14 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
                 _refuse_under_vmap(model, sample)
                 vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
     except Unstackable as error:
-        return line(error)
+        return first_line(error)
     except Exception as error:  # user code and vmap raise many types
-        return f"{'the stacked model' if kernel == 'stacked' else 'vmap'} fails: {line(error)}"
+        return f"{'the stacked model' if kernel == 'stacked' else 'vmap'} fails: {first_line(error)}"
     return ""
 
 
 def _refuse_under_vmap(model: nn.Module, sample: Tensor) -> None:
-    """Raise Unstackable for what vmap is known to lose without a word."""
+    """Raise Unstackable for what vmap is known to ignore silently: backward hooks, and options of embeddings."""
     for path, module in model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
             what = f"{type(module).__name__} at {path or 'the top'}"
@@ -132,7 +133,7 @@ class _Embeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

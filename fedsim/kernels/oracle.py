@@ -1,4 +1,4 @@
-"""The batched-gradient oracle: one client's gradient outside vmap, every client's of a block in one pass inside it.
+"""Losses and gradients of a model: of one client outside vmap, of all clients of a block in one pass inside it.
 
 Each operation is opaque to vmap (``ground.opaque``): outside it is plain autograd on the user's own module; inside it
 sees stacked parameters [b, d] and stacked data [b, m, ...] and runs the *stacked* model (``kernels.stacked``) with one
@@ -46,7 +46,10 @@ def _stacked(found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def answer(model: nn.Module, run: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-    """``run(inputs)`` of a module, and what its layer ``head`` received, or None unless there is one, called once."""
+    """Outputs ``run(inputs)`` of a model, and its features: what entered its layer ``head``.
+
+    The features are None where the model has no such layer, or calls it more or less often than once.
+    """
     seen: list[Tensor] = []
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Module):
@@ -57,7 +60,7 @@ def answer(model: nn.Module, run: Callable[[Tensor], Any], inputs: Tensor) -> tu
 
 
 def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
-    """``nn.Embedding(sparse=True)`` gives sparse ones."""
+    """Gradients as ordinary tensors; those of ``nn.Embedding(sparse=True)`` are sparse, and do not concatenate."""
     return [g.to_dense() if g.is_sparse else g for g in grads]
 
 
@@ -78,6 +81,7 @@ class ModelOracle:
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
         self.parameters = list(model.parameters())
+        # Of a twin: what tracing leaves in a module must not be found in the one that computes.
         self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
 
     @cached_property
@@ -109,7 +113,7 @@ class ModelOracle:
 
     def example_grads(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradient of each example's loss at x [d], [m, d], zero rows for padding; and the mean loss."""
-        g, losses = opaque(self._each, self._each_of_many, x, batch.x, batch.y)
+        g, losses = opaque(self._by_example, self._by_example_of_many, x, batch.x, batch.y)
         return g if batch.mask is None else g * batch.mask[:, None], _mean(losses, batch.mask)
 
     def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -132,7 +136,7 @@ class ModelOracle:
     def at(self, x: Tensor) -> nn.Module:
         """The module with its parameters set to views of x [d]."""
         for p, view in zip(self.parameters, self.layout.views(x).values(), strict=True):
-            p.data = view
+            p.data = view  # the module's own parameters: hooks, tied weights and custom layers work as written
         return self.model
 
     @torch.no_grad()
@@ -145,6 +149,7 @@ class ModelOracle:
         if self.stacked is None:
             return torch.as_tensor(self.at(x)(inputs))
         rows, m = len(inputs), -(-len(inputs) // LANES)
+        # Every lane needs equally many examples. The last one again, not zeros: a valid input wherever that matters.
         padded = torch.cat([inputs, inputs[-1:].expand(m * LANES - rows, *inputs.shape[1:])])
         shared = self.layout.views(x.expand(LANES, -1))
         return self.stacked(shared, padded.view(LANES, m, *inputs.shape[1:])).flatten(0, 1)[:rows]
@@ -195,14 +200,13 @@ class ModelOracle:
         term: Term | None = None,
         *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b].
-
-        One backward of the summed losses, which are independent across clients.
-        """
+        """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b]."""
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
             outputs, features = (self._run(leaves, inputs), None) if term is None else self._answers(leaves, inputs)
             minimised, loss = self._loss(outputs, features, y, mask, term, extras)
+            # Client i's loss depends on row i of each leaf alone, so the gradient of the sum is each one's own
+            # gradient.
             wanted = list(leaves.values())
             grads = torch.autograd.grad(minimised.sum(), wanted, allow_unused=True, materialize_grads=True)
         return self._flat(x, grads, lr), loss
@@ -210,6 +214,7 @@ class ModelOracle:
     def _flat(self, x: Tensor, grads: Sequence[Tensor], lr: float | None) -> Tensor:
         """Gradients per parameter as one [..., d] tensor, or x - lr * gradient written in one pass."""
         if lr is None:
+            # The same order as the layout's, so that the result is a vector like x.
             return torch.cat([g.reshape(*x.shape[:-1], -1) for g in grads], dim=-1)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for old, new, g in zip(self.layout.views(x).values(), self.layout.views(out).values(), grads, strict=True):
@@ -222,17 +227,17 @@ class ModelOracle:
     def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         return _mean(self.loss(self._run(self.layout.views(x), inputs), y), mask)
 
-    def _each(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_example(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Every example as a client of its own: [d], [m, ...] -> gradients [m, d] and losses [m]."""
         if self.kernel == "loop":
             found = [self._alone(x, i[None], t[None], None) for i, t in zip(inputs, y, strict=True)]
             return _stacked(found)
         return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None)
 
-    def _each_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_example_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """[b, d], [b, m, ...] -> [b, m, d] and [b, m]: b times m clients with one example each."""
         if self.kernel == "loop":
-            return _stacked([self._each(*one) for one in zip(x, inputs, y, strict=True)])
+            return _stacked([self._by_example(*one) for one in zip(x, inputs, y, strict=True)])
         b, m = y.shape[:2]
         one_each = x[:, None].expand(b, m, -1).reshape(b * m, -1)
         g, losses = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
@@ -241,7 +246,7 @@ class ModelOracle:
     def _clipped(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """One client as a block of one."""
+        """The clipped sum [d] and mean loss of one client, as a block of one: there is one code for both."""
         bounds = bound[None] if isinstance(bound, Tensor) else bound
         masks, others = (None if a is None else a[None] for a in (mask, less))
         totals, losses = self._clipped_of_many(x[None], inputs[None], y[None], masks, bounds, others)
@@ -255,17 +260,17 @@ class ModelOracle:
             try:
                 sums, each = self.example_sums(x, inputs, y, mask, bound, less)
                 return sums, _mean(each, mask)
-            except Unstackable:  # rows that are not examples: seen at work only
+            except Unstackable:  # a layer sees rows that are not examples, which only a pass over real data shows
                 pass
         m = y.shape[1]
-        size = max(1, NUMBERS // x.numel())
+        size = max(1, NUMBERS // x.numel())  # examples at a time: all their gradients at once would be m models
         total = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         losses = []
         for some in (slice(first, first + size) for first in range(0, m, size)):
-            g, mine = self._each_of_many(x, inputs[:, some], y[:, some])
+            g, mine = self._by_example_of_many(x, inputs[:, some], y[:, some])
             losses.append(mine)
             if less is not None:
-                g = g - self._each_of_many(less, inputs[:, some], y[:, some])[0]
+                g = g - self._by_example_of_many(less, inputs[:, some], y[:, some])[0]
             norms = torch.linalg.vector_norm(g, dim=2)
             weights = factors(norms, bound, None if mask is None else mask[:, some])
             total += torch.bmm(weights.unsqueeze(1), g).squeeze(1)

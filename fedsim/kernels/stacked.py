@@ -98,7 +98,7 @@ class StackedModel:
             return values[node.name]
 
         for step in self.steps:
-            if all(name in values for name in wanted):
+            if all(name in values for name in wanted):  # features do not need the head
                 break
             args, kwargs = fx.map_arg(step.args, value), fx.map_arg(step.kwargs, value)
             try:
@@ -125,6 +125,8 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             raise Unstackable(f"{type(module).__name__} at {path or 'the top'} has hooks")
+    # Tracing runs the user's forward, which may keep what it sees; a proxy left behind would fail in the next real
+    # call.
     own = [(module, dict(vars(module))) for module in model.modules()]
     try:
         with torch.set_grad_enabled(model.training):  # and as before afterwards, whatever forward does
@@ -138,6 +140,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
             vars(module).update(attributes)
     if tracer.switched:
         raise Unstackable(f"forward of {type(model).__name__} {tracer.switched}")
+    # Tied weights have several names and one place in the flat vector: all names lead to the one that the layout has.
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first = {id(parameters[name]): name for name in layout.names}
     names = {id(p): first[id(p)] for p in parameters.values()}
@@ -155,6 +158,8 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     kernels = {n: _kernel(n, modules, parameters, names, numbers) for n in nodes[:-1] if n.op != "placeholder"}
     steps: list[_Step] = []
     seen: set[fx.Node] = set()
+    # Backwards, so that the first step that reads a value is the last one that needs it: activations of a whole block
+    # are large, and those that autograd does not keep are freed there.
     for node in reversed(nodes[:-1]):
         last = tuple(n.name for n in node.all_input_nodes if n not in seen and n not in keep)
         seen.update(node.all_input_nodes)
@@ -253,7 +258,8 @@ def _kernel(
         return ops.parameter(names[id(parameters[str(node.target)])])
     if node.op == "call_function" and callable(node.target) and inputs and numbers.issuperset(inputs):
         numbers.add(node)
-        return ops.number(node.target)
+        return ops.size_arithmetic(node.target)
+    # The exact type, no subclass: a subclass may compute something else in its forward.
     kind: Any = type(modules[str(node.target)]) if node.op == "call_module" else node.target
     _refuse_shared_writes(node, modules, kind)
     if kind in _BROADCAST and not node.kwargs:

@@ -68,6 +68,7 @@ def grouped(act: Act) -> Tensor:
     b, m, c, h, w = act.data.shape
     if act.data.is_cuda:
         return act.data.transpose(0, 1).reshape(m, b * c, h, w)
+    # Channels last in memory, for which the grouped convolutions of the CPU are fastest (see ``conv2d``).
     pixels = act.data.permute(1, 3, 4, 0, 2).contiguous()  # reshape alone would leave a view when c = 1
     return pixels.view(m, h, w, b * c).permute(0, 3, 1, 2)
 
@@ -103,8 +104,10 @@ def broadcast(op: Callable[..., Any]) -> Kernel:
             known = x if isinstance(x, Act) else y
             bare = [v.data if isinstance(v, Act) else v for v in (x, y)]
             return known._replace(data=op(*bare)) if isinstance(known, Act) else op(*bare)
-        if x.shape == y.shape and (x.grouped or y.grouped):
+        if x.shape == y.shape and (x.grouped or y.grouped):  # a shortcut of a ResNet: no copy into another layout
             return Act(op(grouped(x), grouped(y)), x.b, True)
+        # Broadcasting aligns last dimensions. With [b] in front, a value of fewer dimensions would meet another
+        # client's.
         rank = max(x.dim, y.dim)
         left, right = (plain(v).reshape(v.b, *(1,) * (rank - v.dim), *v.shape) for v in (x, y))
         return Act(op(left, right), x.b)
@@ -140,13 +143,13 @@ def shape(params: Params, x: Act, name: str) -> tuple[int, ...]:
     return x.shape
 
 
-def number(op: Callable[..., Any]) -> Kernel:
-    """Kernel of arithmetic on sizes."""
+def size_arithmetic(op: Callable[..., Any]) -> Kernel:
+    """Kernel of arithmetic on Python numbers, such as a product of sizes: no client has values of its own there."""
     return lambda params, *values: op(*values)
 
 
 def parameter(name: str) -> Kernel:
-    """Kernel of a parameter that forward uses by itself."""
+    """Kernel of a parameter that forward uses by itself, outside any layer: each client's own, [b, *shape]."""
     return lambda params: Act(params[name], params[name].shape[0])
 
 
@@ -236,7 +239,7 @@ def _one_pixel(module: nn.Conv2d, data: Tensor, weight: Tensor, bias: Tensor | N
 
 
 def group_norm(module: nn.GroupNorm, names: Names) -> Kernel:
-    """b times the groups on images; on other values the batch takes the clients in."""
+    """Group normalisation: of images one call with b times the groups, of other values one with b times the rows."""
     affine = (names[id(module.weight)], names[id(module.bias)]) if module.affine else None
 
     def run(params: Params, x: Act) -> Act:
@@ -271,7 +274,7 @@ def layer_norm(module: nn.LayerNorm, names: Names) -> Kernel:
 
 
 def embedding(module: nn.Embedding, names: Names) -> Kernel:
-    """One table of b * vocabulary rows; client i's tokens are shifted by i * vocabulary."""
+    """A lookup in one table of b * vocabulary rows, in which client i's tokens are shifted by i * vocabulary."""
     weight = names[id(module.weight)]
 
     def run(params: Params, x: Act) -> Act:

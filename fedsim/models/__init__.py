@@ -1,4 +1,8 @@
-"""Models: factories ``(input_shape, outputs, **options) -> nn.Module``, named by ``_target_`` in configs/model/."""
+"""Models: factories ``(input_shape, outputs, **options) -> nn.Module``, named by ``_target_`` in configs/model/.
+
+And what a module must be so that many clients can share it. Models know neither data sets nor clients: they get a
+sample's shape and a number of outputs.
+"""
 
 from fedsim.models.body_head import BodyHead
 from fedsim.models.build import Factory, build, copied, twin, zero_sample

@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fedsim.errors import InputError
 from fedsim.ground import addresses
-from fedsim.ground.own_code import FAILURES, line, own_code, place, said
+from fedsim.ground.own_code import FAILURES, error_line, own_code, place, said
 from fedsim.ground.rng import scoped
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
@@ -68,7 +68,7 @@ def build(
             except InputError:
                 raise
             except FAILURES as error:  # user code: any type
-                what = f"model {name} cannot be built for samples of shape {input_shape}: {line(error)}"
+                what = f"model {name} cannot be built for samples of shape {input_shape}: {error_line(error)}"
                 where = place(error, factory)
                 raise InputError(what + (f" ({where})" if where else "")) from error
     checked = validate(model)
@@ -106,7 +106,7 @@ def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Mod
         return copy.deepcopy(model, known)
     except FAILURES as error:  # user code: any type
         raise InputError(
-            f"model {type(model).__name__} cannot be copied for the workers: {line(error)}; modules "
+            f"model {type(model).__name__} cannot be copied for the workers: {error_line(error)}; modules "
             "must hold parameters, buffers and plain values (torch.nn.utils.parametrizations.weight_norm for the older "
             "torch.nn.utils.weight_norm)"
         ) from error

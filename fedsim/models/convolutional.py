@@ -33,6 +33,9 @@ def cnn(
     The defaults on 1x28x28 images are a network of 18,378 parameters; ``channels=(32, 64), padding=2, hidden=(512,)``
     is the one of McMahan et al. with 1,663,370.
 
+    >>> sum(p.numel() for p in cnn((1, 28, 28), 10).parameters())
+    18378
+
     Args:
         input_shape: (channels, height, width).
         outputs: outputs of the head.
@@ -63,6 +66,10 @@ def cnn(
 
 def lenet(input_shape: tuple[int, ...], outputs: int) -> BodyHead:
     """LeNet-5 with ReLU and max-pool; images of 28x28 are padded to 32x32, as in the original.
+
+    >>> import torch
+    >>> lenet((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
 
     Args:
         input_shape: (channels, 28, 28) or (channels, 32, 32).

@@ -15,6 +15,9 @@ from fedsim.models.body_head import ACTIVATIONS, BodyHead
 def linear(input_shape: tuple[int, ...], outputs: int, single_logit: bool = True) -> BodyHead:
     """Softmax, logistic or linear regression with a bias.
 
+    >>> sum(p.numel() for p in linear((1, 8, 8), 10).parameters())
+    650
+
     Args:
         input_shape: shape of one sample; flattened.
         outputs: classes, or 1 for regression.
@@ -26,6 +29,9 @@ def linear(input_shape: tuple[int, ...], outputs: int, single_logit: bool = True
 
 def linear_zero(input_shape: tuple[int, ...], outputs: int) -> BodyHead:
     """One linear output without bias, started at zero: the model of least-squares and quadratic problems.
+
+    >>> linear_zero((4,), 1).head.weight.tolist()
+    [[0.0, 0.0, 0.0, 0.0]]
 
     Args:
         input_shape: shape of one sample; flattened.
@@ -44,6 +50,11 @@ def mlp(
     activation: Literal["relu", "gelu", "tanh", "sigmoid", "silu", "softplus"] = "relu",
 ) -> BodyHead:
     """A multilayer perceptron.
+
+    >>> import torch
+    >>> model = mlp((1, 8, 8), 10, hidden=(64, 32), activation="tanh")
+    >>> model(torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 10])
 
     Args:
         input_shape: shape of one sample; flattened.

@@ -15,7 +15,7 @@ from fedsim.errors import ClientError, InputError
 
 
 class _Before:
-    """Models before some forward passes, which may draw nothing and write nothing.
+    """The state of some models before forward passes, to see afterwards whether these drew numbers or wrote anything.
 
     Args:
         models: whose parameters may be exchanged meanwhile, not written into.
@@ -56,7 +56,7 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
-    """Around a forward pass of ``model`` on ``inputs``.
+    """A ``with`` block around one forward pass of ``model`` on ``inputs`` that refuses side effects.
 
     Raises:
         InputError: it drew random numbers (torch's, numpy's or Python's), or wrote into its input, a buffer or a
@@ -77,7 +77,9 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
 
 
 class Watch:
-    """Over a worker's models at work, whose forward passes are more, larger and later than those tried at the start.
+    """Refuses side effects of a worker's models during the whole run.
+
+    Passes tried before a run are few and small; a model may draw or write only later, or only on larger minibatches.
 
     Args:
         models: that are run from now on; their parameters may be exchanged, not written into.
@@ -88,7 +90,7 @@ class Watch:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Around some jobs.
+        """A ``with`` block around some jobs.
 
         Raises:
             ClientError: a forward pass drew random numbers, or wrote into a buffer or a parameter.

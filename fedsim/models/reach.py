@@ -41,12 +41,15 @@ _DEPTH, _MOST = 12, 50_000
 
 
 def reached(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every value that is no container, and the length of every container, by a name such as ``body.count``."""
+    """What a model's forward can reach, by a name such as ``body.count``: plain values, and lengths of containers."""
     return _Walk().values("", model, 0)
 
 
 def refuse_generators(model: nn.Module, name: str) -> None:
-    """A generator of a model's own gives numbers that depend on who was computed before, if only now and then.
+    """Refuse a model whose forward can reach a random generator of its own.
+
+    Its numbers would depend on which clients were computed before; that it draws only now and then is no excuse, since
+    then no trial shows it.
 
     Raises:
         InputError: forward can reach a generator, or names what makes one.
@@ -179,8 +182,8 @@ def _library(module: str) -> bool:
     return module.partition(".")[0] in _LIBRARIES
 
 
-def kept(model: nn.Module) -> dict[str, Any]:
-    """What ``reached`` finds, in a form that later calls do not change, for ``changed``."""
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Copies of all values that ``reached`` finds, by name, to be compared later by ``changed``."""
     return {name: _frozen(value) for name, value in reached(model)}
 
 

@@ -13,7 +13,7 @@ from fedsim.errors import InputError, require
 
 
 def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error") -> nn.Module:
-    """Refuse what has no owner in a simulation: running statistics, random layers, frozen or integer parameters.
+    """Refuse a model that clients cannot share: running statistics, random layers, frozen or integer parameters.
 
     Every parameter is trained and communicated, so every parameter must be a trainable floating-point one. Buffers
     are constants, shared by all clients of all rounds and never communicated; ``fedsim.models.build`` checks that
@@ -30,6 +30,7 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
     Raises:
         InputError: names the module or parameter.
     """
+    # Long because it is a list: each check names one thing that a model may not have, and what to do instead.
     require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
     require(batchnorm in ("error", "groupnorm"), "batchnorm", "be error or groupnorm", batchnorm)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):

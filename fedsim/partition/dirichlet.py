@@ -39,6 +39,11 @@ class Dirichlet:
     the law depends on the order of the classes: with few classes the last one goes to the clients that the first ones
     left small. Deviation: cuts are rounded to the nearest sample, where the code rounds down.
 
+    >>> from fedsim.data import Digits
+    >>> population = Dirichlet(clients=20, alpha=0.3).split(Digits().load(seed=0), seed=0)
+    >>> len(population.train), min(len(samples) for samples in population.train) >= 2
+    (20, True)
+
     Attributes:
         clients: number of clients n, >= 1.
         alpha: concentration, in (0, 1e6]; without ``cap`` a client's share of a class has mean 1/n and variance
@@ -97,6 +102,7 @@ class Dirichlet:
 
 def _cut(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Samples by class and client [classes, n], from shares [classes, n] that sum to 1 and the sizes of the classes."""
+    # The cumulated shares are rounded, not each share: so no sample is lost. The last sum may miss 1 by rounding.
     cuts = np.rint(np.cumsum(shares, axis=1) * sizes[:, None]).astype(np.int64)
     cuts[:, -1] = sizes
     return np.diff(cuts, axis=1, prepend=0)

@@ -18,6 +18,11 @@ from fedsim.partition.population import Population, apportion, bundle, even, pop
 class Iid:
     """Shuffle, then deal equal parts (sizes differ by at most one).
 
+    >>> from fedsim.data import Digits
+    >>> population = Iid(clients=3).split(Digits().load(seed=0), seed=0)
+    >>> [len(samples) for samples in population.train]
+    [480, 479, 479]
+
     Attributes:
         clients: number of clients n, >= 1.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.noise import Addressed
-from fedsim.data.batches import Everything, Feed, Minibatches, Work, as_tensor, lanes, work_of
+from fedsim.data.batches import ClientMinibatches, Everything, Feed, Work, as_tensor, lanes, work_of
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.tree import leaves, tree_map
@@ -27,7 +27,7 @@ Client = Callable[[Objective, State, Tensor], Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is handed: some blocks of one round and their clients' rows of the store."""
+    """A share of a round's local work, handed to one worker: some blocks of clients, with these clients' states."""
 
     number: int  # of the job in its round
     round: Round
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """In block order."""
+        """Ids of all clients, in block order."""
         return tuple(i for block in self.blocks for i in block)
 
 
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
         return torch.isfinite(torch.stack([self.losses.double(), *sums])).all(0)
 
 
-class Blocks:
+class ClientSide:
     """Runs an algorithm's methods for blocks of clients that have one architecture.
 
     Args:
@@ -101,21 +101,25 @@ class Blocks:
                 state = self.settle(state, message, arrived, rnd)
             return arrived, (state, links), *obj.loss, sent
 
-        out = Outcome(*self._each(local, clients, rows, got, rnd))
-        check(out.messages, out.states, rows)
+        out = Outcome(*self._of_clients(local, clients, rows, got, rnd))
+        check_returned(out.messages, out.states, rows)
         return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
         """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
         got = tree_map(aligned, got)
-        models = self._each(lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd)
+        models = self._of_clients(
+            lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd
+        )
         check_model(models, len(clients), self.oracle.layout.d, "own")
         return models  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def _each(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
-        """``work`` of each client, stacked."""
+    def _of_clients(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
+        """What ``work`` gives for each client: a tree of tensors [b, ...]."""
         rows = tree_map(aligned, rows)  # of some block of a job: they begin anywhere
+        # A client that writes into what all share would change the next client's result, and only with some block
+        # sizes.
         shared = [*leaves(got), self.feed.x, self.feed.y]
         versions = [t._version for t in shared]
         if self.oracle.kernel == "loop":
@@ -133,7 +137,7 @@ class Blocks:
         return stacked
 
     def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
-        batches = Minibatches(self.feed, work, lane, alone=alone)
+        batches = ClientMinibatches(self.feed, work, lane, alone=alone)
         everything = Everything(self.feed, work, lane, alone=alone)
         noise = Addressed(self.seed, addresses.LOCAL, index, lane["client"])
         return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
@@ -163,7 +167,7 @@ def check_model(models: Any, b: int, d: int, method: str) -> None:
         raise TypeError(f"{method} must return the client's model [{d}], got {found}")
 
 
-def check(message: Any, new: State, old: State, method: str = "local") -> None:
+def check_returned(message: Any, new: State, old: State, method: str = "local") -> None:
     """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
     _checked(message)
     before, after = (tree_map(_kind, state) for state in (old, new))

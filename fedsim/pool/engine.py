@@ -13,6 +13,12 @@ from fedsim.fields import check_fields
 class Engine:
     """Execution settings.
 
+    >>> Engine(backend="serial", dtype="float64").batching
+    'auto'
+    >>> Engine(actors=0)
+    Traceback (most recent call last):
+    fedsim.errors.InputError: actors must be >= 1, got 0
+
     Attributes:
         backend: ``serial`` (in this process, no Ray) or ``ray`` (a pool of actors).
         actors: Ray actors, >= 1; each hosts many virtual clients.

@@ -18,7 +18,7 @@ from fedsim.types import Round, State
 
 
 class Rows(Protocol):
-    """Where the states of clients of one architecture lie."""
+    """Whatever holds the states of clients that have one architecture, and can read out some of them."""
 
     def read(self, clients: Sequence[int]) -> State:
         """Their rows: a tree of [c, ...] arrays (copies)."""

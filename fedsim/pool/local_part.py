@@ -27,7 +27,7 @@ class LocalPart:
         return ()
 
     def init_client(self, x0: Any) -> Any:
-        """As the algorithm."""
+        """The client's state as the peer algorithm begins it."""
         return self.base.init_client(x0)
 
     def broadcast(self, server: tuple[()], rnd: Round) -> Message:

@@ -53,6 +53,7 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
         block: most clients in a block; 1 computes them one by one.
         jobs: see ``pieces``.
     """
+    # By steps, so that clients in a block end at about the same time: a client that has ended is computed all the same.
     order = sorted(range(len(clients)), key=lambda p: (-steps[p], clients[p]))
     ids, work = [clients[p] for p in order], [steps[p] for p in order]
     fewest = 1 if block == 1 else 2
@@ -61,6 +62,8 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
     ends: list[int] = []
     for j in range(1, wanted):
         cut = int(np.searchsorted(total, total[-1] * j / wanted, side="left")) + 1
+        # Enough clients before the cut and enough left for the jobs that follow: one alone in a job would be alone in
+        # its block, where kernels of one client round differently (see ``fedsim.pool.block``).
         low = (ends[-1] if ends else 0) + fewest
         ends.append(min(max(cut, low), len(ids) - fewest * (wanted - j)))
     bounds = [0, *ends, len(ids)]

@@ -62,17 +62,17 @@ def _writable(path: Path) -> bool:
 
 def ensure_token(environ: MutableMapping[str, str] = os.environ) -> None:
     """Give Ray's secret a place when the home folder takes none and the user has not said where it is."""
-    told = environ.get("RAY_AUTH_MODE") == "disabled" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(environ)
-    if not told and not _homely(environ.get("HOME")):
+    chosen = environ.get("RAY_AUTH_MODE") == "disabled" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(environ)
+    if not chosen and not _secret_at_home(environ.get("HOME")):
         environ["RAY_AUTH_TOKEN_PATH"] = str(Path(_own_secret().name) / "token")
 
 
-def told() -> dict[str, str]:
-    """What this process's environment says of how Ray tells friends from strangers, for processes that join it."""
+def ray_auth() -> dict[str, str]:
+    """The environment variables of Ray's authentication that are set here, for processes that join the same Ray."""
     return {name: os.environ[name] for name in AUTH if name in os.environ}
 
 
-def _homely(home: str | None) -> bool:
+def _secret_at_home(home: str | None) -> bool:
     """Whether Ray finds its secret in the home folder, or can leave one there."""
     if not home:
         return False

@@ -15,24 +15,34 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from fedsim.errors import ClientError, InputError, require
-from fedsim.kernels.kernel import line
+from fedsim.ground.process import claim, given_back
+from fedsim.kernels.kernel import first_line
 from fedsim.pool import ray_home
 from fedsim.pool.engine import Engine
-from fedsim.pool.worker import Setup, Worker
+from fedsim.pool.worker import Setup, Worker, torch_given_back
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
+VARIABLES = ("RAY_", "PYTHONBREAKPOINT")
+"""How the environment variables begin that fedsim and Ray set while Ray runs."""
 
-import ray
-import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+def _told() -> None:
+    """Tell Ray what fedsim wants of it, unless the user has said otherwise."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
+
+
+with given_back(*VARIABLES):  # Ray reads some of them, and sets a hook of its own, when it is imported
+    _told()
+    import ray
+    import torch
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 STORE_BYTES = 256 * 2**20
 """Object store room beyond the data sets, the messages of two rounds and the clients' states."""
@@ -49,6 +59,7 @@ class _Actor:
 
     def __init__(self, path: list[str], setup: list[Any]):
         sys.path += [folder for folder in path if folder not in sys.path]  # the user's own modules
+        claim()
         self.worker = Worker(ray.get(setup[0]))
 
     def run(self, method: str, jobs: Sequence[Any], shared: Any) -> list[Any]:
@@ -80,9 +91,11 @@ class RayPool:
         self._owner = not ray.is_initialized()
         self._places: Any = None  # CPUs reserved for the actors
         self._folder: TemporaryDirectory[str] | None = None  # of Ray's files, where it needs one of ours
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(setup.threads)  # the server's step rounds as it does on the serial backend
+        self._borrowed = ExitStack()
+        self._borrowed.enter_context(torch_given_back())
+        self._borrowed.enter_context(given_back(*VARIABLES))
         try:
+            torch.set_num_threads(setup.threads)  # the server's step rounds as it does on the serial backend
             if not self._owner:
                 _require_same(engine.address)
             else:
@@ -93,6 +106,7 @@ class RayPool:
             remote = ray.remote(
                 num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy=where
             )
+            # Neither restarts nor retries by Ray: a lost actor is replaced, and its jobs sent again, in ``map``.
             self._class = remote(_Actor)
             self._setup = [_put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
             self._actors = [self._spawn() for _ in range(engine.actors)]
@@ -146,18 +160,20 @@ class RayPool:
                 return done[0]
             for key, call in pending.items():
                 if call.deadline <= time.monotonic():
+                    # Its call then fails with an error of the actor, which ``map`` takes like any lost actor. It may
+                    # not be ended twice, hence no further deadline.
                     ray.kill(self._actors[call.actor])
                     pending[key] = call._replace(deadline=math.inf)
 
     def close(self) -> None:
-        """Stop the actors, and Ray when this pool started it; give torch its threads back."""
-        torch.set_num_threads(self._threads)
-        if self._owner:
-            ray.shutdown()
-            if self._folder is not None:
-                self._folder.cleanup()
-        elif self._places is not None:
-            remove_placement_group(self._places)  # ends its actors
+        """Stop the actors, and Ray when this pool started it; give the process back what it lent."""
+        with self._borrowed:
+            if self._owner:
+                ray.shutdown()
+                if self._folder is not None:
+                    self._folder.cleanup()
+            elif self._places is not None:
+                remove_placement_group(self._places)  # ends its actors
 
 
 def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> int:
@@ -170,6 +186,7 @@ def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> i
 
 def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
     """Start Ray on this machine, or connect to ``engine.address``; returns the folder made for its files, if any."""
+    _told()
     own = None if engine.address else ray_home.folder()
     if not engine.address:
         ray_home.ensure_token()
@@ -234,14 +251,16 @@ def shared(address: str | None, cpus: int) -> Iterator[Shared]:
         address: of a running cluster; None starts Ray on this machine.
         cpus: how many it shall have at least when it starts.
     """
-    own = _start(Engine(address=address, actors=cpus), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
-    try:
-        have = int(ray.cluster_resources().get("CPU", 0))
-        yield Shared(address or ray.get_runtime_context().gcs_address, have, ray_home.told())
-    finally:
-        ray.shutdown()
-        if own is not None:
-            own.cleanup()
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    with given_back(*VARIABLES):
+        own = _start(Engine(address=address, actors=cpus), room)
+        try:
+            have = int(ray.cluster_resources().get("CPU", 0))
+            yield Shared(address or ray.get_runtime_context().gcs_address, have, ray_home.ray_auth())
+        finally:
+            ray.shutdown()
+            if own is not None:
+                own.cleanup()
 
 
 def _knock(address: str | None) -> None:
@@ -282,7 +301,7 @@ def _put(setup: Setup) -> Any:
     try:
         return ray.put(setup)
     except (TypeError, RuntimeError) as error:  # its message may hold the whole setup; the reason is in its cause
-        why = line(error.__cause__ or error)
+        why = first_line(error.__cause__ or error)
         raise InputError(
             f"algorithm and model must be picklable for engine=ray, got {why}; use engine=serial"
         ) from error

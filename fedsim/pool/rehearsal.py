@@ -29,7 +29,7 @@ from fedsim.ground.own_code import FAILURES, said
 from fedsim.ground.tree import tensors, tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.objective import Objective
-from fedsim.pool.block import check, check_model
+from fedsim.pool.block import check_model, check_returned
 from fedsim.pool.local_part import LocalPart, written
 from fedsim.pool.worker import Setup
 from fedsim.traits.declared import traits_of
@@ -80,7 +80,7 @@ def offers(setup: Setup, state: State, rounds: int) -> Message:
 
 def rounds_of_all_fields(rounds: int) -> list[int]:
     """The rounds in which every field of a message occurs."""
-    return sorted({0, 1, 2, rounds - 1} & set(range(rounds)))
+    return sorted(t for t in {0, 1, 2, rounds - 1} if t < rounds)
 
 
 class Rehearsed:
@@ -129,7 +129,7 @@ def first_round(setup: Setup, obj: Any, state: State, x0: Any, rnd: Round) -> No
         must = "local must return a message of tensors by name, and the client's new state"
         raise TypeError(f"{must}, got {_kinds(answer)}")
     one, new, old = (tree_map(_alone, part) for part in (*answer, state))
-    check(one, new, old)
+    check_returned(one, new, old)
     if "own" in words.hooks:
         check_model(_alone(algorithm.own(obj, state, got, rnd)), 1, d, "own")
     if isinstance(algorithm, LocalPart):
@@ -159,7 +159,7 @@ def _exchange(algorithm: Any, new: State, old: State, rnd: Round, d: int) -> Non
     if "publish" in hooks:
         peer, message = algorithm.publish(peer, message, rnd)
     peer = algorithm.mix(peer, message, rnd)
-    check({}, tree_map(_alone, peer), old, "mix")
+    check_returned({}, tree_map(_alone, peer), old, "mix")
     check_model(_alone(algorithm.model(peer)), 1, d, "model")
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
-import torch
-
-from fedsim.pool.worker import Setup, Worker
+from fedsim.pool.worker import Setup, Worker, torch_given_back
 
 
 class Serial:
     """Runs every job in this process, one after the other."""
 
     def __init__(self, setup: Setup):
-        self._threads = torch.get_num_threads()
-        self._worker = Worker(setup)
+        with ExitStack() as borrowed:
+            borrowed.enter_context(torch_given_back())
+            self._worker = Worker(setup)
+            self._borrowed = borrowed.pop_all()
 
     def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
         """Answers in job order."""
@@ -24,4 +25,4 @@ class Serial:
 
     def close(self) -> None:
         """Give torch its threads back."""
-        torch.set_num_threads(self._threads)
+        self._borrowed.close()

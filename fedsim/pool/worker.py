@@ -1,10 +1,12 @@
-"""What computes, in this process or inside a Ray actor. A job is a pure function; workers write no files."""
+"""A worker: it holds the models and the data and answers jobs, in this process or inside a Ray actor.
+
+What a job gives depends on the job and the run's setup alone, and workers write no files. So a lost worker's jobs can
+be given to another one, and any number of workers gives the same bits.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +27,15 @@ from fedsim.data.dataset import Task
 from fedsim.data.losses import Loss, guess, loss_of, score_of
 from fedsim.errors import ClientError
 from fedsim.ground.layout import aligned
-from fedsim.ground.own_code import FAILURES, line
+from fedsim.ground.own_code import FAILURES, error_line
+from fedsim.ground.process import keep_memory
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.local import Local
 from fedsim.models import copied
 from fedsim.models.pure import Watch
-from fedsim.pool.block import Blocks, Job, to_device, to_numpy
+from fedsim.pool.block import ClientSide, Job, to_device, to_numpy
 from fedsim.pool.local_part import written
 from fedsim.types import Batch, Message, State
 
@@ -63,7 +66,7 @@ class Setup:
 
     @property
     def loss(self) -> Loss:
-        """Of each example."""
+        """The loss of each example, by the task."""
         return loss_of(self.task, int(self.train.sizes().max()) if self.task == "least_squares" else 1)
 
 
@@ -80,7 +83,7 @@ class Done(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class EvalJob:
     """An evaluation job: samples ``first`` to ``last`` of a split."""
 
     first: int
@@ -88,7 +91,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class ObjectiveJob:
     """A job of the training objective: training samples ``first`` to ``last`` with their weights."""
 
     number: int
@@ -112,16 +115,16 @@ class Scores(NamedTuple):
     guesses: np.ndarray  # [rows] predicted classes, empty where the task is not classification
 
 
-def keep_memory() -> None:
-    """Tell glibc to keep freed buffers instead of handing them back to the kernel, page by page, at every step.
-
-    Stacked gradients are tens of megabytes; faulting them in afresh costs a fifth of a round of a small MLP. Costs up
-    to 100 MB of resident memory. Elsewhere than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(option, value)
+@contextmanager
+def torch_given_back() -> Iterator[None]:
+    """A block after which torch has the threads and the flags of cuDNN that it had, whatever a worker needed."""
+    cudnn = torch.backends.cudnn
+    threads, flags = torch.get_num_threads(), (cudnn.allow_tf32, cudnn.deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.allow_tf32, cudnn.deterministic = flags
 
 
 class Worker:
@@ -129,9 +132,9 @@ class Worker:
 
     def __init__(self, setup: Setup):
         keep_memory()
-        torch.set_num_threads(setup.threads)
         self.setup = setup
         self.device = torch.device(setup.device)
+        torch.set_num_threads(setup.threads)
         if self.device.type == "cuda":  # convolutions in float32, and the same bits every time
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
@@ -149,7 +152,7 @@ class Worker:
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
         self.blocks = [
-            Blocks(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.uplink, setup.seed)
+            ClientSide(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.uplink, setup.seed)
             for k in range(len(self.oracles))
         ]
 
@@ -162,6 +165,7 @@ class Worker:
             for job in jobs:
                 answer = self._train(job, got)
                 answers.append(answer)
+                # Folded here as far as jobs of this worker are siblings: fewer sums of d numbers travel to the driver.
                 parts = fold({**parts, (job.number, 1): answer.sums}, self.setup.aggregate.merge)
         held = {first: (sums, count) for (first, count), sums in parts.items()}
         return [
@@ -183,7 +187,7 @@ class Worker:
                 name = name_of(written(self.setup.algorithm))
                 raise ClientError(
                     f"{name} failed in round {job.round.index + 1} for clients {clients}: "
-                    f"{line(error)}. To debug, add engine=serial engine.batching=loop",
+                    f"{error_line(error)}. To debug, add engine=serial engine.batching=loop",
                     job.round.index + 1,
                     clients,
                 ) from error
@@ -213,7 +217,7 @@ class Worker:
         return int(self.train_feed.start[client + 1] - self.train_feed.start[client])
 
     @torch.no_grad()
-    def evaluate(self, jobs: Sequence[Rows], x: Any) -> list[Scores]:
+    def evaluate(self, jobs: Sequence[EvalJob], x: Any) -> list[Scores]:
         """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
         model: Tensor = to_device(x, self.device)
         with _evaluating(), self.watched():
@@ -227,13 +231,13 @@ class Worker:
 
     def _overall(self, x: Tensor) -> tuple[float, float]:
         total = len(self.test_feed.x)
-        parts = [self._scores(self.evaluators[0], x, Rows(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
+        parts = [self._scores(self.evaluators[0], x, EvalJob(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
         found = _joined(parts)
         accuracy = float(found.scores.astype(np.float64).mean()) if len(found.scores) else math.nan
         return float(found.losses.astype(np.float64).mean()), accuracy
 
     @torch.no_grad()
-    def gradient(self, jobs: Sequence[Weighted], x: Any) -> list[tuple[Sums, int]]:
+    def gradient(self, jobs: Sequence[ObjectiveJob], x: Any) -> list[tuple[Sums, int]]:
         """Weighted sums of the loss and its gradient [d] over training samples; as in ``train``, with their spans."""
         model: Tensor = to_device(x, self.device)
         parts: Parts = {}
@@ -243,9 +247,11 @@ class Worker:
         held = {first: (sums, count) for (first, count), sums in parts.items()}
         return [held.get(job.number, ({}, 0)) for job in jobs]
 
-    def _gradient(self, job: Weighted, x: Tensor) -> Sums:
+    def _gradient(self, job: ObjectiveJob, x: Tensor) -> Sums:
         feed = self.train_feed
         inputs = feed.inputs(feed.x[job.first : job.last], None)
+        # Weights stand in for the mask of a mean over examples. That divides by their sum, but at least by 1 (an empty
+        # minibatch); with the smallest weight scaled to 1 the sum is never below.
         mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
         g, loss = self.evaluators[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
         total = float(job.weights.sum())
@@ -256,16 +262,18 @@ class Worker:
         """Loss and accuracy of each client's own test samples at its own model, the clients in block order."""
         got = to_device(broadcast, self.device)
         with _evaluating(), self.watched():
-            return [_joined([s for block in self._blocks(job) for s in self._own(job, *block, got)]) for job in jobs]
+            return [
+                _joined([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]) for job in jobs
+            ]
 
-    def _own(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
+    def _own_scores(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
         models = self.blocks[job.architecture].models(clients, mine, got, job.round)
         for i, x in zip(clients, models, strict=True):
             first, last = (int(self.test_feed.start[j]) for j in (i, i + 1))
             for a in range(first, last, CHUNK):
-                yield self._scores(self.evaluators[job.architecture], x, Rows(a, min(a + CHUNK, last)))
+                yield self._scores(self.evaluators[job.architecture], x, EvalJob(a, min(a + CHUNK, last)))
 
-    def _scores(self, oracle: ModelOracle, x: Tensor, job: Rows) -> Scores:
+    def _scores(self, oracle: ModelOracle, x: Tensor, job: EvalJob) -> Scores:
         x = aligned(x)  # one of several models is a row
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
@@ -287,7 +295,7 @@ def _evaluating() -> Iterator[None]:
     except ClientError:
         raise
     except FAILURES as error:
-        raise ClientError(f"evaluation failed: {line(error)}. To debug, add engine=serial") from error
+        raise ClientError(f"evaluation failed: {error_line(error)}. To debug, add engine=serial") from error
 
 
 class Backend(Protocol):

@@ -120,6 +120,17 @@ class Own(Promise):
 class CentralGaussian(Promise):
     """Client-level: clients clip their messages, the server adds noise to their mean (``fedsim.privacy.central``).
 
+    >>> from fedsim import Mean, simulate
+    >>> from fedsim.algorithms.fedavg import FedAvg
+    >>> from fedsim.data import Digits
+    >>> from fedsim.models import linear
+    >>> from fedsim.partition import Iid
+    >>> parts = {"data": Digits(), "partition": Iid(clients=4), "model": linear, "aggregate": Mean(weights="uniform")}
+    >>> private = CentralGaussian(delta=1e-5, noise_multiplier=2.0, clip=0.5)
+    >>> result = simulate(FedAvg(lr=0.1), **parts, rounds=1, privacy=private)
+    >>> result.summary["privacy/epsilon"] < 3
+    True
+
     Attributes:
         clip: largest norm of a client's message, > 0.
         noise_cohort: noise and epsilon as if so many clients came to a round, of ``noise_population``; None: as it is.
@@ -141,7 +152,7 @@ class CentralGaussian(Promise):
         return CentralNoise(algorithm, self.clip, noise_multiplier, run.expected, cohort, population)
 
     def remarks(self, run: AccountedRun) -> tuple[str, ...]:
-        """That the noise is another deployment's, where it is."""
+        """A line where noise and epsilon are those of another deployment than what ran."""
         if self.noise_cohort is None:
             return ()
         ran = f"{run.expected} of {run.population}"
@@ -239,7 +250,7 @@ class BandedMatrix(Promise):
         return self.min_separation
 
     def remarks(self, run: AccountedRun) -> tuple[str, ...]:
-        """What is assumed of cohorts."""
+        """A line on what is assumed of the cohorts."""
         apart = self.separation(run)
         return (f"a client's rounds lie at least {apart} apart, which the cohorts keep; nothing is earned by sampling",)
 
@@ -277,7 +288,7 @@ class DiscreteGaussian(Promise):
         )
 
     def remarks(self, run: AccountedRun) -> tuple[str, ...]:
-        """Where the noise depends on who came."""
+        """A line on what clients that miss do to the noise."""
         return (f"noise made for cohorts of {run.expected}: those who miss take their share along, as accounted",)
 
 

@@ -170,6 +170,7 @@ def _round(path: Path) -> int:
 def _read(path: Path) -> Saved | str:
     """What a file holds, or what is wrong with it."""
     try:
+        # The digest stands in the name, outside what it is of: damage shows before any number is believed.
         if _digest(path) != path.stem.split("-")[2]:
             return "it is damaged, its bytes are not those of its sha256"
         with safe_open(path, framework="np") as file:

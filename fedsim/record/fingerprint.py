@@ -40,7 +40,7 @@ def fingerprint(config: Mapping[str, Any], machine: Mapping[str, Any], method: M
     return plain
 
 
-def compare(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+def check_fingerprint(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Warn, in one line, where bits may differ from those of an uninterrupted run.
 
     Raises:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fedsim.errors import Diverged, require
 from fedsim.ground.console import Progress
-from fedsim.ground.interrupts import uninterrupted
+from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
 from fedsim.record.checkpoint import Checkpointing, Checkpoints, Saved
-from fedsim.record.fingerprint import compare, fingerprint
+from fedsim.record.fingerprint import check_fingerprint, fingerprint
 from fedsim.record.provenance import cpu_capability
-from fedsim.record.run_folder import RunFolder, Status, summarise
+from fedsim.record.run_folder import RunFolder, Status, run_summary
 from fedsim.runs.run import Run
 from fedsim.runs.traffic import Record
 from fedsim.types import SavedRows, State
@@ -47,7 +47,7 @@ def opened(
         return RunFolder.create(path, config, machine), checkpoints, mark, None
     saved = checkpoints.newest()
     if saved is not None:
-        compare(saved.notes["fingerprint"], mark, Path(path))
+        check_fingerprint(saved.notes["fingerprint"], mark, Path(path))
         require(rounds >= saved.done, "rounds", f"be >= {saved.done}, which are done", rounds)
     done = None if saved is None else saved.notes["recorded"]
     return RunFolder.reopen(path, config, machine, done), checkpoints, mark, saved
@@ -98,7 +98,7 @@ class History:
         if self.bar:
             self.bar.update(self.records[-1])
 
-    def loop(self) -> tuple[Status, str]:
+    def loop(self, stopping: Stopping) -> tuple[Status, str]:
         """All rounds, or as many as go well; every finished round is on record whatever happens next."""
         run = self.run
         try:
@@ -116,6 +116,7 @@ class History:
         except Diverged as error:
             return "diverged", str(error)
         except KeyboardInterrupt as stop:
+            stopping.begin()
             self.catch_up()
             return "interrupted", f"{type(stop).__name__} after round {run.done}"
         return "finished", ""
@@ -157,7 +158,7 @@ class History:
     def finish(self, status: Status, message: str) -> dict[str, Any]:
         """Write what the run came to; returns summary.json."""
         wall_s = self.spent + time.perf_counter() - self.begun
-        summary = summarise(self.records, status, self.run.digest(), wall_s)
+        summary = run_summary(self.records, status, self.run.digest(), wall_s)
         summary |= {"cpu_capability": cpu_capability()} | ({"message": message} if message else {})
         if self.ledger is not None:
             summary |= self.ledger.summary(int(summary["rounds"]))

@@ -69,13 +69,13 @@ class Paper:
 def papers(config: Mapping[str, Any]) -> list[Paper]:
     """The papers of everything with a ``_target_`` in a configuration, each title once, in the order of the file."""
     found: dict[str, Paper] = {}
-    for target in targets(config):
+    for target in config_targets(config):
         for paper in cited_by(target):
             found.setdefault(paper.title.lower(), paper)
     return list(found.values())
 
 
-def targets(config: Any) -> Iterator[str]:
+def config_targets(config: Any) -> Iterator[str]:
     """Every ``_target_`` in nested containers."""
     if isinstance(config, Mapping):
         if isinstance(config.get("_target_"), str):
@@ -83,7 +83,7 @@ def targets(config: Any) -> Iterator[str]:
         config = list(config.values())
     if isinstance(config, list):
         for value in config:
-            yield from targets(value)
+            yield from config_targets(value)
 
 
 @lru_cache(maxsize=1024)
@@ -143,6 +143,7 @@ def _authors(before: str) -> tuple[str, ...]:
 @lru_cache(maxsize=1024)
 def _parsed(module: str) -> ast.Module | None:
     """The syntax tree of a module found on ``sys.path`` without importing anything, or None."""
+    # Importing a method to read its docstring would import torch, and run a user's own module just to list papers.
     places: list[str] | None = list(sys.path)
     spec = None
     for part in module.split("."):

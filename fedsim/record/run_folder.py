@@ -8,7 +8,7 @@
     trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, a row for each line of
                       metrics.jsonl; in virtual time also t [rounds + 1]
     events.npz        on request, of a run in virtual time: what happened when
-    summary.json      ``summarise``; its presence says that the run came to an end
+    summary.json      ``run_summary``; its presence says that the run came to an end
 
 metrics.jsonl grows by whole lines only, each handed to the operating system before ``write`` returns; the other files
 are written beside their final name, synchronised and renamed.
@@ -76,6 +76,8 @@ class RunFolder:
         path = Path(path).absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
+            # Exclusive: of two runs that begin in one folder at once, one gets an error. Unbuffered: a line is with the
+            # system when the call returns, so that a killed process loses none.
             metrics = (path / "metrics.jsonl").open("xb", buffering=0)
         except FileExistsError:
             problem = "already holds a run (metrics.jsonl)" if path.is_dir() else "is a file"
@@ -104,6 +106,7 @@ class RunFolder:
             return cls.create(path, config, provenance)
         metrics = (path / "metrics.jsonl").open("r+b", buffering=0)
         _lock(metrics, path)
+        # Rounds after the checkpoint are cut off: they are computed again, and a record must not stand there twice.
         records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
         metrics.truncate(end)
         metrics.seek(end)
@@ -195,7 +198,7 @@ class RunFolder:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "metrics.jsonl"))
 
 
-def summarise(
+def run_summary(
     records: Sequence[Mapping[str, float | int]], status: Status, digest: str, wall_s: float
 ) -> dict[str, Any]:
     """What a run came to, from its records.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DPI = 120  # of figures: sharp on the page, 20 to 60 kB each
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+def flat_hyperparameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
     """Nested config -> flat hyper-parameters: ``{"algorithm": {"lr": .1}}`` -> ``{"algorithm.lr": .1}``.
 
     ``_target_`` becomes the name of its class under the group's own key (``algorithm: FedAvg``); lists become text;
@@ -35,7 +35,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | flo
     for key, value in config.items():
         name = prefix.rstrip(".") if key == "_target_" and prefix else f"{prefix}{key}"
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flat_hyperparameters(value, f"{prefix}{key}.")
         elif key == "_target_":
             flat[name] = str(value).rsplit(".", 1)[-1]
         elif value is not None:
@@ -111,7 +111,7 @@ class EventFile:
         if begin or config is None:
             return
         start = SessionStartInfo(start_time_secs=now)
-        for key, value in flatten(config).items():
+        for key, value in flat_hyperparameters(config).items():
             field = (
                 "bool_value"
                 if isinstance(value, bool)

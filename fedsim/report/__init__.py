@@ -5,7 +5,7 @@
     methods     what was compared (methods) and under what (settings)
     statistics  means with intervals over seeds, paired differences
     axes        rounds, megabytes, seconds, epsilon, virtual time; what it cost to reach a target
-    commands    the command line of each row
+    command_lines  the command line of each row
     curves      a method's mean and band, round by round
     compare     one setting: final values, differences, costs, curves
     charts      curves with bands as SVG that follows the page's colours

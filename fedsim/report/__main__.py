@@ -14,12 +14,12 @@ from rich.table import Table as Shown
 
 from fedsim.errors import InputError
 from fedsim.ground.console import Terminal, error
-from fedsim.report.build import build, write
 from fedsim.report.export import NO_PARQUET
 from fedsim.report.page import Report
-from fedsim.report.runs import find
-from fedsim.report.sweeps import read_all
-from fedsim.report.tables import Table, costs, results
+from fedsim.report.report import build_report, write
+from fedsim.report.runs import find_runs
+from fedsim.report.sweeps import read_runs
+from fedsim.report.tables import Table, costs, results_table
 
 SHOWN = 5  # columns in the terminal; the files have all
 
@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     console = Terminal()
     try:
-        runs, notes = read_all(find(args.folders))
+        runs, notes = read_runs(find_runs(args.folders))
         if not runs:
             raise InputError("\n".join(notes))
         target = _target(args.target)
         metrics = [_tag(name) for name in args.metric]
         title = args.title or f"Comparison of the runs in {', '.join(folder.resolve().name for folder in args.folders)}"
-        report = build(
+        report = build_report(
             runs,
             title=title,
             metrics=metrics,
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parquet = importlib.util.find_spec("pyarrow") is not None
         files = write(report, out, parquet=parquet)
         if not args.no_figures:
-            from fedsim.report.figures import draw
+            from fedsim.report.curve_files import write_charts
 
-            files += draw(report, out)
+            files += write_charts(report, out)
     except InputError as problem:
         for line in str(problem).splitlines():
             error(line)
@@ -112,7 +112,7 @@ def _tag(name: str) -> str:
 
 def _show(report: Report, console: Terminal) -> None:
     for comparison in report.comparisons:
-        for table in (results(comparison), costs(comparison)):
+        for table in (results_table(comparison), costs(comparison)):
             if table is not None:
                 console.print(_rich(table, comparison.setting.label))
 

@@ -116,8 +116,8 @@ def chart(
     return "".join([*parts, "</svg>"])
 
 
-def key(style: int) -> str:
-    """A line sample for a legend."""
+def legend_line(style: int) -> str:
+    """A short piece of a line in a method's style, as SVG, for a legend."""
     return f'<svg class="key" viewBox="0 0 34 10" aria-hidden="true"><path class="line s{style}" d="M1 5H33"/></svg>'
 
 

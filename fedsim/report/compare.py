@@ -10,10 +10,10 @@ import numpy as np
 
 from fedsim.ground.console import headline
 from fedsim.record.run_folder import lower_is_better
-from fedsim.report.axes import AXES, Axis, reached
+from fedsim.report.axes import AXES, Axis, spent_until
 from fedsim.report.curves import Curve, curve
-from fedsim.report.methods import Method, Setting
-from fedsim.report.runs import UNFINISHED, Run
+from fedsim.report.methods import Method, SharedSetting
+from fedsim.report.runs import UNFINISHED, RecordedRun
 from fedsim.report.statistics import Estimate, estimate, paired
 
 TOWARDS = 0.95  # the default target, as a share of the way from the initial model to the best method
@@ -89,7 +89,7 @@ class Comparison:
         unpaired: why pairs were left out, one line each.
     """
 
-    setting: Setting
+    setting: SharedSetting
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     axes: tuple[Axis, ...]
@@ -99,7 +99,7 @@ class Comparison:
 
 
 def compare(
-    setting: Setting, *, metrics: Sequence[str] = (), target: tuple[str, float] | None = None, baseline: str = ""
+    setting: SharedSetting, *, metrics: Sequence[str] = (), target: tuple[str, float] | None = None, baseline: str = ""
 ) -> Comparison:
     """Compare the methods of a setting.
 
@@ -138,7 +138,7 @@ def compare(
     return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired))
 
 
-def _metrics(runs: Sequence[Run], asked: Sequence[str]) -> tuple[str, ...]:
+def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ...]:
     """The tags to show, of those on record; the loss alone when nothing was evaluated."""
     there = dict.fromkeys(tag for run in runs for tag in run.metrics)
     if asked:
@@ -147,14 +147,14 @@ def _metrics(runs: Sequence[Run], asked: Sequence[str]) -> tuple[str, ...]:
     return (*known, *(tag for tag in ("gossip/consensus_distance",) if tag in there)) or ("eval/loss",)
 
 
-def _last(run: Run, tag: str) -> int | None:
+def _last(run: RecordedRun, tag: str) -> int | None:
     """Index of the last line that measured ``tag``, or None."""
     found = np.flatnonzero(np.isfinite(run.series(tag)))
     return int(found[-1]) if len(found) else None
 
 
 def _final(method: Method, tags: Sequence[str]) -> Final:
-    """Finished runs at their ends, else those on their way at the last round that all of them have evaluated."""
+    """Where a method ended: finished runs at their ends, else the others at the last round that all have evaluated."""
     runs = [run for run in method.runs if run.status == "finished"]
     at = {run.path: index for run in runs if (index := _last(run, tags[0])) is not None}
     common = None
@@ -181,7 +181,7 @@ def _aim(methods: Sequence[Method], tag: str, finals: Sequence[Final]) -> float 
 
 
 def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str, None]) -> Estimate | None:
-    """Paired by seed, over finished runs with the same data and partition."""
+    """The difference to the reference, paired by seed, over finished runs with the same data and partition."""
     theirs = {run.seed: run for run in reference.runs if run.status == "finished"}
     ours: dict[int, float] = {}
     base: dict[int, float] = {}
@@ -189,6 +189,8 @@ def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str,
         other = theirs.get(run.seed)
         if other is None or run.status != "finished":
             continue
+        # Seeds pair runs only where they decide the same things: other samples on the clients, and the difference is
+        # not one of methods.
         reason = _mismatch(run, other)
         ends = _last(run, tag), _last(other, tag)
         if reason:
@@ -198,7 +200,7 @@ def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str,
     return paired(ours, base)
 
 
-def _mismatch(run: Run, other: Run) -> str:
+def _mismatch(run: RecordedRun, other: RecordedRun) -> str:
     """Why two runs with the same seed are no pair, or ""."""
     for part, name in (("data", "other data"), ("partition", "another partition")):
         digests = [(r.provenance.get(part) or {}).get("digest") for r in (run, other)]
@@ -211,6 +213,6 @@ def _mismatch(run: Run, other: Run) -> str:
 
 def _cost(method: Method, tag: str, target: float) -> Cost:
     runs = [run for run in method.runs if np.isfinite(run.series(tag)).any()]
-    spent = [cost for run in runs if (cost := reached(run, tag, target)) is not None]
+    spent = [cost for run in runs if (cost := spent_until(run, tag, target)) is not None]
     means = {axis.name: estimate([cost[axis.name] for cost in spent]) for axis in AXES}
     return Cost({name: value for name, value in means.items() if value is not None}, len(spent), len(method.runs))

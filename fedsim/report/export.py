@@ -12,10 +12,10 @@ import numpy as np
 
 from fedsim.errors import InputError
 from fedsim.ground.files import atomic_file
-from fedsim.report.axes import reached
-from fedsim.report.commands import command
+from fedsim.report.axes import spent_until
+from fedsim.report.command_lines import command_lines
 from fedsim.report.compare import Comparison
-from fedsim.report.runs import Run
+from fedsim.report.runs import RecordedRun
 
 NO_PARQUET = "results.parquet is left out: it needs pyarrow; pip install 'fedsim-ray[report]'"
 
@@ -69,7 +69,7 @@ def write_parquet(path: Path, records: Sequence[dict[str, Any]]) -> None:
         parquet.write_table(pyarrow.table(columns), file)
 
 
-def _row(run: Run, comparison: Comparison, method: str) -> dict[str, Any]:
+def _row(run: RecordedRun, comparison: Comparison, method: str) -> dict[str, Any]:
     row: dict[str, Any] = {"setting": comparison.setting.label, "method": method, "seed": run.seed}
     row |= {"status": run.status, "rounds": int(run.rounds[-1])}
     for tag, values in run.metrics.items():
@@ -77,10 +77,10 @@ def _row(run: Run, comparison: Comparison, method: str) -> dict[str, Any]:
             row[tag] = _last(values)
     row |= {f"spent/{axis.name}": _last(axis.values(run)) for axis in comparison.axes if axis.name != "rounds"}
     if comparison.target is not None:
-        cost = reached(run, *comparison.target) or {}
+        cost = spent_until(run, *comparison.target) or {}
         row |= {f"target/{axis.name}": _finite(cost.get(axis.name)) for axis in comparison.axes}
     row |= {"digest": run.summary.get("digest"), "cpu_capability": run.summary.get("cpu_capability")}
-    row |= {"path": str(run.path), "command": command([run])[0]}
+    row |= {"path": str(run.path), "command": command_lines([run])[0]}
     return row | {f"config/{key}": value for key, value in run.flat.items()}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.report.runs import Run
+from fedsim.report.runs import RecordedRun
 
 METHOD = ("algorithm", "aggregate", "channel", "downlink", "privacy", "topology")
 LAYERS = ("channel", "downlink")
@@ -32,12 +32,12 @@ class Method:
     """
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Methods that were run under the same conditions.
+class SharedSetting:
+    """One setting (data, clients, rounds and so on, all alike) with the methods that were run in it.
 
     Attributes:
         label: the keys that tell it from the other settings; "" when there is only one.
@@ -48,8 +48,10 @@ class Setting:
     methods: tuple[Method, ...]
 
 
-def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list[Setting], list[Run]]:
-    """Group runs.
+def settings(
+    runs: Sequence[RecordedRun], method_keys: Sequence[str] = ()
+) -> tuple[list[SharedSetting], list[RecordedRun]]:
+    """Group runs into settings, and those of a setting into methods.
 
     Args:
         runs: as read.
@@ -59,9 +61,10 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
         The settings, and runs left out because another run has the same configuration and seed.
     """
     under = METHOD + tuple(method_keys)
-    grouped: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, Run]]] = {}
+    grouped: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, RecordedRun]]] = {}
     repeats = []
     for run in runs:
+        # Keys that change no bit, such as the number of actors, make neither a method nor a setting.
         kept = {key: value for key, value in run.flat.items() if not _is_under(key, SAME_BITS)}
         method = tuple(sorted((k, v) for k, v in kept.items() if _is_under(k, under)))
         setting = tuple(sorted((k, v) for k, v in kept.items() if not _is_under(k, under)))
@@ -72,11 +75,11 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
             by_seed[run.seed] = better
         else:
             by_seed[run.seed] = run
-    names = dict(zip(grouped, labels([dict(key) for key in grouped]), strict=True))
+    names = dict(zip(grouped, method_labels([dict(key) for key in grouped]), strict=True))
     every = list(dict.fromkeys(method for methods in grouped.values() for method in methods))
-    called = dict(zip(every, labels([dict(key) for key in every]), strict=True))
+    called = dict(zip(every, method_labels([dict(key) for key in every]), strict=True))
     found = [
-        Setting(
+        SharedSetting(
             names[setting],
             tuple(
                 Method(called[method], tuple(run for _, run in sorted(by_seed.items())))
@@ -88,7 +91,7 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
     return found, repeats
 
 
-def labels(configs: Sequence[Flat]) -> list[str]:
+def method_labels(configs: Sequence[Flat]) -> list[str]:
     """Short unique names: the algorithm, what is around its messages, then the keys that tell alike ones apart."""
     heads = [_head(config) for config in configs]
     texts = []
@@ -143,7 +146,7 @@ def _value(value: bool | float | str | None) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _worth(run: Run) -> tuple[bool, int, str]:
+def _worth(run: RecordedRun) -> tuple[bool, int, str]:
     """Which of two runs of the same configuration and seed to keep: finished, longer, later."""
     return run.status == "finished", int(run.rounds[-1]), str(run.provenance.get("started", ""))
 

@@ -13,16 +13,16 @@ from html import escape
 from importlib.resources import files
 
 from fedsim.record.run_folder import lower_is_better
-from fedsim.report.charts import Line, chart, key
+from fedsim.report.charts import Line, chart, legend_line
 from fedsim.report.compare import Comparison, Row
-from fedsim.report.tables import Table, costs, name, results
+from fedsim.report.tables import Table, costs, name, results_table
 
 SHOWN = 12  # most lines of a chart; the table has all methods
 STYLES = 21  # in page.css: seven colours, each solid, dashed and dotted
 
 
 @dataclass(frozen=True)
-class Choice:
+class AxisChoice:
     """A horizontal axis that a reader can choose.
 
     Attributes:
@@ -97,14 +97,14 @@ def html(report: Report) -> str:
     )
 
 
-def _choices(comparisons: Sequence[Comparison]) -> list[Choice]:
+def _choices(comparisons: Sequence[Comparison]) -> list[AxisChoice]:
     """All axes on which something was measured; megabytes, which span decades, also logarithmic."""
     choices = []
     for axis in {axis.name: axis for comparison in comparisons for axis in comparison.axes}.values():
         slug = re.sub(r"\W+", "-", axis.name).lower()
-        choices.append(Choice(slug, axis.name, axis.name, axis.label, False))
+        choices.append(AxisChoice(slug, axis.name, axis.name, axis.label, False))
         if axis.name == "MB":
-            choices.append(Choice(f"{slug}-log", f"{axis.name} (log)", axis.name, f"{axis.label}, log scale", True))
+            choices.append(AxisChoice(f"{slug}-log", f"{axis.name} (log)", axis.name, f"{axis.label}, log scale", True))
     return choices
 
 
@@ -117,8 +117,11 @@ def _chosen(slug: str) -> str:
     )
 
 
-def _setting(comparison: Comparison, choices: Sequence[Choice], styles: dict[str, int]) -> str:
-    parts = [f"<section><h2>{escape(comparison.setting.label or 'Results')}</h2>", _table(results(comparison), styles)]
+def _setting(comparison: Comparison, choices: Sequence[AxisChoice], styles: dict[str, int]) -> str:
+    parts = [
+        f"<section><h2>{escape(comparison.setting.label or 'Results')}</h2>",
+        _table(results_table(comparison), styles),
+    ]
     parts += [f"<p class=small>Not paired: {escape(line)}.</p>" for line in comparison.unpaired]
     spent = costs(comparison)
     if spent:
@@ -127,7 +130,9 @@ def _setting(comparison: Comparison, choices: Sequence[Choice], styles: dict[str
     if any(row.curves for row in rows):
         buttons = "".join(f'<label for="axis-{choice.slug}">{escape(choice.button)}</label>' for choice in choices)
         legend = "".join(
-            f"<span>{key(styles[row.method.label])} {escape(row.method.label)}</span>" for row in rows if row.curves
+            f"<span>{legend_line(styles[row.method.label])} {escape(row.method.label)}</span>"
+            for row in rows
+            if row.curves
         )
         more = len(comparison.rows) - len(rows)
         left_out = f"<p class=small>The {SHOWN} best of {SHOWN + more} methods are drawn.</p>" if more > 0 else ""
@@ -139,7 +144,7 @@ def _setting(comparison: Comparison, choices: Sequence[Choice], styles: dict[str
 
 
 def _charts(
-    comparison: Comparison, rows: Sequence[Row], choices: Sequence[Choice], styles: dict[str, int]
+    comparison: Comparison, rows: Sequence[Row], choices: Sequence[AxisChoice], styles: dict[str, int]
 ) -> Iterator[str]:
     """A figure for each metric, in it a drawing for each axis and each scale, of which the style sheet shows one."""
     for tag in comparison.metrics:
@@ -164,7 +169,7 @@ def _table(table: Table, styles: dict[str, int]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = []
     for cells in table.rows:
-        first = f"<th>{key(styles[cells[0].text])} {escape(cells[0].text)}</th>"
+        first = f"<th>{legend_line(styles[cells[0].text])} {escape(cells[0].text)}</th>"
         rest = "".join(
             f'<td class="{("best " if c.best else "") + ("", "better", "worse")[c.sign]}">{escape(c.text)}</td>'
             for c in cells[1:]

@@ -1,4 +1,4 @@
-"""Run folders found and read as they are: finished, failed, or still being written."""
+"""RecordedRun folders found and read as they are: finished, failed, or still being written."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy as np
 import yaml
 
 from fedsim.errors import InputError
-from fedsim.record.tensorboard import flatten
+from fedsim.record.tensorboard import flat_hyperparameters
 
 UNFINISHED = "unfinished"  # no summary.json: still running, or killed
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run's folder.
 
     Attributes:
@@ -44,7 +44,7 @@ class Run:
     @cached_property
     def flat(self) -> dict[str, bool | float | str]:
         """The configuration with dotted keys; a group's own key holds the name of its class."""
-        return flatten(self.config)
+        return flat_hyperparameters(self.config)
 
     @property
     def seed(self) -> int:
@@ -67,7 +67,7 @@ class Run:
         return self.metrics.get(tag, np.full(len(self.rounds), np.nan))
 
 
-def find(folders: Iterable[Path]) -> list[Path]:
+def find_runs(folders: Iterable[Path]) -> list[Path]:
     """The run folders in and below ``folders`` (those with config.yaml and metrics.jsonl), each once, in order.
 
     Raises:
@@ -88,7 +88,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def read(path: Path, job: Mapping[str, Any] | None = None) -> Run:
+def read_run(path: Path, job: Mapping[str, Any] | None = None) -> RecordedRun:
     """Read one run; ``job`` is the sweep's record of it.
 
     A last line of metrics.jsonl that is still being written is left out; of a round on record twice the last counts.
@@ -103,7 +103,7 @@ def read(path: Path, job: Mapping[str, Any] | None = None) -> Run:
     if not isinstance(config, dict):
         raise InputError(f"{path / 'config.yaml'} holds no configuration")
     summary, provenance = (_json(path / name) for name in ("summary.json", "provenance.json"))
-    return Run(path, config, _metrics(path / "metrics.jsonl"), summary, provenance, job or {})
+    return RecordedRun(path, config, _metrics(path / "metrics.jsonl"), summary, provenance, job or {})
 
 
 def load_yaml(path: Path) -> Any:

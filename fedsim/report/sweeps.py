@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import InputError
-from fedsim.report.runs import Run, read
+from fedsim.report.runs import RecordedRun, read_run
 
 RECORDS = "jobs"  # folder of a sweep, with one JSON file for each job
 
 
-def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def read_runs(paths: Iterable[Path]) -> tuple[list[RecordedRun], list[str]]:
     """Read runs, with their jobs' records where they belong to a sweep.
 
     Returns:
@@ -22,14 +22,14 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     by_place: dict[Path, list[Path]] = {}
     for path in paths:
         by_place.setdefault(path.parent, []).append(path)
-    runs: list[Run] = []
+    runs: list[RecordedRun] = []
     notes: list[str] = []
     for place, folders in by_place.items():
         jobs = _jobs(place / RECORDS)
         read_here = set()
         for path in folders:
             try:
-                runs.append(read(path, jobs.get(path.name, {})))
+                runs.append(read_run(path, jobs.get(path.name, {})))
                 read_here.add(path.name)
             except InputError as problem:  # noqa: PERF203 - a broken run must not hide the others
                 notes.append(f"left out: {problem}")

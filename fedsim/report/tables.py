@@ -78,7 +78,7 @@ def plus_minus(value: Estimate | None) -> str:
     return f"{value.mean:,.{digits}f} ± {value.half:,.{digits}f}"
 
 
-def results(comparison: Comparison) -> Table:
+def results_table(comparison: Comparison) -> Table:
     """Final values, the difference to the baseline, and what was spent."""
     main, *others = comparison.metrics
     spent = [axis.name for axis in comparison.axes if axis.name != "rounds"]

@@ -65,7 +65,7 @@ class Arrivals(ServerRun):
     def _size(self, reply: Message, link: State) -> int:
         """Bytes of a first message through the channel."""
         if not (channel := self.setup.uplink):
-            return message.size(reply)
+            return message.message_size(reply)
         noise = noises(self.setup.seed, addresses.REHEARSAL, 0, torch.zeros((), dtype=torch.int64))
         arrived, _, size = channel.send(reply, link, noise, tuple(Layout.of(self.setup.models[0]).sizes))
         return int(size) + message.owned(tree_map(lambda t: t[None], arrived))
@@ -85,7 +85,7 @@ class Arrivals(ServerRun):
                 flights = computed(flights, self)
             landed.append(flight := flights.pop(0))
             fresh[flight.client] = (*flight.row, np.array(flight.participation + 1))
-        told = message.size(self.heard_by((), 0)) * (started - before.started)
+        told = message.message_size(self.heard_by((), 0)) * (started - before.started)
         staleness = [self.done - flight.version for flight in landed]
         return Step(
             ArrivalsState(self._stepped_on(landed), tuple(flights), now, started),
@@ -110,7 +110,7 @@ class Arrivals(ServerRun):
         state, link, count = fresh.get(client) or tree_map(lambda a: a[0], self._stores[0].read([client]))
         sent = self.heard_by((client,), self.done)
         k, steps = int(count), self.setup.local.count(int(self.sizes[client]))
-        lands = now + self.schedule.seconds(seed, client, k, steps, message.size(sent), self.reply_bytes)
+        lands = now + self.schedule.seconds(seed, client, k, steps, message.message_size(sent), self.reply_bytes)
         begun = to_numpy(message.heard(sent))
         return Flight(lands, number, client, k, self.done, begun, (state, link), False, self.empty, 0.0, 0, 0)
 

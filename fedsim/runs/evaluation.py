@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedsim.aggregate import Mean, whole
+from fedsim.aggregate import Mean, merge_all
 from fedsim.data.batches import Samples
 from fedsim.data.dataset import Task
-from fedsim.pool.worker import CHUNK, Backend, Rows, Scores, Weighted
+from fedsim.pool.worker import CHUNK, Backend, EvalJob, ObjectiveJob, Scores
 
 
 class Evaluation(NamedTuple):
@@ -34,7 +34,7 @@ def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clie
         clients: whether to add the metrics per client, each on its own test samples; clients without any do not count.
     """
     total = len(test.x)
-    jobs = [Rows(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
+    jobs = [EvalJob(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
     parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
     return summarise(Scores(*(np.concatenate(a) for a in zip(*parts, strict=True))), test, task, clients=clients)
 
@@ -65,9 +65,11 @@ def gradient(backend: Backend, x: np.ndarray, train: Samples, shares: np.ndarray
     sizes = train.sizes()
     weights = np.repeat(shares / sizes, sizes)
     total = len(weights)
-    jobs = [Weighted(j, a, min(a + CHUNK, total), weights[a : a + CHUNK]) for j, a in enumerate(range(0, total, CHUNK))]
+    jobs = [
+        ObjectiveJob(j, a, min(a + CHUNK, total), weights[a : a + CHUNK]) for j, a in enumerate(range(0, total, CHUNK))
+    ]
     answers = backend.map("gradient", jobs, [job.last - job.first for job in jobs], x)
-    sums = whole({(j, span): sums for j, (sums, span) in enumerate(answers) if span}, Mean().merge)
+    sums = merge_all({(j, span): sums for j, (sums, span) in enumerate(answers) if span}, Mean().merge)
     return {"eval/train_loss": float(sums["loss"]), "eval/grad_norm2": float(np.square(sums["gradient"]).sum())}
 
 

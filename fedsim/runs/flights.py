@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedsim.aggregate import whole
+from fedsim.aggregate import merge_all
 from fedsim.channel.message import Sent
 from fedsim.ground.tree import tree_map
 from fedsim.pool.block import to_numpy
@@ -81,7 +81,7 @@ def computed(flights: Sequence[Flight], run: ServerRun) -> list[Flight]:
 def _replies(setup: Setup, answers: Sequence[Done], clients: Sequence[int]) -> dict[int, Message]:
     """Each client's message, as the server gets it."""
     rule = setup.aggregate
-    sums = whole({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
+    sums = merge_all({(j, a.span): a.sums for j, a in enumerate(answers) if a.span}, rule.merge)
     stacked = to_numpy(rule.finish(sums, sum(a.weight for a in answers), setup.dtype))
     del stacked["weights"]
     return {i: tree_map(lambda a, p=p: a[p], stacked) for p, i in enumerate(clients)}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedsim.aggregate import weights_of, whole
+from fedsim.aggregate import merge_all, weights_of
 from fedsim.channel import message
 from fedsim.channel.channel import noises
 from fedsim.channel.message import Sent
@@ -79,7 +79,7 @@ class Rounds(ServerRun):
 
     def _tell(self, broadcast: Message, index: int) -> Told:
         """Send a broadcast over the downlink, which is one link that all clients listen to."""
-        channel, memory, plain = self.setup.downlink, self.state.memory, message.size(broadcast)
+        channel, memory, plain = self.setup.downlink, self.state.memory, message.message_size(broadcast)
         if not channel:
             return Told(message.heard(broadcast), memory.downlink, memory.heard, Sent(plain, plain))
         noise = noises(self.setup.seed, addresses.DOWNLINK, index, torch.zeros((), dtype=torch.int64))
@@ -101,7 +101,7 @@ class Rounds(ServerRun):
         if not worked:
             return self.stepped(self._nothing(rnd), rnd), memory
         rule = self.setup.aggregate
-        sums = whole({(j, a.span): a.sums for j, (_, a) in enumerate(worked) if a.span}, rule.merge)
+        sums = merge_all({(j, a.span): a.sums for j, (_, a) in enumerate(worked) if a.span}, rule.merge)
         weight = sum(answer.weight for _, answer in worked)
         received = tree_map(aligned, rule.finish(sums, weight, self.setup.dtype))
         received, far = self.setup.uplink.receive(received, memory, weight / self.weight, self.parameters)

@@ -46,16 +46,16 @@ class Asynchronous:
             require(rate is None or rate > 0, name, "be > 0, or null for no time", rate)
 
     def check(self, population: int, rounds: int) -> None:
-        """There are enough clients."""
+        """Raise InputError where ``concurrency`` is larger than the number of clients."""
         must = f"be <= the {population} clients"
         require(self.concurrency <= population, "schedule.concurrency", must, self.concurrency)
 
     def expected(self, population: int) -> int:
-        """The concurrency."""
+        """As many clients as are at work at once."""
         return self.concurrency
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        """Any client may have been at work."""
+        """All clients: whoever is idle may be the next to begin."""
         return tuple(range(population))
 
     def seconds(self, seed: int, client: int, participation: int, steps: int, down: int, up: int) -> float:

@@ -42,7 +42,7 @@ class All:
     """Every client in every round."""
 
     def check(self, population: int, rounds: int) -> None:
-        """Every population is fine."""
+        """Nothing to refuse: any number of clients will do."""
 
     def expected(self, population: int) -> int:
         """All n."""
@@ -57,6 +57,10 @@ class All:
 class Uniform:
     """A fixed number of clients a round, drawn uniformly without replacement.
 
+    >>> cohort = Uniform(cohort=3).clients(index=7, population=100, seed=0)
+    >>> len(cohort), cohort == Uniform(cohort=3).clients(7, 100, seed=0)
+    (3, True)
+
     Attributes:
         cohort: clients in a round, in 1..n.
     """
@@ -68,11 +72,11 @@ class Uniform:
         require(self.cohort >= 1, "cohort", "be >= 1", self.cohort)
 
     def check(self, population: int, rounds: int) -> None:
-        """The cohort fits the population."""
+        """Raise InputError where ``cohort`` is larger than the number of clients."""
         require(self.cohort <= population, "schedule.cohort", f"be <= the {population} clients", self.cohort)
 
     def expected(self, population: int) -> int:
-        """The cohort."""
+        """The size of every cohort."""
         return self.cohort
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
@@ -135,7 +139,8 @@ class Bernoulli:
         require(0 < self.rate <= 1, "rate", "be in (0, 1]", self.rate)
 
     def check(self, population: int, rounds: int) -> None:
-        """What is drawn again until somebody comes must not be hopeless: 1,000 empty draws in a row are below e^-50."""
+        """Raise InputError where empty cohorts are drawn again and nearly every draw would be empty."""
+        # A draw is empty with probability (1 - rate)^n <= e^-0.05 then, 1,000 draws in a row with at most e^-50.
         least = 0.05 / population
         must = f"be >= {least:g} for {population} clients, or nearly every draw is empty"
         require(self.empty == "keep" or self.rate >= least, "schedule.rate", must, self.rate)
@@ -195,7 +200,7 @@ class Cohorts:
         return tuple(tuple(sorted(cohort)) for cohort in read)
 
     def check(self, population: int, rounds: int) -> None:
-        """There are enough cohorts, none is empty, and every client of each exists and is named once."""
+        """Raise InputError unless there are enough cohorts, none empty, each client of them existing and named once."""
         have = len(self.cohorts)
         require(have >= rounds, "schedule.path", f"hold a cohort for each of the {rounds} rounds", have)
         for index, cohort in enumerate(self.cohorts):
@@ -250,14 +255,14 @@ class Events:
         return self.record or tuple(self.t_end * k / rounds for k in range(1, rounds + 1))
 
     def check(self, population: int, rounds: int) -> None:
-        """Every population is fine."""
+        """Nothing to refuse: any number of peers will do."""
 
     def expected(self, population: int) -> int:
-        """Any peer may compute between two recorded times."""
+        """All n: any peer may compute between two recorded times."""
         return population
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        """Every peer has a clock."""
+        """All peers: each has a clock."""
         return tuple(range(population))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.assembly.configuration import build_run
+from fedsim.errors import Interrupted
 from fedsim.simulation import Result, simulate
 from fedsim.sweep.state import SweepFolder, identity, now, summary_of
 
@@ -25,8 +26,11 @@ def attempt(
         address: of the Ray cluster that its actors share with other jobs, instead of starting one.
         progress: show a progress bar.
 
+    Returns:
+        What the run came to, or what it had when it was interrupted.
+
     Raises:
-        whatever the run raises; the state file says so too.
+        whatever else the run raises; the state file says so too.
     """
     state = sweep.find(identity(config))
     if state is None:
@@ -42,6 +46,8 @@ def attempt(
         if address is not None:
             parts["engine"] = replace(parts["engine"], address=address)
         result = simulate(**parts, run_dir=folder, resume=resume, progress=progress, config=config)
+    except Interrupted as stop:
+        result = stop.result
     except (KeyboardInterrupt, SystemExit):
         sweep.write(replace(state, status="interrupted", message="stopped before its first round", ended=now()))
         raise

@@ -72,11 +72,11 @@ class Board:
         self._runs[state.identity] = _Run(time.monotonic())
 
     def ended(self, state: State) -> None:
-        """A job is over, one way or another."""
+        """A job is over, whatever its status."""
         self._states[state.identity] = state
         run = self._runs.pop(state.identity)
         if state.status in ("failed", "diverged"):
-            error(told(state, self._sweep))
+            error(failure_line(state, self._sweep))
         if self._live is None:
             done = sum(one.status in ENDED for one in self._states.values())
             took = clock(time.monotonic() - run.begun)
@@ -84,7 +84,7 @@ class Board:
             self._console.print("  ".join(part for part in parts if part), markup=False, soft_wrap=True)
 
     def stopped(self) -> None:
-        """Ctrl-C came."""
+        """Say that Ctrl-C stopped the sweep, and how to go on."""
         self._console.print("stopped; the same command goes on from here")
 
     def refresh(self) -> None:
@@ -141,14 +141,14 @@ def skipped(states: Sequence[State], todo: Sequence[State], console: Console | N
     (console or Terminal()).print("; ".join((text, *notes)), markup=False, soft_wrap=True)
 
 
-def told(state: State, sweep: Path) -> str:
-    """A job that came to no good end, in one line."""
+def failure_line(state: State, sweep: Path) -> str:
+    """One line about a job that failed or diverged: its name, why, and where its output is."""
     log = sweep / state.folder / "output.log"
     end = f"the run diverged: {state.message}" if state.status == "diverged" else state.message
     return f"{state.name}: {end}" + (f" ({_relative(log)})" if log.exists() else "")
 
 
-def results(sweep: Path, states: Sequence[State], console: Console | None = None) -> None:
+def print_results(sweep: Path, states: Sequence[State], console: Console | None = None) -> None:
     """Print one table of what the sweep came to, mean over seeds, best first, and the commands that look closer."""
     console = console or Terminal()
     methods: dict[tuple[str, ...], list[State]] = {}
@@ -185,7 +185,7 @@ def last_record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def score_of(summary: Mapping[str, Any], tag: str | None = None) -> tuple[str, float]:
+def last_score(summary: Mapping[str, Any], tag: str | None = None) -> tuple[str, float]:
     """A tag of a summary, by default of the score that stands first, and its last value; NaN where it has none."""
     flat = _flat(summary, "last")
     name = tag or next((f"eval/{name}" for name in headline(flat)), "eval/loss")
@@ -213,5 +213,5 @@ def _style(counts: Mapping[Any, int]) -> str:
 
 
 def _relative(path: Path) -> str:
-    """As short as it can be from here."""
+    """The path from the current folder where it lies in there, else the whole path."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -57,7 +57,7 @@ class Param:
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One run of a sweep.
 
     Attributes:
@@ -97,7 +97,7 @@ def overrides_of(params: Mapping[str, Any]) -> list[str]:
     return [f"{key}={','.join(map(_text, v)) if isinstance(v, list) else _text(v)}" for key, v in params.items()]
 
 
-def expand(params: Sequence[Param], choices: Mapping[str, Any]) -> list[Job]:
+def expand(params: Sequence[Param], choices: Mapping[str, Any]) -> list[SweepJob]:
     """Every combination of the values, in the order of the keys, the last varying fastest, conditional ones last.
 
     Args:
@@ -112,7 +112,7 @@ def expand(params: Sequence[Param], choices: Mapping[str, Any]) -> list[Job]:
         require(p.interval is None, p.key, must, "an interval", "or search in it: add sweep.search.sampler=tpe")
     always = [p for p in params if p.only is None]
     conditional = [p for p in params if p.only is not None]
-    jobs: dict[tuple[str, ...], Job] = {}
+    jobs: dict[tuple[str, ...], SweepJob] = {}
     met: set[Param] = set()
     for values in itertools.product(*(p.values for p in always)):
         chosen = dict(zip(always, values, strict=True))
@@ -126,7 +126,7 @@ def expand(params: Sequence[Param], choices: Mapping[str, Any]) -> list[Job]:
     return list(jobs.values())
 
 
-def covering(params: Sequence[Param], choices: Mapping[str, Any]) -> Iterator[Job]:
+def covering(params: Sequence[Param], choices: Mapping[str, Any]) -> Iterator[SweepJob]:
     """Few jobs in which every value of every key occurs, and both ends of intervals: enough to check a sweep."""
     ends = [
         p if p.interval is None else Param(p.key, p.only, (_text(p.interval.low), _text(p.interval.high)))
@@ -145,10 +145,10 @@ def holds(param: Param, chosen: Mapping[Param, str | None], choices: Mapping[str
     return param.only in re.findall(r"[\w.+-]+", str(given[-1] if given else choices.get(param.group)))
 
 
-def job_of(chosen: Mapping[Param, str | None]) -> Job:
+def job_of(chosen: Mapping[Param, str | None]) -> SweepJob:
     """The job that gives these keys these values."""
     texts = {p: p.text(value) for p, value in chosen.items()}
-    return Job(tuple(texts.values()), tuple(text for p, text in texts.items() if p.varies))
+    return SweepJob(tuple(texts.values()), tuple(text for p, text in texts.items() if p.varies))
 
 
 def folder_name(varied: Sequence[str]) -> str:

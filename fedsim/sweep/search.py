@@ -19,11 +19,11 @@ from typing import Any, Literal
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.record.run_folder import LOWER_IS_BETTER
-from fedsim.sweep.board import score_of
-from fedsim.sweep.expand import Interval, Job, Param, holds, job_of
+from fedsim.sweep.board import last_score
+from fedsim.sweep.expand import Interval, Param, SweepJob, holds, job_of
 from fedsim.sweep.state import State
 
-Run = Callable[[Sequence[Job]], list[State]]
+Run = Callable[[Sequence[SweepJob]], list[State]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def search(settings: Search, params: Sequence[Param], choices: Mapping[str, Any]
     rungs = settings.rungs(rounds)
     complete: list[State] = []
     for begin in range(0, settings.trials, settings.batch):
+        # A batch is proposed before any of it is run, and told in the order of its numbers: the search is the same for
+        # any number of jobs side by side.
         trials = [study.ask() for _ in range(begin, min(begin + settings.batch, settings.trials))]
         asked = {trial.number: _asked(trial, params, choices) for trial in trials}
         alive = list(trials)
@@ -118,9 +120,9 @@ def search(settings: Search, params: Sequence[Param], choices: Mapping[str, Any]
 
 
 def _asked(trial: Any, params: Sequence[Param], choices: Mapping[str, Any]) -> dict[Param, str | None]:
-    """The values that a trial proposes; conditions are looked at when the others are known."""
+    """The values that a trial proposes for the keys that vary, but for the seed."""
     chosen: dict[Param, str | None] = {}
-    for p in sorted(params, key=lambda p: p.only is not None):
+    for p in sorted(params, key=lambda p: p.only is not None):  # conditional keys last: they ask what was chosen before
         if p.key == "seed" or (p.only is not None and not holds(p, chosen, choices)):
             continue
         name = p.key if p.only is None else f"{p.key}@{p.only}"
@@ -138,12 +140,12 @@ def _short(value: float, within: Interval) -> str:
     return str(value) if within.whole or not within.low <= float(text) <= within.high else text
 
 
-def _after(jobs: Sequence[Job], before: Sequence[State]) -> list[Job]:
+def _after(jobs: Sequence[SweepJob], before: Sequence[State]) -> list[SweepJob]:
     """The jobs of a rung in the folders of the rung before, one for each seed."""
     return [replace(job, folder=state.folder) for job, state in zip(jobs, before, strict=True)]
 
 
-def _jobs(chosen: Mapping[Param, str | None], params: Sequence[Param], rounds: int | None) -> list[Job]:
+def _jobs(chosen: Mapping[Param, str | None], params: Sequence[Param], rounds: int | None) -> list[SweepJob]:
     """A trial's jobs: one for every seed, of fewer rounds than all on all rungs but the last."""
     kept = {p: value for p, value in chosen.items() if rounds is None or p.key != "rounds"}
     if rounds is not None:
@@ -158,7 +160,7 @@ def _cost(states: Sequence[State], metric: str | None) -> float | None:
         return math.inf
     if any(state.summary is None for state in states):
         return None
-    scores = [score_of(state.summary or {}, metric) for state in states]
+    scores = [last_score(state.summary or {}, metric) for state in states]
     tag = scores[0][0]
     sign = 1 if LOWER_IS_BETTER & set(tag.removeprefix("eval/").split("_")) else -1
     cost = sign * fmean(value for _, value in scores)

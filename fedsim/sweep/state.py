@@ -24,7 +24,7 @@ from typing import Any, Literal
 from fedsim.errors import InputError
 from fedsim.ground.files import atomic_file
 from fedsim.record.fingerprint import FREE
-from fedsim.sweep.expand import Job, folder_name
+from fedsim.sweep.expand import SweepJob, folder_name
 
 Standing = Literal["pending", "running", "finished", "diverged", "failed", "interrupted"]
 
@@ -152,7 +152,7 @@ class SweepFolder:
         with atomic_file(self._file(state.identity)) as file:
             file.write(json.dumps(asdict(state), indent=1).encode() + b"\n")
 
-    def claim(self, jobs: Iterable[tuple[Job, Mapping[str, Any]]]) -> list[State]:
+    def claim(self, jobs: Iterable[tuple[SweepJob, Mapping[str, Any]]]) -> list[State]:
         """The states of jobs with their configurations, new ones written as pending; jobs of one configuration are one.
 
         Returns:
@@ -164,6 +164,8 @@ class SweepFolder:
         for job, config in jobs:
             key = identity(config)
             if key not in known:
+                # A job of more rounds goes on in the folder of one of fewer, from its checkpoint; unless the run is
+                # private.
                 name = job.folder if config.get("privacy") is None else None  # noise depends on the number of rounds
                 if name is None:
                     name = folder_name(job.varied)

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from fedsim.errors import InputError
+from fedsim.ground.process import claim
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -36,7 +37,7 @@ class Ray(NamedTuple):
 
 
 class Process:
-    """A process of this command with a line to it.
+    """A process that this command starts, with a connection to it over which jobs and answers go.
 
     Args:
         target: what it runs, given its end of the line and ``arguments``.
@@ -62,13 +63,13 @@ class Process:
         theirs.close()
 
     def ended(self) -> str:
-        """Why a process that is no more ended."""
+        """Why a process that no longer runs has ended, in words."""
         self._process.join()
         code = self._process.exitcode or 0
         return f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process exited ({code})"
 
     def interrupt(self) -> None:
-        """As Ctrl-C does."""
+        """Send it the signal that Ctrl-C sends."""
         if self._process.is_alive():
             os.kill(self._process.pid, signal.SIGINT)
 
@@ -88,7 +89,8 @@ def serve(line: Connection, sweep: Path) -> None:
     from fedsim.sweep.attempt import attempt
     from fedsim.sweep.state import SweepFolder
 
-    gc.freeze()
+    claim()
+    gc.freeze()  # what was imported before the fork is never garbage; looking through it would also copy shared pages
     gc.enable()
     folder = SweepFolder(sweep)
     for number in (1, 2):

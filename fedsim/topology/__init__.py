@@ -1,4 +1,8 @@
-"""Topologies: rules for the gossip matrix of every round, frozen dataclasses with ``mixing(n, index, seed)``."""
+"""Topologies: rules for the gossip matrix of every round, frozen dataclasses with ``mixing(n, index, seed)``.
+
+A topology knows the number of peers, the round and the seed. It knows no model and no algorithm: what peers send along
+its edges is not its business.
+"""
 
 from fedsim.topology.base_k import BaseKPlus1
 from fedsim.topology.drawn import (
@@ -22,6 +26,7 @@ from fedsim.topology.fixed import (
     Torus,
 )
 from fedsim.topology.given import File, Networkx
+from fedsim.topology.graphs import FixedGraph, RandomGraph
 from fedsim.topology.mixing import Mixing, Topology, edge_array
 from fedsim.topology.rates import Rates, chi1, chi2, edge_rates, minimal_rates
 from fedsim.topology.spectrum import lam, spectral_gap
@@ -37,6 +42,7 @@ __all__ = [
     "Exponential",
     "ExponentialDirected",
     "File",
+    "FixedGraph",
     "Grid",
     "Hypercube",
     "Mixing",
@@ -44,6 +50,7 @@ __all__ = [
     "OnePeerExponential",
     "Path",
     "RandomGeometric",
+    "RandomGraph",
     "RandomRegular",
     "Rates",
     "Ring",

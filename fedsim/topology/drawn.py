@@ -11,11 +11,11 @@ import networkx as nx
 import numpy as np
 
 from fedsim.errors import require
-from fedsim.topology.graphs import Drawn, placed, require_peers
+from fedsim.topology.graphs import RandomGraph, placed, require_peers
 
 
 @dataclass(frozen=True)
-class ErdosRenyi(Drawn):
+class ErdosRenyi(RandomGraph):
     """Every pair of peers is an edge with probability p, independently.
 
     Attributes:
@@ -37,7 +37,7 @@ class ErdosRenyi(Drawn):
 
 
 @dataclass(frozen=True)
-class RandomRegular(Drawn):
+class RandomRegular(RandomGraph):
     """Every peer has the same number of random neighbours, by default others in every round.
 
     Attributes:
@@ -64,7 +64,7 @@ class RandomRegular(Drawn):
 
 
 @dataclass(frozen=True)
-class SmallWorld(Drawn):
+class SmallWorld(RandomGraph):
     """A ring with its nearest neighbours, some edges rewired to random peers (Watts and Strogatz, Nature 1998).
 
     Attributes:
@@ -90,7 +90,7 @@ class SmallWorld(Drawn):
 
 
 @dataclass(frozen=True)
-class BarabasiAlbert(Drawn):
+class BarabasiAlbert(RandomGraph):
     """Peers join one by one and attach to earlier ones in proportion to their degrees (Science 1999).
 
     Attributes:
@@ -113,7 +113,7 @@ class BarabasiAlbert(Drawn):
 
 
 @dataclass(frozen=True)
-class RandomGeometric(Drawn):
+class RandomGeometric(RandomGraph):
     """Peers at random in the unit square, with all those in reach.
 
     Attributes:
@@ -136,7 +136,7 @@ class RandomGeometric(Drawn):
 
 
 @dataclass(frozen=True)
-class Bipartite(Drawn):
+class Bipartite(RandomGraph):
     """Two sides: every pair across is an edge with probability p, none within a side.
 
     Attributes:
@@ -176,6 +176,7 @@ def _regular(n: int, degree: int, rng: np.random.Generator) -> list[tuple[int, i
     uniform = _uniforms(rng)
     while True:
         stubs, pairs, refused = [node for node in range(n) for _ in range(degree)], set[tuple[int, int]](), 0
+        # After some refusals in a row the stubs left may allow no pair at all; looking that up each time would be slow.
         while stubs and (refused < 20 or _open(set(stubs), pairs)):
             low, high = sorted((int(next(uniform) * len(stubs)), int(next(uniform) * len(stubs))))
             pair = (min(stubs[low], stubs[high]), max(stubs[low], stubs[high]))

@@ -15,7 +15,7 @@ _NUMBERED = 40  # nodes up to which they carry their ids
 _SPRINGS = 60  # nodes above which the layout is by springs, which is quicker than path lengths
 
 
-def draw(graph: nx.Graph, values: np.ndarray | None, title: str, label: str = "") -> Figure:
+def draw_graph(graph: nx.Graph, values: np.ndarray | None, title: str, label: str = "") -> Figure:
     """The graph with its nodes coloured by a value; the same picture for the same graph.
 
     Args:

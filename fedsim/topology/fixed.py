@@ -9,12 +9,16 @@ import networkx as nx
 import numpy as np
 
 from fedsim.errors import require
-from fedsim.topology.graphs import Fixed, circle, placed, require_peers
+from fedsim.topology.graphs import FixedGraph, circle, placed, require_peers
 
 
 @dataclass(frozen=True)
-class Ring(Fixed):
-    """Peer i with i - 1 and i + 1; with Metropolis weights lambda = 1/3 + 2/3 cos(2 pi / n)."""
+class Ring(FixedGraph):
+    """A ring: peer i is joined to i - 1 and i + 1; with Metropolis weights lambda = 1/3 + 2/3 cos(2 pi / n).
+
+    >>> (3 * Ring().mixing(4, index=0, seed=0).w.toarray()).round().astype(int).tolist()
+    [[1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]]
+    """
 
     def graph(self, n: int) -> nx.Graph:
         """The cycle of n >= 3 peers."""
@@ -23,8 +27,8 @@ class Ring(Fixed):
 
 
 @dataclass(frozen=True)
-class Path(Fixed):
-    """Peer i with i - 1 and i + 1, open at the ends."""
+class Path(FixedGraph):
+    """A path: peer i is joined to i - 1 and i + 1, and the first peer not to the last."""
 
     def graph(self, n: int) -> nx.Graph:
         """The path of n >= 2 peers."""
@@ -33,8 +37,8 @@ class Path(Fixed):
 
 
 @dataclass(frozen=True)
-class Star(Fixed):
-    """Peer 0 with every other."""
+class Star(FixedGraph):
+    """A star: peer 0 is joined to every other, and no others to each other."""
 
     def graph(self, n: int) -> nx.Graph:
         """The star of n >= 2 peers."""
@@ -43,8 +47,8 @@ class Star(Fixed):
 
 
 @dataclass(frozen=True)
-class Complete(Fixed):
-    """Everybody with everybody; with Metropolis weights W = 11^T/n."""
+class Complete(FixedGraph):
+    """Every peer is joined to every other; with Metropolis weights W = 11^T/n."""
 
     def graph(self, n: int) -> nx.Graph:
         """The complete graph of n >= 2 peers."""
@@ -53,7 +57,7 @@ class Complete(Fixed):
 
 
 @dataclass(frozen=True)
-class Grid(Fixed):
+class Grid(FixedGraph):
     """A rectangle of peers, each with its up to four neighbours, without wrapping around.
 
     Attributes:
@@ -74,7 +78,7 @@ class Grid(Fixed):
 
 
 @dataclass(frozen=True)
-class Torus(Fixed):
+class Torus(FixedGraph):
     """A rectangle of peers, each with its four neighbours, wrapping around in both directions.
 
     Attributes:
@@ -97,7 +101,7 @@ class Torus(Fixed):
 
 
 @dataclass(frozen=True)
-class Hypercube(Fixed):
+class Hypercube(FixedGraph):
     """Peers whose binary numbers differ in one digit; with Metropolis weights lambda = 1 - 2 / (1 + log2 n)."""
 
     def graph(self, n: int) -> nx.Graph:
@@ -112,8 +116,8 @@ class Hypercube(Fixed):
 
 
 @dataclass(frozen=True)
-class Exponential(Fixed):
-    """Peer i with i - 2^k and i + 2^k modulo n, for all 2^k < n: the undirected exponential graph."""
+class Exponential(FixedGraph):
+    """Peer i is joined to i - 2^k and i + 2^k modulo n, for all 2^k < n: the undirected exponential graph."""
 
     def graph(self, n: int) -> nx.Graph:
         """The circulant graph of n >= 2 peers with the powers of two as offsets."""
@@ -122,7 +126,7 @@ class Exponential(Fixed):
 
 
 @dataclass(frozen=True)
-class Barbell(Fixed):
+class Barbell(FixedGraph):
     """Two complete graphs of equal size joined by a path: the worst common case for equal rates.
 
     Attributes:

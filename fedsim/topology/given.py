@@ -13,16 +13,16 @@ from typing import Any
 import networkx as nx
 
 from fedsim.errors import InputError, require
-from fedsim.topology.graphs import Weighted, draw
+from fedsim.topology.graphs import WeightedGraph, first_connected
 from fedsim.topology.mixing import Mixing
-from fedsim.topology.reading import numbered, read
+from fedsim.topology.reading import numbered, read_graph
 from fedsim.topology.weights import weigh
 
 _RESERVED = ("backend", "backend_kwargs", "create_using")  # arguments of generators that are not numbers of a graph
 
 
 @dataclass(frozen=True, kw_only=True)
-class File(Weighted):
+class File(WeightedGraph):
     """The graph of a file; its labels in ascending order are clients 0..n-1: as numbers if all are, else n2 before n10.
 
     A run says which client is which node, and provenance.json lists it, where labels are not 0..n-1.
@@ -47,7 +47,7 @@ class File(Weighted):
     @cached_property
     def graph(self) -> nx.Graph:
         """The file's graph on 0..n-1; read once."""
-        graph = read(FilePath(self.path).expanduser(), directed=self.directed)
+        graph = read_graph(FilePath(self.path).expanduser(), directed=self.directed)
         return numbered(graph, f"path: the graph of {self.path}")
 
     def mixing(self, n: int, index: int, seed: int) -> Mixing:
@@ -57,7 +57,7 @@ class File(Weighted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Networkx(Weighted):
+class Networkx(WeightedGraph):
     """The graph of any networkx generator; drawn again until it is connected if the generator takes a seed.
 
     Attributes:
@@ -100,7 +100,7 @@ class Networkx(Weighted):
             return graph
 
         if "seed" in takes and "seed" not in options:
-            found = draw(lambda rng: sample(seed=rng), seed, at, self.attempts, "change topology.options")
+            found = first_connected(lambda rng: sample(seed=rng), seed, at, self.attempts, "change topology.options")
         else:
             found = sample()
         graph = numbered(found, f"topology.generator: the graph of {self.generator}")

@@ -20,7 +20,7 @@ from fedsim.topology.weights import Weights, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(ABC):
+class WeightedGraph(ABC):
     """A graph whose edges get their weights by a rule.
 
     Attributes:
@@ -41,7 +41,7 @@ class Weighted(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed(Weighted):
+class FixedGraph(WeightedGraph):
     """One graph, the same in every round and for every seed."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Fixed(Weighted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn(Weighted):
+class RandomGraph(WeightedGraph):
     """A random graph at stream (seed, "topology", round, attempt), drawn again until it is connected.
 
     Attributes:
@@ -77,11 +77,11 @@ class Drawn(Weighted):
     def mixing(self, n: int, index: int, seed: int) -> Mixing:
         """The W of round ``index``, or of round 0 unless ``fresh``."""
         at = index if self.fresh else 0
-        graph = draw(lambda rng: self.sample(n, rng), seed, at, self.attempts, self.more_edges)
+        graph = first_connected(lambda rng: self.sample(n, rng), seed, at, self.attempts, self.more_edges)
         return weigh(graph, self.weights, period=None if self.fresh else 1)
 
 
-def draw(
+def first_connected(
     sample: Callable[[np.random.Generator], nx.Graph], seed: int, index: int, attempts: int, more_edges: str
 ) -> nx.Graph:
     """The first connected graph among the draws 0..attempts-1 of round ``index``.

@@ -31,6 +31,7 @@ def chi1(graph: nx.Graph, rates: np.ndarray) -> float:
 def chi2(graph: nx.Graph, rates: np.ndarray) -> float:
     """Half the largest effective resistance ``(e_i - e_j)^T Lam^+ (e_i - e_j)`` of an edge, in units of time."""
     n, (i, j) = len(graph), edge_array(graph).T
+    # A Laplacian has no inverse. With 11^T/n added it has one, and in the differences below what was added cancels.
     inverse = np.linalg.inv(_laplacian(graph, rates) + 1.0 / n)  # Lam^+ + 11^T/n
     diagonal = inverse.diagonal()
     return float(0.5 * (diagonal[i] + diagonal[j] - 2.0 * inverse[i, j]).max())
@@ -38,6 +39,7 @@ def chi2(graph: nx.Graph, rates: np.ndarray) -> float:
 
 def minimal_rates(graph: nx.Graph) -> np.ndarray:
     """The smallest equal rates [m] at which ``chi1 * chi2 = 1/2``: sqrt(2 chi1 chi2) of the unit-weight Laplacian."""
+    # Both constants go with 1 / rate, so their product goes with 1 / rate^2.
     ones = np.ones(graph.number_of_edges())
     return ones * float(np.sqrt(2.0 * chi1(graph, ones) * chi2(graph, ones)))
 

@@ -28,7 +28,7 @@ SHOWN = 12
 """Labels that a message names; provenance.json has all."""
 
 
-def read(path: Path, *, directed: bool) -> nx.Graph:
+def read_graph(path: Path, *, directed: bool) -> nx.Graph:
     """The graph of a GraphML file or of a text with one edge a line; labels as numbers where all are.
 
     Raises:

@@ -51,6 +51,7 @@ def weigh(graph: nx.Graph, weights: Weights, period: int | None) -> Mixing:
     values = _given(graph, edges) if weights == "given" else _symmetric(graph, edges, weights)
     w = matrix(n, edges, values, directed=directed)
     received = np.asarray(w.sum(axis=1)).ravel()
+    # Rules by degree and the optimiser keep below 1 but for rounding, so more than that comes from a user's file.
     if received.max() > 1 + 1e-12:
         at = int(received.argmax())
         raise InputError(
@@ -63,7 +64,11 @@ def weigh(graph: nx.Graph, weights: Weights, period: int | None) -> Mixing:
 
 
 def _mixes(graph: nx.Graph) -> bool:
-    """Whether a W with nothing on its diagonal brings all peers together: its cycles have no common divisor."""
+    """Whether a W with nothing on its diagonal brings all peers together.
+
+    It does where the lengths of the graph's cycles have no common divisor. On a bipartite graph, whose cycles are even,
+    the two sides only swap what they hold.
+    """
     return bool(nx.is_aperiodic(graph)) if graph.is_directed() else not nx.is_bipartite(graph)
 
 

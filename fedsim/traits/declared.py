@@ -110,7 +110,7 @@ def _said_by(part: Any, kind: type[W]) -> W:
 
 
 def _on(part: Any) -> dict[str, Any]:
-    """What lies on the object itself; parts with slots have nothing there."""
+    """The attributes that lie on the object itself, not on its class; none for objects with slots."""
     return getattr(part, "__dict__", {})
 
 
@@ -130,7 +130,7 @@ def _words(kind: type[Words]) -> list[str]:
 
 
 def _near(name: str, known: Iterable[str], cutoff: float = 0.82) -> str | None:
-    """The known name that this one is a slip of the keyboard for: nearly all letters, or two of them swapped."""
+    """The known name that a misspelt one stands for (nearly the same letters, or two of them swapped), or None."""
     swapped = {name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in range(len(name) - 1)}
     if hit := sorted(swapped & set(known)):
         return hit[0]
@@ -138,7 +138,7 @@ def _near(name: str, known: Iterable[str], cutoff: float = 0.82) -> str | None:
 
 
 def check_words(cls: type, kind: type[Words]) -> None:
-    """Raise InputError when a class says a word where nobody reads it, or has a method with a misspelt name."""
+    """Raise InputError when a class has a trait as an attribute, which nobody reads, or misspells a method's name."""
     if (cls, kind) in _CHECKED:
         return
     annotated, words, names = _annotated(cls), _words(kind), _NAMES[kind]

@@ -133,7 +133,7 @@ class Traits(Words):
             )
 
     def but(self, *hooks: Hook, **words: Any) -> Traits:
-        """The same with other words and, beside those there, further ``hooks``."""
+        """A copy with ``words`` replaced and ``hooks`` added to those that are there."""
         return replace(self, **words, hooks=(*self.hooks, *(name for name in hooks if name not in self.hooks)))
 
 

@@ -1,1 +1,1 @@
-"""The two places where Hydra lets a sweep in; what they do is in ``fedsim.sweep``."""
+"""The two plugins through which Hydra runs a sweep, a sweeper and a launcher; what they do is in ``fedsim.sweep``."""

@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from fedsim.sweep.packing import Task
+    from fedsim.sweep.side_by_side import Task
     from fedsim.sweep.state import State, SweepFolder
 
 
@@ -20,7 +20,7 @@ class FedsimLauncher(Launcher):
     """Starts each job when the CPUs that it declares are free.
 
     Args:
-        limits: the keys of ``fedsim.sweep.packing.Limits``.
+        limits: the keys of ``fedsim.sweep.side_by_side.Limits``.
     """
 
     def __init__(self, **limits: Any) -> None:
@@ -39,9 +39,9 @@ class FedsimLauncher(Launcher):
             states: all jobs of the sweep, for the table.
             tasks: those to run.
         """
-        from fedsim.assembly.configuration import convert
+        from fedsim.assembly.nodes import convert
         from fedsim.sweep.board import Board
-        from fedsim.sweep.packing import Limits, in_one_process, run_all
+        from fedsim.sweep.side_by_side import Limits, in_one_process, run_all
 
         limits: Limits = convert(self._given, Limits, "hydra.launcher")
         with Board(folder.path, states) as board:
@@ -50,9 +50,9 @@ class FedsimLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run jobs for a sweeper that is not fedsim's own."""
         from fedsim.errors import JobFailed
-        from fedsim.sweep.board import score_of
-        from fedsim.sweep.expand import Job
-        from fedsim.sweep.packing import Task
+        from fedsim.sweep.board import last_score
+        from fedsim.sweep.expand import SweepJob
+        from fedsim.sweep.side_by_side import Task
         from fedsim.sweep.state import SweepFolder
 
         from ._composer import Composer
@@ -61,7 +61,7 @@ class FedsimLauncher(Launcher):
         returns = []
         composer = Composer(self._loader, self._config)
         with folder.held([], []):
-            jobs = [(Job(tuple(given), tuple(given)), composer(given)) for given in job_overrides]
+            jobs = [(SweepJob(tuple(given), tuple(given)), composer(given)) for given in job_overrides]
             claimed = folder.claim(jobs)
             tasks = [Task(s, c, j.overrides) for s, (j, c) in zip(claimed, jobs, strict=True) if s.unfinished]
             self.run_tasks(folder, claimed, tasks)
@@ -70,6 +70,6 @@ class FedsimLauncher(Launcher):
                 done = JobReturn(overrides=ended.overrides)
                 good = ended.status == "finished"
                 done.status = JobStatus.COMPLETED if good else JobStatus.FAILED
-                done.return_value = score_of(ended.summary or {})[1] if good else JobFailed(ended.message)
+                done.return_value = last_score(ended.summary or {})[1] if good else JobFailed(ended.message)
                 returns.append(done)
         return returns

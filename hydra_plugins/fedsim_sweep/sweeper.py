@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
-    from fedsim.sweep.expand import Job, Param
+    from fedsim.sweep.expand import Param, SweepJob
     from fedsim.sweep.state import State, SweepFolder
 
 
@@ -52,9 +52,9 @@ class FedsimSweeper(Sweeper):
             InputError: a job cannot be run; before anything is.
             JobFailed: a job did not finish; after all others.
         """
-        from fedsim.assembly.configuration import convert
+        from fedsim.assembly.nodes import convert
         from fedsim.errors import JobFailed
-        from fedsim.sweep.board import results
+        from fedsim.sweep.board import print_results
         from fedsim.sweep.expand import expand, overrides_of, params_of
         from fedsim.sweep.search import Search, search
         from fedsim.sweep.state import SweepFolder
@@ -83,18 +83,19 @@ class FedsimSweeper(Sweeper):
                     settings, params, choices, rounds, lambda jobs: self._run(folder, jobs, self._composed(jobs))
                 )
         unique = list({state.identity: state for state in states}.values())
-        results(folder.path, unique)
+        print_results(folder.path, unique)
         if any(state.status != "finished" for state in unique):
             raise JobFailed(str(folder.path))
         return unique
 
-    def _composed(self, jobs: Sequence[Job]) -> list[Mapping[str, Any]]:
+    def _composed(self, jobs: Sequence[SweepJob]) -> list[Mapping[str, Any]]:
         """The resolved configuration of every job.
 
         Raises:
             InputError: one line for each problem.
         """
-        from fedsim.assembly.configuration import build_run, collect
+        from fedsim.assembly.configuration import build_run
+        from fedsim.assembly.problems import collect
         from fedsim.errors import InputError
 
         configs: list[Mapping[str, Any]] = []
@@ -108,10 +109,10 @@ class FedsimSweeper(Sweeper):
             raise InputError("\n".join(dict.fromkeys("\n".join(problems).splitlines())))
         return configs
 
-    def _run(self, folder: SweepFolder, jobs: Sequence[Job], configs: Sequence[Mapping[str, Any]]) -> list[State]:
+    def _run(self, folder: SweepFolder, jobs: Sequence[SweepJob], configs: Sequence[Mapping[str, Any]]) -> list[State]:
         """Run what is not finished; the states of the jobs, in their order."""
         from fedsim.sweep.board import skipped
-        from fedsim.sweep.packing import Task
+        from fedsim.sweep.side_by_side import Task
         from fedsim.sweep.state import identity
 
         keys = [identity(config) for config in configs]

@@ -27,9 +27,9 @@ from fedsim.record.figures import curves
 from fedsim.schedule import All, Events
 from fedsim.topology import Barbell, Complete, Grid, Ring, Star, edge_rates
 from fedsim.topology import Path as Line
-from fedsim.topology.graphs import Fixed
+from fedsim.topology.graphs import FixedGraph
 
-GRAPHS: dict[str, Fixed] = {
+GRAPHS: dict[str, FixedGraph] = {
     "star": Star(),
     "complete": Complete(),
     "cycle": Ring(),
@@ -39,7 +39,7 @@ GRAPHS: dict[str, Fixed] = {
 }
 
 
-def communications(graph: Fixed, n: int) -> tuple[float, int, int]:
+def communications(graph: FixedGraph, n: int) -> tuple[float, int, int]:
     """Expected meetings in a unit of time of DADAO; edges used in a round by MSDA, by ADOM+ with multi-consensus.
 
     A round of MSDA is int(sqrt(chi)) exchanges over all edges and one of ADOM+ ceil(chi ln 2), chi being the condition
@@ -64,7 +64,9 @@ def problem(n: int, ratio: float) -> Dataset:
     return Dataset("problem", Split(a, b, np.repeat(np.arange(n), 4)), None, "least_squares", 1)
 
 
-def errors(algorithm: object, graph: Fixed, data: Dataset, schedule: Events | All, seed: int) -> tuple[np.ndarray, ...]:
+def errors(
+    algorithm: object, graph: FixedGraph, data: Dataset, schedule: Events | All, seed: int
+) -> tuple[np.ndarray, ...]:
     """At each measured time: mean over peers of the squared distance to the optimum, the time, edges used before."""
     rounds = 60
     result = simulate(

@@ -51,7 +51,7 @@ class Setting:
 
     @property
     def method(self) -> str:
-        """As the table calls it."""
+        """The name of the method in the paper's table."""
         return "GD" if self.epsilon is None else "DP-GD" if self.period == 1 else "DIFF2-GD"
 
     def algorithm(self, rounds: int) -> Diff2:

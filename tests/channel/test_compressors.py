@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build_object
 from fedsim.channel import wire
 from fedsim.channel.half import Half
 from fedsim.channel.lowrank import LowRank
@@ -26,7 +26,7 @@ from fedsim.channel.quality import contraction
 from fedsim.channel.randk import RandK
 from fedsim.channel.sign import Sign
 from fedsim.channel.terngrad import TernGrad
-from fedsim.channel.topk import TopK, largest
+from fedsim.channel.topk import TopK, largest_positions
 from fedsim.channel.uniform import Uniform
 from fedsim.channel.wire import Levels, Positions, Side, Signs
 from fedsim.errors import InputError
@@ -99,7 +99,7 @@ def over_the_wire(v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], in
     """Really encodes, and decodes."""
     message = {"v": (v, sides)}
     data = wire.encode(message)
-    assert len(data) == wire.size(message)
+    assert len(data) == wire.encoded_size(message)
     back: Any = wire.decode(data)["v"]
     dense, beside = back if isinstance(back, tuple) else (back, ())
     return dense, beside, len(data)
@@ -107,7 +107,7 @@ def over_the_wire(v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], in
 
 def counted(v: Tensor, *sides: Side) -> tuple[Tensor, tuple[Side, ...], int]:
     """Only counts."""
-    return v, sides, wire.size({"v": (v, sides)})
+    return v, sides, wire.encoded_size({"v": (v, sides)})
 
 
 def use(layer: Any, v: Tensor, noise: Noise | None = None, send: Any = over_the_wire) -> Tensor:
@@ -436,7 +436,7 @@ def test_layers_compose() -> None:
     assert size == 9 + 2 * 2 + (1 + 2 + 1 + 1) + 500
 
     out, size = chain([TopK(k=10), QSGD()], v)
-    index = largest(v, 10)
+    index = largest_positions(v, 10)
     expected = torch.zeros_like(v).scatter(0, index, use(QSGD(), v[index]))
     assert torch.equal(out, expected)
     assert size == 9 + 4 + (1 + 1 + 2) + positions + (1 + 1 + 1 + 1) + 5
@@ -468,7 +468,7 @@ def test_scaled_unbiased_compressors_contract(d: int) -> None:
 def test_topk_breaks_ties_by_the_lowest_position(d: int, k: int, seed: int) -> None:
     v = np.random.default_rng(seed).integers(-2, 3, d).astype(np.float32)
     order = np.argsort(-np.abs(v), kind="stable")[:k]
-    assert largest(torch.from_numpy(v), min(k, d)).tolist() == sorted(order.tolist())
+    assert largest_positions(torch.from_numpy(v), min(k, d)).tolist() == sorted(order.tolist())
 
 
 @pytest.mark.parametrize("kind", ["normal", "constant", "few", "periodic", "grid", "nan"])
@@ -490,7 +490,7 @@ def test_topk_of_long_vectors_is_exact(kind: str, k: int) -> None:
         v[[5, 70_000]] = np.nan
     magnitude = np.where(np.isnan(v), np.inf, np.abs(v))
     expected = np.sort(np.argsort(-magnitude, kind="stable")[:k])
-    assert np.array_equal(largest(torch.from_numpy(v), k).numpy(), expected)
+    assert np.array_equal(largest_positions(torch.from_numpy(v), k).numpy(), expected)
 
 
 def test_kept_is_the_fraction_that_travels_as_it_is_written() -> None:
@@ -644,7 +644,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "channel"
 def test_the_yaml_holds_the_defaults_of_the_class(name: str, kind: Any) -> None:
     node = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert list(node) == [name]
-    assert build(node[name], name) == kind
+    assert build_object(node[name], name) == kind
 
 
 def test_wider_levels_hold_wider_ranges() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.assembly.configuration import build, build_channel
+from fedsim.assembly.nodes import build_channel, build_object
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.qsgd import QSGD
 from fedsim.channel.topk import TopK
-from fedsim.cli.main import with_own_classes
+from fedsim.cli.argv import with_own_classes
 from fedsim.errors import InputError
 from tests.test_cli import ROOT, composed, main, options, problems  # noqa: F401 - main is a fixture
 
@@ -37,7 +37,7 @@ def kind(name: str) -> str:
 
 def layer(name: str) -> Layer:
     node = yaml.safe_load((ROOT / f"configs/channel/{name}.yaml").read_text())[name]
-    return Layer(name, build(node, name))
+    return Layer(name, build_object(node, name))
 
 
 @pytest.mark.parametrize("outer", LAYERS)

@@ -92,7 +92,7 @@ def same(a: Content, b: Content) -> None:
 @given(messages())
 def test_size_and_round_trip(message: dict[str, Content]) -> None:
     data = wire.encode(message)
-    assert len(data) == wire.size(message)
+    assert len(data) == wire.encoded_size(message)
     back = wire.decode(data)
     assert list(back) == list(message)
     for name, value in message.items():
@@ -169,14 +169,14 @@ def test_stacked_size_is_that_of_one_client() -> None:
         beside = (positions, levels, Signs(signs), Trits(trits), Seed(torch.ones(lead, dtype=torch.int64), 3, 9))
         return {"update": (torch.zeros(*lead, 10), beside), "count": torch.zeros(lead, dtype=torch.int64)}
 
-    assert wire.size(one(7), stacked=True) == wire.size(one()) == len(wire.encode(one()))
+    assert wire.encoded_size(one(7), stacked=True) == wire.encoded_size(one()) == len(wire.encode(one()))
 
 
 def test_size_inside_vmap() -> None:
     inside = []
 
     def client(v: Tensor) -> Tensor:
-        inside.append(wire.size({"v": (v[:3], (Positions(v.argsort()[:3], 40), Signs(v >= 0)))}))
+        inside.append(wire.encoded_size({"v": (v[:3], (Positions(v.argsort()[:3], 40), Signs(v >= 0)))}))
         return v
 
     torch.func.vmap(client)(torch.randn(5, 40))
@@ -186,13 +186,13 @@ def test_size_inside_vmap() -> None:
 
 def test_the_header_is_what_the_layout_says() -> None:
     # 1 field count; 1 + 6 name; dtype; dims; one u32 dimension; 4000 bytes of floats
-    assert wire.size({"update": torch.zeros(1000)}) == 1 + 1 + 6 + 1 + 1 + 4 + 4000
+    assert wire.encoded_size({"update": torch.zeros(1000)}) == 1 + 1 + 6 + 1 + 1 + 4 + 4000
 
 
 def beside(side: Side) -> int:
     """Bytes of one side, without those of its field."""
     plain = {"v": torch.zeros(0)}
-    return wire.size({"v": (plain["v"], (side,))}) - wire.size(plain)
+    return wire.encoded_size({"v": (plain["v"], (side,))}) - wire.encoded_size(plain)
 
 
 @pytest.mark.parametrize("d", [0, 1, 7, 8, 9, 1000])
@@ -249,7 +249,7 @@ def test_positions_take_the_smaller_of_a_bitmap_and_elias_fano(d: int, data: st.
 def test_positions_at_the_edges(index: list[int], d: int) -> None:
     message: dict[str, Content] = {"v": (torch.zeros(0), (Positions(torch.tensor(index, dtype=torch.int64), d),))}
     data = wire.encode(message)
-    assert len(data) == wire.size(message)
+    assert len(data) == wire.encoded_size(message)
     same(wire.decode(data)["v"], message["v"])
 
 
@@ -302,13 +302,13 @@ def test_a_side_that_is_not_what_its_kind_says_is_refused(side: Side) -> None:
 
 def test_limits_of_a_message_are_clear() -> None:
     with pytest.raises(InputError, match="at most 255 fields"):
-        wire.size({str(i): torch.zeros(0) for i in range(256)})
+        wire.encoded_size({str(i): torch.zeros(0) for i in range(256)})
     with pytest.raises(InputError, match="at most 255 bytes"):
-        wire.size({"é" * 128: torch.zeros(0)})
+        wire.encoded_size({"é" * 128: torch.zeros(0)})
     with pytest.raises(InputError, match="dtypes"):
         wire.encode({"v": torch.zeros(2, dtype=torch.complex64)})
     with pytest.raises(InputError, match="below 2\\^32"):
-        wire.size({"v": torch.zeros(1).expand(2**32)})
+        wire.encoded_size({"v": torch.zeros(1).expand(2**32)})
     with pytest.raises(InputError, match="high must be > low"):
         Levels(torch.zeros(1), 3, 3)
 

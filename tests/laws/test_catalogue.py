@@ -20,8 +20,9 @@ import yaml
 from fedsim import Engine, Local, Mean, Result, simulate
 from fedsim.aggregate import Stack
 from fedsim.algorithms.kit.protocols import Constants, RoundConstants
-from fedsim.assembly.checks import is_peers
-from fedsim.assembly.configuration import build, build_run
+from fedsim.assembly.configuration import build_run
+from fedsim.assembly.network import is_peers
+from fedsim.assembly.nodes import build_object
 from fedsim.channel.channel import Channel
 from fedsim.channel.ef14 import EF14
 from fedsim.channel.message import heard
@@ -85,7 +86,7 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
 
 
 def algorithm(name: str) -> Any:
-    return build(shipped(name)[0], "algorithm")
+    return build_object(shipped(name)[0], "algorithm")
 
 
 def aggregate(name: str) -> Mean | Stack:

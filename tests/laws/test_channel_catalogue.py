@@ -23,7 +23,7 @@ import yaml
 
 from fedsim import Engine, Local, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.assembly.configuration import build_channel
+from fedsim.assembly.nodes import build_channel
 from fedsim.channel.channel import Channel
 from fedsim.ground.tree import leaves
 from fedsim.partition import Dirichlet

@@ -16,7 +16,8 @@ from torch import nn
 
 from fedsim import Engine, Evaluate, Local
 from fedsim.assembly.assemble import assemble
-from fedsim.assembly.configuration import build_channel
+from fedsim.assembly.nodes import build_channel
+from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Layer
 from fedsim.data import Dataset, Split
@@ -83,10 +84,11 @@ def parts(name: str) -> tuple[Any, ...]:
 def came(name: str, up: Channel, down: Channel = NONE) -> Came | str:
     """The outcome of a run, or the one line that refuses it; any other error is the test's."""
     rule, schedule, aggregate, graph = parts(name)
+    data = SQUARES if name in DUAL else CLASSES
     try:
-        assembled = assemble(
+        given = Parts(
             rule,
-            SQUARES if name in DUAL else CLASSES,
+            data,
             partition=Iid(clients=3),
             model=linear_zero if name in DUAL else small,
             rounds=ROUNDS,
@@ -96,10 +98,10 @@ def came(name: str, up: Channel, down: Channel = NONE) -> Came | str:
             topology=graph,
             channel=up,
             downlink=down,
-            privacy=None,
             engine=Engine(backend="serial", jobs=1),
             seed=1,
         )
+        assembled = assemble(given, data)
     except InputError as refused:
         return one_line(refused)
     run = assembled.orchestrator(assembled.start(), Evaluate(every=ROUNDS))

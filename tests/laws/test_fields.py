@@ -24,7 +24,7 @@ import pytest
 import fedsim
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.data import Dataset, Split
-from fedsim.data.files import DataFile
+from fedsim.data.published import DataFile
 from fedsim.errors import InputError
 from fedsim.privacy.config import Promise
 from fedsim.privacy.matrix_mechanism import banded_factor
@@ -42,7 +42,10 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.record.history": {"History"},
     "fedsim.ground.layout": {"Layout"},
     "fedsim.record.papers": {"Paper"},
-    "fedsim.assembly.parts": {"Role"},
+    "fedsim.assembly.choose": {"Chosen"},
+    "fedsim.assembly.parts": {"Parts"},  # what tests/test_own_code.py checks, field by field
+    "fedsim.assembly.part_roles": {"Role"},
+    "fedsim.assembly.initial": {"Initial"},
     "fedsim.partition.population": {"Population"},  # arrays, which its own __post_init__ checks
     "fedsim.assembly.prepared": {"Prepared"},
     "tests.privacy.closed_forms": {"AnchoredNoise"},  # a result
@@ -50,8 +53,8 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.privacy.matrix_mechanism": {"BandedFactor"},
     "fedsim.traits.releases": {"Drawn"},
     "fedsim.simulation": {"Result"},
-    "fedsim.sweep.expand": {"Interval", "Param", "Job"},
-    "fedsim.sweep.packing": {"Task"},
+    "fedsim.sweep.expand": {"Interval", "Param", "SweepJob"},
+    "fedsim.sweep.side_by_side": {"Task"},
     "fedsim.sweep.state": {"State"},
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},

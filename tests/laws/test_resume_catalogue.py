@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fedsim import Engine, Evaluate, Local
+from fedsim import Evaluate, Local
 from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.data import Dataset
 from fedsim.models import mlp
 from fedsim.record.checkpoint import Checkpointing, Checkpoints
@@ -26,9 +27,8 @@ def small(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
 def fresh(name: str, data: Dataset, channel: Channel, downlink: Channel) -> Any:
     """A run of four rounds, before the first."""
     given = algorithms.problem(name, data, small)
-    assembled = assemble(
+    parts = Parts(
         algorithms.working(name),
-        given.pop("data"),
         **given,
         rounds=4,
         schedule=algorithms.cohorts(name),
@@ -37,10 +37,9 @@ def fresh(name: str, data: Dataset, channel: Channel, downlink: Channel) -> Any:
         topology=algorithms.graph(name),
         channel=channel,
         downlink=downlink,
-        privacy=None,
-        engine=Engine(backend="serial"),
         seed=1,
     )
+    assembled = assemble(parts, given["data"])
     return assembled.orchestrator(assembled.start(), Evaluate(every=4))
 
 

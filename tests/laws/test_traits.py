@@ -19,7 +19,8 @@ from fedsim.aggregate import Stack
 from fedsim.algorithms.diff2 import Diff2
 from fedsim.algorithms.ec_sgd_diana import ECSGDDiana
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.assembly.configuration import build_channel, build_run
+from fedsim.assembly.configuration import build_run
+from fedsim.assembly.nodes import build_channel
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Layer, Onion
 from fedsim.channel.topk import TopK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from fedsim.algorithms.dadao import DADAO
 from fedsim.algorithms.dfedavg import DFedAvg
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedbuff import FedBuff
+from fedsim.errors import Interrupted
 from fedsim.evaluate import Evaluate
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
@@ -60,7 +62,8 @@ def _no_stops() -> Iterator[None]:
 
 def run(kind: str, problem: Quadratics, folder: Path, *, resume: bool = False) -> Any:
     parts = {"aggregate": Mean(weights="uniform"), **KINDS[kind]}
-    return simulate(
+    whole = partial(
+        simulate,
         parts.pop("algorithm"),
         data=problem.dataset(),
         partition=Natural(),
@@ -75,6 +78,10 @@ def run(kind: str, problem: Quadratics, folder: Path, *, resume: bool = False) -
         resume=resume,
         **parts,
     )
+    try:
+        return whole()
+    except Interrupted as stop:
+        return stop.result
 
 
 def rows_match_lines(problem: Quadratics, folder: Path) -> np.ndarray:

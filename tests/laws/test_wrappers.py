@@ -21,6 +21,7 @@ from fedsim.aggregate import Stack
 from fedsim.algorithms.mesa import Mesa
 from fedsim.algorithms.relaxed import Relaxed
 from fedsim.assembly.assemble import assemble
+from fedsim.assembly.parts import Parts
 from fedsim.channel.base import Bytes, Noise, Send
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
@@ -180,9 +181,8 @@ REFUSALS: dict[str, dict[str, Any]] = {
 
 def refusal(algorithm: Any, **other: Any) -> str | None:
     parts = parts_of(algorithm, **other)
-    dataset = parts.pop("data")
     try:
-        assemble(algorithm, dataset, topology=None, downlink=Channel(), privacy=None, **parts)
+        assemble(Parts(algorithm, **parts), parts["data"])
     except InputError as error:
         return str(error)
     return None

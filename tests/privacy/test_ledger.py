@@ -15,7 +15,7 @@ from fedsim.algorithms.dp_sgd import PrivateSGD
 from fedsim.algorithms.dp_srm import DPSRM
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build_object
 from fedsim.errors import InputError
 from fedsim.privacy.accountant import Accountant
 from fedsim.privacy.config import (
@@ -217,7 +217,10 @@ def test_an_algorithm_that_says_nothing_of_kinds_is_asked_every_round() -> None:
         (lambda: ledger(ADAPTIVE, FedAvg(lr=0.1)), r"noise_multiplier must be < 2 \*"),
         (lambda: AdaptiveGaussian(1e-5, noise_multiplier=1.0, quantile=2.0), "quantile must be in"),
         (lambda: Own(1e-5, noise_multiplier=1.0, calibration="paper"), "target_epsilon must be given"),
-        (lambda: build({"_target_": "fedsim.privacy.config.Own", "noise_multiplier": 1.0}, "privacy"), "privacy.delta"),
+        (
+            lambda: build_object({"_target_": "fedsim.privacy.config.Own", "noise_multiplier": 1.0}, "privacy"),
+            "privacy.delta",
+        ),
     ],
 )  # fmt: skip
 def test_promises_that_cannot_be_made_are_refused(make: Any, says: str) -> None:

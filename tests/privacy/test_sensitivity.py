@@ -31,7 +31,8 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.kit.recursive import RecursiveServer
 from fedsim.algorithms.private_spiderboost import PrivateSpiderBoost
 from fedsim.assembly.assemble import assemble
-from fedsim.assembly.configuration import build_channel
+from fedsim.assembly.nodes import build_channel
+from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.message import heard
 from fedsim.channel.noise import Addressed
@@ -47,14 +48,13 @@ from fedsim.ground.tree import tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import linear_zero
 from fedsim.partition import Natural
-from fedsim.pool.block import Blocks
+from fedsim.pool.block import ClientSide
 from fedsim.privacy.adaptive import AdaptiveNoise
 from fedsim.privacy.banded import BandedNoise
 from fedsim.privacy.central import CentralNoise
 from fedsim.privacy.links import check_links
 from fedsim.privacy.local import LocalNoise
 from fedsim.privacy.matrix_mechanism import banded_factor
-from fedsim.schedule import All
 from fedsim.traits import Traits
 from fedsim.traits.declared import traits_of
 from fedsim.traits.releases import Drawn, Release
@@ -257,7 +257,8 @@ class Trial:
         self.feed = Feed(setup.train, torch.device("cpu"), torch.float64)
         oracle = ModelOracle(setup.models[0], loss_of(setup.task), "loop")
         self.blocks = {
-            rule: Blocks(rule, (oracle,), 0, self.feed, self.local, channel, 0) for rule in (self.algorithm, self.quiet)
+            rule: ClientSide(rule, (oracle,), 0, self.feed, self.local, channel, 0)
+            for rule in (self.algorithm, self.quiet)
         }
         sent = algorithm.broadcast(state, self.rnd)
         noise = noises(0, "downlink", index, LONE)
@@ -353,23 +354,17 @@ def prepared() -> Any:
     n = sum(SIZES)
     group = np.repeat(np.arange(len(SIZES)), SIZES)
     data = Dataset("rows", Split(np.zeros((n, D)), np.zeros(n), group), None, "regression", 1)
-    made = assemble(
+    parts = Parts(
         PrivateSGD(lr=0.1),
         data,
         partition=Natural(),
         model=linear_zero,
         rounds=1,
-        schedule=All(),
         local=Local(steps=1, batch_size="full"),
         aggregate=Mean(weights="uniform"),
-        topology=None,
-        channel=Channel(),
-        downlink=Channel(),
-        privacy=None,
         engine=Engine(backend="serial", dtype="float64", batching="loop"),
-        seed=0,
     )
-    return made.prepared.setup
+    return assemble(parts, data).prepared.setup
 
 
 def moved(trial: Trial, client: int, budget: int) -> float:

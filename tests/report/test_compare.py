@@ -13,16 +13,16 @@ from scipy import stats
 from fedsim.report.compare import Comparison, compare
 from fedsim.report.curves import curve
 from fedsim.report.methods import settings
-from fedsim.report.runs import find, read
+from fedsim.report.runs import find_runs, read_run
 from fedsim.report.statistics import Estimate
-from fedsim.report.tables import Table, costs, latex, markdown, plus_minus, results, tex
+from fedsim.report.tables import Table, costs, latex, markdown, plus_minus, results_table, tex
 from tests.report.folders import FEDAVG, FEDPROX, config, records, rising, sweep, write_run
 
 FINALS = {"fedavg": [0.80, 0.84, 0.82], "fedprox": [0.85, 0.90, 0.86]}
 
 
 def compared(folder: Path, **how: Any) -> Comparison:
-    found, _ = settings([read(path) for path in find([folder])])
+    found, _ = settings([read_run(path) for path in find_runs([folder])])
     assert len(found) == 1
     return compare(found[0], **how)
 
@@ -45,15 +45,15 @@ def test_final_values_and_paired_differences(tmp_path: Path) -> None:
     np.testing.assert_allclose([found.mean - found.half, found.mean + found.half], interval)
     assert base.difference is None
     assert best.final.values["MB"] == Estimate(30.0, 0.0, 3)
-    assert column(results(comparison), "runs") == {"FedProx": "3", "FedAvg": "3"}
-    assert column(results(comparison), "paired difference") == {"FedProx": "+0.050 ± 0.025", "FedAvg": "baseline"}
-    assert [[cell.best for cell in row[2:3]] for row in results(comparison).rows] == [[True], [False]]
+    assert column(results_table(comparison), "runs") == {"FedProx": "3", "FedAvg": "3"}
+    assert column(results_table(comparison), "paired difference") == {"FedProx": "+0.050 ± 0.025", "FedAvg": "baseline"}
+    assert [[cell.best for cell in row[2:3]] for row in results_table(comparison).rows] == [[True], [False]]
 
 
 def test_a_loss_is_better_when_it_is_lower(tmp_path: Path) -> None:
     comparison = compared(sweep(tmp_path, FINALS), metrics=["eval/loss"])
     assert [row.method.label for row in comparison.rows] == ["FedProx", "FedAvg"]
-    table = results(comparison)
+    table = results_table(comparison)
     cell = table.rows[0][table.columns.index("paired difference")]
     assert (cell.text, cell.sign) == ("-0.100 ± 0.050", 1)
     assert comparison.target == ("eval/loss", pytest.approx(1.8 + 0.95 * (2 * (1 - 0.87) - 1.8), rel=1e-2))
@@ -84,7 +84,7 @@ def test_pairs_need_the_same_partition(tmp_path: Path) -> None:
         write_run(tmp_path / f"p{seed}", config(FEDPROX, seed), records(rising(0.9)), partition=partition)
     comparison = compared(tmp_path)
     assert comparison.rows[0].difference == Estimate(pytest.approx(0.1), None, 1)
-    assert column(results(comparison), "paired difference")["FedProx"] == "+0.1 (1 pair)"
+    assert column(results_table(comparison), "paired difference")["FedProx"] == "+0.1 (1 pair)"
     assert list(comparison.unpaired) == [
         "FedProx, seed 1: another partition than FedAvg's",
         "FedProx, seed 2: no partition digest on record, so perhaps another partition than FedAvg's",
@@ -99,7 +99,7 @@ def test_only_finished_runs_count_where_there_are_some(tmp_path: Path) -> None:
     (row,) = comparison.rows
     assert row.final.values["eval/accuracy"].mean == pytest.approx(0.85)
     assert row.final.values["eval/accuracy"].count == 2
-    assert column(results(comparison), "runs") == {"FedAvg": "2 finished, 1 unfinished, 1 diverged"}
+    assert column(results_table(comparison), "runs") == {"FedAvg": "2 finished, 1 unfinished, 1 diverged"}
 
 
 def test_a_method_on_its_way_shows_its_last_common_evaluation(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_method_on_its_way_shows_its_last_common_evaluation(tmp_path: Path) ->
     assert (row.method.label, row.final.complete, row.final.at) == ("FedAvg", False, 6)
     assert row.final.values["eval/accuracy"].mean == pytest.approx((0.9 * 6 / 7 + 0.9 * 6 / 9) / 2)
     assert row.final.values["rounds"].mean == 6
-    assert column(results(comparison), "accuracy")["FedAvg"].endswith(" (round 6)")
+    assert column(results_table(comparison), "accuracy")["FedAvg"].endswith(" (round 6)")
     assert comparison.rows[0].difference is None  # nothing to pair with
 
 
@@ -119,7 +119,7 @@ def test_nothing_evaluated_yet(tmp_path: Path) -> None:
     write_run(tmp_path / "run", config(), [{"round": 0, "time/evaluate_s": 0.1}], status=None)
     comparison = compared(tmp_path)
     assert (comparison.metrics, comparison.target) == (("eval/loss",), None)
-    assert column(results(comparison), "loss") == {"FedAvg": "–"}
+    assert column(results_table(comparison), "loss") == {"FedAvg": "–"}
     assert costs(comparison) is None
 
 
@@ -127,7 +127,7 @@ def test_curves_average_what_was_evaluated_at_the_same_round(tmp_path: Path) -> 
     rows = records([0.1, 0.2, 0.3, 0.4], every=2)
     short = write_run(tmp_path / "a", config(seed=0), rows[:3])
     write_run(tmp_path / "b", config(seed=1), records([0.3, 0.4, 0.5, 0.6], every=1))
-    found = curve([read(short), read(tmp_path / "b")], "eval/accuracy")
+    found = curve([read_run(short), read_run(tmp_path / "b")], "eval/accuracy")
     assert found is not None
     assert found.rounds.tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(found.mean, [0.2, 0.4, 0.4, 0.6])
@@ -153,7 +153,7 @@ def test_numbers_are_rounded_to_their_uncertainty(value: Estimate | None, text: 
 
 
 def test_markdown_and_latex(tmp_path: Path) -> None:
-    table = results(compared(sweep(tmp_path, FINALS)))
+    table = results_table(compared(sweep(tmp_path, FINALS)))
     lines = markdown(table).splitlines()
     assert {line.count("|") for line in lines} == {len(table.columns) + 1}
     assert "**0.870 ± 0.066**" in lines[2]

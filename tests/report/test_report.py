@@ -203,7 +203,7 @@ def test_one_run_of_one_seed_makes_a_report(tmp_path: Path) -> None:
 def test_a_report_costs_no_torch(tmp_path: Path) -> None:
     sweep(tmp_path, {"fedavg": [0.8]})
     code = (
-        "import sys; from fedsim.report.__main__ import main; import fedsim.report.figures; "
+        "import sys; from fedsim.report.__main__ import main; import fedsim.report.curve_files; "
         f"assert main([{str(tmp_path)!r}, '--no-figures']) == 0; "
         "assert not {'torch', 'ray', 'hydra'} & set(sys.modules)"
     )

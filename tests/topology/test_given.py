@@ -27,7 +27,7 @@ from fedsim.topology import (
     spectral_gap,
     weigh,
 )
-from fedsim.topology.figure import draw
+from fedsim.topology.figure import draw_graph
 from fedsim.topology.reading import ascending, order_of
 
 
@@ -394,10 +394,10 @@ def pixels(figure):
 )
 def test_pictures_are_deterministic_and_show_values(topology, n):
     graph = topology.mixing(n, 0, 0).graph
-    first = pixels(draw(graph, None, "a graph"))
-    assert (first == pixels(draw(graph, None, "a graph"))).all()
+    first = pixels(draw_graph(graph, None, "a graph"))
+    assert (first == pixels(draw_graph(graph, None, "a graph"))).all()
     values = np.arange(n) / n
-    figure = draw(graph, values, "a graph", "label skew")
+    figure = draw_graph(graph, values, "a graph", "label skew")
     assert (first != pixels(figure)).any()
     assert [axes.get_ylabel() for axes in figure.axes[1:]] == ["label skew"]
     shown = figure.axes[0].collections[-1].get_array() if n > 40 else None
@@ -407,14 +407,14 @@ def test_pictures_are_deterministic_and_show_values(topology, n):
 def test_positions_that_are_no_points_are_not_used():
     graph = nx.path_graph(4)
     nx.set_node_attributes(graph, "here", "pos")
-    plain = pixels(draw(nx.path_graph(4), None, "path"))
-    assert (pixels(draw(graph, None, "path")) == plain).all()
+    plain = pixels(draw_graph(nx.path_graph(4), None, "path"))
+    assert (pixels(draw_graph(graph, None, "path")) == plain).all()
 
 
 def test_equal_values_are_in_the_title_and_nodes_are_numbered():
-    figure = draw(Ring().mixing(5, 0, 0).graph, None, "ring of 5")
+    figure = draw_graph(Ring().mixing(5, 0, 0).graph, None, "ring of 5")
     assert figure.axes[0].get_title() == "ring of 5\ndegree of every node: 2"
     assert [t.get_text() for t in figure.axes[0].texts] == list("01234")
     assert len(figure.axes) == 1
-    assert len(draw(Star().mixing(60, 0, 0).graph, None, "star").axes[0].texts) == 0
-    assert len(draw(Barbell().mixing(10, 0, 0).graph, None, "barbell").axes) == 2
+    assert len(draw_graph(Star().mixing(60, 0, 0).graph, None, "star").axes[0].texts) == 0
+    assert len(draw_graph(Barbell().mixing(10, 0, 0).graph, None, "barbell").axes) == 2

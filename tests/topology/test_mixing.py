@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import fedsim.topology as topologies
-from fedsim.assembly.configuration import build
+from fedsim.assembly.nodes import build_object
 from fedsim.errors import InputError
 from fedsim.ground.rng import numpy_stream
 from fedsim.topology import (
@@ -312,7 +312,7 @@ def test_configs_build_and_repeat_the_defaults_of_their_class(path, tmp_path):
     (tmp_path / "ring.txt").write_text("".join(f"{i} {(i + 1) % 16}\n" for i in range(16)))
     given = {**REQUIRED, "path": str(tmp_path / "ring.txt")}
     with_values = {key: given[key] if value == "???" else value for key, value in node.items()}
-    rule = build(with_values, "topology")
+    rule = build_object(with_values, "topology")
     assert type(rule).__name__.lower() == path.stem.replace("_", "")
     assert {f.name for f in fields(rule)} == set(node) - {"_target_"}
     for field in fields(rule):
@@ -332,9 +332,9 @@ def test_no_topology_is_an_option_too():
 
 def test_the_builder_names_the_group():
     with pytest.raises(InputError, match=r"^topology.degree must be >= 1, got 0"):
-        build({"_target_": "fedsim.topology.RandomRegular", "degree": 0}, "topology")
+        build_object({"_target_": "fedsim.topology.RandomRegular", "degree": 0}, "topology")
     with pytest.raises(InputError, match=r"topology.weights must be one of metropolis, max_degree"):
-        build({"_target_": "fedsim.topology.Ring", "weights": "mean"}, "topology")
+        build_object({"_target_": "fedsim.topology.Ring", "weights": "mean"}, "topology")
     with pytest.raises(InputError, match=r"topology.rates must be one of minimal, optimal or a float, got 'fast'"):
-        build({"_target_": "fedsim.topology.Ring", "rates": "fast"}, "topology")
-    assert build({"_target_": "fedsim.topology.Ring", "rates": 2}, "topology").rates == 2.0
+        build_object({"_target_": "fedsim.topology.Ring", "rates": "fast"}, "topology")
+    assert build_object({"_target_": "fedsim.topology.Ring", "rates": 2}, "topology").rates == 2.0

@@ -9,19 +9,19 @@ from fedsim.errors import InputError
 from fedsim.ground.files import atomic_file
 from fedsim.record.papers import Paper, papers
 from fedsim.report.about import origin, reading, summary, warnings
-from fedsim.report.commands import command
+from fedsim.report.command_lines import command_lines
 from fedsim.report.compare import Comparison, compare
 from fedsim.report.export import rows, write_csv, write_parquet
 from fedsim.report.methods import settings
 from fedsim.report.page import Report, html
-from fedsim.report.runs import Run
-from fedsim.report.tables import costs, latex, markdown, name, results
+from fedsim.report.runs import RecordedRun
+from fedsim.report.tables import costs, latex, markdown, name, results_table
 
 FILES = ("report.html", "report.md", "table.tex", "papers.bib", "results.csv", "results.parquet")
 
 
-def build(
-    runs: Sequence[Run],
+def build_report(
+    runs: Sequence[RecordedRun],
     *,
     title: str = "Comparison",
     metrics: Sequence[str] = (),
@@ -49,7 +49,7 @@ def build(
     if baseline and baseline not in labels:
         raise InputError(f"--baseline must be one of the methods, got {baseline!r}; methods: {'; '.join(labels)}")
     compared = tuple(compare(s, metrics=metrics, target=target, baseline=baseline) for s in found)
-    by_label: dict[str, list[Run]] = {}
+    by_label: dict[str, list[RecordedRun]] = {}
     for comparison in compared:
         for row in comparison.rows:
             by_label.setdefault(row.method.label, []).extend(row.method.runs)
@@ -58,7 +58,7 @@ def build(
     for label, theirs in by_label.items():
         listed = {paper.title: paper for run in theirs for paper in papers(run.config)}
         cited |= {paper.key: paper for paper in listed.values()}
-        commands[label] = (command(theirs), [paper.key for paper in listed.values()])
+        commands[label] = (command_lines(theirs), [paper.key for paper in listed.values()])
     return Report(
         title,
         summary(runs, len(labels), len(found)),
@@ -74,7 +74,7 @@ def build(
 def write(report: Report, folder: Path, *, parquet: bool = True) -> list[Path]:
     """Write every file of a report into ``folder``, each whole or not at all; returns them."""
     folder.mkdir(parents=True, exist_ok=True)
-    tables = [latex(results(c), _caption(c)) for c in report.comparisons]
+    tables = [latex(results_table(c), _caption(c)) for c in report.comparisons]
     texts = {
         "report.html": html(report),
         "report.md": to_markdown(report),
@@ -95,7 +95,7 @@ def to_markdown(report: Report) -> str:
     """The report without its charts."""
     parts = [f"# {report.title}", report.summary, *(f"> {note}" for note in report.notes)]
     for comparison in report.comparisons:
-        parts += [f"## {comparison.setting.label or 'Results'}", markdown(results(comparison))]
+        parts += [f"## {comparison.setting.label or 'Results'}", markdown(results_table(comparison))]
         parts += [f"Not paired: {line}." for line in comparison.unpaired]
         spent = costs(comparison)
         parts += [f"### {spent.title}", markdown(spent)] if spent else []

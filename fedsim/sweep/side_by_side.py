@@ -110,6 +110,7 @@ def run_all(sweep: SweepFolder, tasks: Sequence[Task], limits: Limits, board: Bo
     with _pool(sweep, limits) as pool:
         try:
             while waiting or pool.busy:
+                # Only the first may start: if smaller ones overtook it, a large one might wait for ever.
                 while waiting and pool.fits(waiting[0]):
                     board.started(waiting[0].state)
                     pool.start(waiting.pop(0))
@@ -133,7 +134,7 @@ class _Pool:
     def fits(self, task: Task) -> bool:
         """Whether a job can start now; one that wants more than there is starts when it has everything."""
         running = list(self.busy.values())
-        if not running:
+        if not running:  # else a job that wants more than the machine has would wait for ever
             return True
         gpus = _gpus() * self.limits.jobs_per_gpu
         cpus = self._ray(task.address).cpus if task.address is not None else _cpus(self.limits)

@@ -72,7 +72,7 @@ def locate(root: Path, file: DataFile) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read(root: Path, file: DataFile, source: str) -> bytes:
+def read_file(root: Path, file: DataFile, source: str) -> bytes:
     """The file's uncompressed content, after its digest was checked.
 
     Args:
@@ -83,16 +83,16 @@ def read(root: Path, file: DataFile, source: str) -> bytes:
     Raises:
         InputError: the file is missing, cannot be read, or is not the published one.
     """
-    return read_all(root, [file], source)[0]
+    return read_files(root, [file], source)[0]
 
 
-def read_all(root: Path, files: Sequence[DataFile], source: str) -> list[bytes]:
+def read_files(root: Path, files: Sequence[DataFile], source: str) -> list[bytes]:
     """The uncompressed contents of a data set's files, decompressed on all cores.
 
     Every file is looked for and every digest taken before anything is decompressed, so that an error comes at once.
 
     Raises:
-        InputError: as ``read``, for the first file that is not right.
+        InputError: as ``read_file``, for the first file that is not right.
     """
     do = f"delete it and run `python scripts/download.py {source}`"
     paths = [_found(root, file, source) for file in files]

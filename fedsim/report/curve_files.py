@@ -23,7 +23,7 @@ DECADE = 10  # losses that span more are drawn on a logarithmic scale
 DRAWN = ("rounds", "MB", "epsilon", "virtual time")  # axes in files; the page has all
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
+def write_charts(report: Report, folder: Path) -> list[Path]:
     """Write the charts of the first settings.
 
     ``curves.pdf`` has a page for each chart; ``tensorboard/`` has those against rounds, and replaces what an earlier

@@ -1,0 +1,85 @@
+"""What a run's folder says of the run that was assembled: config.yaml, provenance.json, and what must not change.
+
+The command line writes the configuration that it was given; a run from Python describes its parts as a configuration
+would name them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from fedsim.assembly.assemble import Assembled
+from fedsim.channel.channel import Channel
+from fedsim.data.dataset import Dataset
+from fedsim.ground.public_names import name_of_class
+from fedsim.record.provenance import provenance
+from fedsim.schedule import Events
+
+PARTS = (
+    *("algorithm", "partition", "model", "data", "schedule", "local", "aggregate", "engine", "channel", "downlink"),
+    *("privacy", "topology", "evaluate", "rounds", "seed", "checkpoint"),
+)
+"""Keys of config.yaml, in its order, that are fields of ``Parts``; the others are under ``logger``."""
+
+
+def config(assembled: Assembled) -> dict[str, Any]:
+    """The parts of a run as config.yaml holds them."""
+    parts = assembled.parts
+    given = {name: vars(parts)[name] for name in PARTS} | {"rounds": parts.planned_rounds}
+    if isinstance(parts.data, Dataset):  # with its digest
+        given["data"] = assembled.dataset
+    given["logger"] = {"trajectory": parts.trajectory, "events": parts.events}
+    return {name: as_node(part) for name, part in given.items()}
+
+
+def machine(assembled: Assembled) -> dict[str, Any]:
+    """The content of provenance.json: the machine, and what the run's parts came to on it."""
+    parts, dataset, prepared = assembled.parts, assembled.dataset, assembled.prepared
+    d = prepared.parameters
+    return provenance(
+        parts.engine.device,
+        data={"name": dataset.name, "digest": dataset.digest},
+        partition={"clients": len(assembled.population), "digest": assembled.population.digest},
+        engine=prepared.described() | {"threads": parts.engine.threads},
+        parameters=d[0] if len(d) == 1 else list(d),
+        **_nodes(assembled),
+    )
+
+
+def method(assembled: Assembled) -> dict[str, Any]:
+    """What a run that goes on must have alike beside its configuration."""
+    ledger, parts = assembled.ledger, assembled.parts
+    same: dict[str, Any] = {"data": assembled.dataset.digest, "partition": assembled.population.digest}
+    same |= {"noise": ledger.noise_multiplier} if ledger else {}
+    return same | ({"rounds": parts.planned_rounds} if isinstance(parts.schedule, Events) else {})  # they divide time
+
+
+def _nodes(assembled: Assembled) -> dict[str, Any]:
+    """The labels of the clients' nodes in a graph that has other labels than 0..n-1."""
+    mixing = assembled.network.mixing
+    labels = () if mixing is None else mixing.graph.graph.get("labels", ())
+    return {"topology": {"nodes": list(labels)}} if labels else {}
+
+
+def as_node(part: Any) -> Any:
+    """A part of a run as a configuration would name it."""
+    if part is None or isinstance(part, (bool, int, float, str, Mapping)):
+        return part
+    if isinstance(part, Channel):
+        layers = {}
+        for layer in part.layers:
+            fields = {} if layer.fields is None else {"fields": list(layer.fields)}
+            layers[layer.name] = as_node(layer.middleware) | fields
+        return layers | {"encode": part.encode}
+    if isinstance(part, (list, tuple)):
+        return [as_node(item) for item in part]
+    if isinstance(part, Dataset):
+        return {"name": part.name, "digest": part.digest}
+    maker = part if inspect.isclass(part) or inspect.isroutine(part) else type(part)
+    node: dict[str, Any] = {"_target_": name_of_class(maker)}
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return node
+    return node | {f.name: as_node(getattr(part, f.name)) for f in dataclasses.fields(part)}

@@ -1,0 +1,43 @@
+"""What fedsim's own words on a command line mean to Hydra; strings only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def with_own_classes(argv: Sequence[str]) -> list[str]:
+    """Let ``GROUP._target_=a.B`` replace the group's whole node, whose former keys do not apply.
+
+    ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
+    command line that also chooses ``algorithm=NAME`` keeps the keys of that choice. Every layer of a channel may be
+    given its ``fields``, which no layer's own keys include.
+    """
+    argv = [f"channel@{text}" if text.startswith("downlink=") else text for text in argv]  # one group of layers
+    keys = [text.lstrip("+").partition("=")[0] for text in argv]
+    replaced = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")} - set(keys)
+    out: list[str] = []
+    for text, key in zip(argv, keys, strict=True):
+        group, _, rest = key.partition(".")
+        own = (group in replaced and rest) or (group in ("channel", "downlink") and rest.endswith(".fields"))
+        out += [f"~{group}"] if own and rest == "_target_" else []
+        out += [f"++{text.lstrip('+')}" if own else text]
+    return out
+
+
+def as_sweep(argv: Sequence[str]) -> list[str]:
+    """Let ``sweep=NAME`` mean ``-m``, ``sweep.KEY`` a key of fedsim's sweeper, and values follow each job's choices.
+
+    Hydra would apply ``algorithm.mu=1`` before a job of ``algorithm=fedavg,fedprox`` has made its choice; in a sweep
+    such keys are handed to the sweeper.
+    """
+    argv = [re.sub(r"^(\+*)sweep\.", r"\1hydra.sweeper.", text) for text in argv]
+    flags = {"-m", "--multirun"} & set(argv)
+    if not flags and not any(text.startswith("sweep=") and text != "sweep=null" for text in argv):
+        return argv
+    own = not any(text.startswith("hydra/sweeper=") for text in argv)
+    later = [text for text in argv if own and re.match(r"\+*(?!hydra\.)[\w/]+\.[^=]*=", text)]
+    quoted = ",".join("'{}'".format(text.replace("'", "\\'")) for text in later)
+    handed = f"hydra.sweeper.arguments=[{quoted}]"  # where the first of them stood: argparse wants them together
+    argv = [handed if text in later[:1] else text for text in argv if text not in later[1:]]
+    return argv if flags else ["-m", *argv]

@@ -1,0 +1,243 @@
+"""Command lines composed with Hydra and checked, once each: what was checked is what runs.
+
+Unknown keys and names are found before torch is imported, types and ranges before any data is read or Ray is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser, run_and_report
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fedsim.assembly.configuration import build_run
+from fedsim.assembly.problems import collect
+from fedsim.cli.argv import with_own_classes
+from fedsim.cli.explain import COMPOSE_ERRORS, explained, unknown
+from fedsim.cli.folder import config_folder
+from fedsim.errors import InputError, require
+
+
+class Ready(NamedTuple):
+    """One run, checked."""
+
+    overrides: list[str]
+    config: Any  # resolved, as plain containers
+    parts: dict[str, Any]  # what ``build_run`` made of it
+
+
+def start(argv: Sequence[str], task: Callable[..., float]) -> None:
+    """Check a command line, then do what it says: run, sweep or show something.
+
+    Args:
+        argv: as Hydra understands it.
+        task: runs one job, given its configuration (as Hydra's) and, if it was checked as it is, the ``Ready``.
+
+    Raises:
+        InputError: one line for each problem; before anything runs.
+    """
+    args = _parse(argv)
+    with _composer(args) as composer:
+        ready = _checked(composer, args)
+        if ready is not None:
+            job = partial(task, ready=ready)
+            run_and_report(lambda: composer.run(args.config_name, job, ready.overrides))
+            return
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(task)()
+
+
+def check(argv: Sequence[str]) -> None:
+    """Check a command line: syntax, names and keys, then (where it would run) types and ranges.
+
+    Raises:
+        InputError: one line for each problem.
+    """
+    args = _parse(argv)
+    with _composer(args) as composer:
+        _checked(composer, args)
+
+
+def compose(argv: Sequence[str]) -> Any:
+    """The resolved configuration of one run's command line, as plain containers.
+
+    Raises:
+        InputError: one line for each problem.
+    """
+    args = _parse(with_own_classes(argv))
+    with _composer(args) as composer:
+        return _composed(composer, args.config_name, _jobs(composer, args)[0][0])
+
+
+def _checked(composer: Hydra, args: argparse.Namespace) -> Ready | None:
+    """The run that a command line describes; None where it describes several, or shows something."""
+    if args.hydra_help or args.shell_completion or args.experimental_rerun is not None:
+        return None
+    problems: list[str] = []
+    ready = None
+    jobs, sweep = _jobs(composer, args)
+    for overrides in jobs:
+        with collect(problems):
+            config = _composed(composer, args.config_name, overrides)
+            if not (args.help or args.cfg or args.info):
+                ready = Ready(overrides, config, build_run(config))
+    if args.multirun:
+        problems = [
+            re.sub(r"^unknown key (\w+\.[\w.]+) .*", r"\g<0>; for one option only: \1@OPTION=...", p) for p in problems
+        ]
+    if problems:  # jobs of a sweep share problems: each line once, in order
+        raise InputError("\n".join(dict.fromkeys("\n".join(problems).splitlines())))
+    return ready if ready is not None and not sweep and _alone(composer, args.config_name, ready) else None
+
+
+def _alone(composer: Hydra, config_name: str, ready: Ready) -> bool:
+    """Whether Hydra runs this alone; if so it is told to, and notes that in the run's folder as it always does."""
+    cfg = composer.compose_config(config_name, ready.overrides, RunMode.RUN)
+    if cfg.hydra.mode is None:
+        cfg.hydra.mode = RunMode.RUN
+        cfg.hydra.overrides.hydra.append("hydra.mode=RUN")
+    return bool(cfg.hydra.mode == RunMode.RUN)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = get_args_parser()
+
+    def error(message: str) -> NoReturn:
+        raise InputError(f"{message}; see fedsim --help")
+
+    parser.error = error  # type: ignore[method-assign]
+    args = parser.parse_args(argv)
+    args.config_name = args.config_name or "config"
+    modes = {"--run": args.run, "-m": args.multirun, "--cfg": args.cfg, "--info": args.info}
+    if sum(map(bool, modes.values())) > 1:
+        raise InputError(f"give one of {', '.join(modes)}, got {' and '.join(k for k, v in modes.items() if v)}")
+    if args.resolve and not (args.cfg or args.help):
+        raise InputError("--resolve needs --cfg, got neither --cfg nor --help; add --cfg job")
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
+        raise InputError(f"--config-dir must be an existing folder, got {args.config_dir!r}")
+    return args
+
+
+class _Loader(ConfigLoaderImpl):
+    """Remembers what it composed last: a run is composed when it is checked, and not again when it runs."""
+
+    _last: tuple[Any, DictConfig] | None = None
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *how: Any, **options: Any
+    ) -> DictConfig:
+        """As Hydra's, whose arguments it has."""
+        key = (config_name, tuple(overrides), run_mode)
+        if self._last is None or self._last[0] != key:
+            self._last = key, super().load_configuration(config_name, overrides, run_mode, *how, **options)
+        return self._last[1]
+
+
+@contextmanager
+def _composer(args: argparse.Namespace) -> Iterator[Hydra]:
+    """Hydra over the same search path as ``hydra.main`` uses, and gone afterwards."""
+    path = create_automatic_config_search_path(None, __name__, args.config_path or str(config_folder()))
+    if args.config_dir is not None:
+        folder = f"file://{Path(args.config_dir).resolve()}"
+        path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
+    hydra.version.setbase("1.3")
+    composer = Hydra(task_name="fedsim", config_loader=_Loader(path))
+    GlobalHydra.instance().initialize(composer)
+    try:
+        yield composer
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _jobs(composer: Hydra, args: argparse.Namespace) -> tuple[list[list[str]], bool]:
+    """The command lines to check, and whether it is a sweep: then few jobs in which every value of every key occurs."""
+    parsed = _parsed(composer, args.overrides)
+    if args.multirun or (
+        any(o.is_sweep_override() for o in parsed)
+        and composer.get_mode(args.config_name, args.overrides) == RunMode.MULTIRUN
+    ):
+        return _sweep(composer, args), True
+    lines = [
+        f"{o.get_key_element()} must be one value, got {o.input_line}; add -m to sweep, "
+        f"or write {o.get_key_element()}=[...] for a list"
+        for o in parsed
+        if o.is_sweep_override()
+    ]
+    if lines:
+        raise InputError("\n".join(lines))
+    return [[o.input_line or "" for o in parsed]], False
+
+
+def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
+    from fedsim.sweep.expand import covering, overrides_of, params_of
+
+    try:
+        master = composer.compose_config(args.config_name, args.overrides, RunMode.MULTIRUN).hydra
+    except COMPOSE_ERRORS as error:
+        fixed = [o for o in _parsed(composer, args.overrides) if not o.is_sweep_override()]
+        known = composer.compose_config(args.config_name, [], RunMode.MULTIRUN)
+        own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := unknown(known, [], o))]
+        lines = own or explained(composer, args.config_name, fixed, error)
+        raise InputError("\n".join(lines).replace("hydra.sweeper", "sweep")) from error
+    given: Any = OmegaConf.to_container(master.sweeper)
+    texts = [*overrides_of(given.get("params") or {}), *args.overrides, *given.get("arguments", ())]
+    parsed = _parsed(composer, texts)
+    settings = given.get("search") or {"sampler": "grid"}
+    params = params_of(o for o in parsed if not o.is_hydra_override())
+    for p in params:
+        if p.only is not None:
+            options = composer.config_loader.get_group_options(p.group)
+            key = f"{p.key}@{p.only}"
+            require(p.only in options, key, f"be for an option of {p.group} ({', '.join(options)})", p.only)
+        do = "or search in it: add sweep.search.sampler=tpe"
+        grid = settings["sampler"] == "grid"
+        require(p.interval is None or not grid, p.key, "be values to run all of", "an interval", do)
+    return [list(job.overrides) for job in covering(params, master.runtime.choices)]
+
+
+def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create(config_loader=composer.config_loader)
+    parsed: list[Override] = []
+    problems: list[str] = []
+    for text in overrides:
+        with collect(problems):
+            parsed += _parsed_one(parser, text)
+    if problems:
+        raise InputError("\n".join(problems))
+    return parsed
+
+
+def _parsed_one(parser: OverridesParser, text: str) -> list[Override]:
+    try:
+        if text.startswith("="):  # Hydra's grammar lets it pass
+            raise HydraException("no KEY before the =")
+        return parser.parse_overrides([text])
+    except HydraException as error:
+        lines = [
+            line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See https"))
+        ]
+        why = lines[0] if lines else "cannot be parsed"
+        raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
+
+
+def _composed(composer: Hydra, config_name: str, overrides: list[str]) -> Any:
+    """The resolved configuration as plain containers."""
+    try:
+        cfg = composer.compose_config(config_name, overrides, RunMode.RUN)
+        return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), resolve=True)
+    except COMPOSE_ERRORS as error:
+        raise InputError("\n".join(explained(composer, config_name, _parsed(composer, overrides), error))) from error

@@ -1,0 +1,91 @@
+"""What is wrong with a command line that does not compose, in one line for each problem.
+
+Knows what was composed and what Hydra raised; composes without the overrides in question, and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedsim.assembly.problems import did_you_mean, unknown_key
+
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+
+
+def explained(composer: Hydra, config_name: str, overrides: Sequence[Override], error: Exception) -> list[str]:
+    """Why these overrides do not compose: what is wrong with one of them, or else what Hydra says of all."""
+    return _wrong(composer, config_name, overrides, error) or [translated(error)]
+
+
+def _wrong(composer: Hydra, config_name: str, overrides: Sequence[Override], error: Exception) -> list[str]:
+    """Unknown options of groups and doubled choices; where there are none, unknown keys."""
+    lines = [line for o in overrides if (line := _choice(composer, o, error))]
+    if lines:
+        return lines
+    chosen = [o for o in overrides if o.is_hydra_override() or _options(composer, o)]
+    values = [o for o in overrides if o not in chosen and not (o.is_add() or o.is_force_add())]
+    try:
+        cfg = composer.compose_config(config_name, [o.input_line or "" for o in chosen], RunMode.RUN)
+    except COMPOSE_ERRORS:
+        return []  # the error of the whole command line says more
+    groups = [str(name) for name in composer.config_loader.list_groups("") if name not in cfg]
+    return [line for o in values if (line := unknown(cfg, groups, o))]
+
+
+def _options(composer: Hydra, override: Override) -> list[str]:
+    """The options of the group that an override chooses from; none where it sets a value."""
+    return composer.config_loader.get_group_options(override.key_or_group)
+
+
+def _choice(composer: Hydra, override: Override, error: Exception) -> str | None:
+    """The line about an option that there is not, or a second choice of a group that has one, or None."""
+    group, value, options = override.key_or_group, override.value(), _options(composer, override)
+    named = value if isinstance(value, list) else [value]
+    wrong = [one for one in named if isinstance(one, str) and one not in options]
+    if options and wrong:
+        guess = did_you_mean(wrong[0], options, "" if isinstance(value, list) else f"{group}=")
+        name = override.package or group  # downlink chooses from the group of channel
+        return f"unknown option {name}={wrong[0]}; {guess}options of {name}: {', '.join(options)}"
+    if override.is_add() and f"Multiple values for {group}." in str(error):
+        return f"{group} has a choice already, got {override.input_line}; write {group}={value}"
+    return None
+
+
+def unknown(cfg: DictConfig, groups: Sequence[str], override: Override) -> str | None:
+    """The line about an override whose key the composed configuration does not have, or None."""
+    node: Any = cfg
+    path: list[str] = []
+    for part in override.key_or_group.split("."):
+        if not isinstance(node, DictConfig):
+            return f"unknown key {override.key_or_group}; {'.'.join(path)} holds a value and has no keys"
+        if part not in node:
+            names = [str(key) for key in node] + ([] if path else [*groups])
+            valid = [name for name in names if name not in ("hydra", "_target_")]
+            line = unknown_key(".".join(path), part, valid, override.input_line)
+            layers = {"channel", "downlink"} & set(path[:1])
+            return f"{line}; choose layers first: {path[0]}=[{part}]" if layers and len(path) == 1 else line
+        path.append(part)
+        node = OmegaConf.select(node, part)
+    return None
+
+
+def translated(error: Exception) -> str:
+    """An error of Hydra, OmegaConf or yaml on one line, without the search path and links it appends."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        available = (
+            f"; available: {', '.join(error.options)}" if error.options else "; see fedsim --help for the options"
+        )
+        return f"{str(error).splitlines()[0].rstrip('.')}{available}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("See https://", "full_key:", "object_type="))]
+    cause = [str(error.__cause__).splitlines()[0]] if isinstance(error.__cause__, OmegaConfBaseException) else []
+    return ": ".join([" ".join(kept), *cause])
