@@ -42,6 +42,15 @@ with suppress(ImportError):
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their file come to one worker (``--dist loadgroup``), which makes it once."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+        shared = any(definition.scope == "module" for definitions in fixtures for definition in definitions)
+        if shared and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Bits depend on the number of threads; every test computes with one, as workers do."""
@@ -64,11 +73,15 @@ class _Content(pickle.Pickler):
         return NotImplemented
 
 
+COMPUTES_ONLY = ("torch.nn.", "fedsim.models.", "tests.laws.test_modes")
+"""Where modules are defined that keep nothing from call to call, so that their class and attributes say all."""
+
+
 def question(setup: Any, number: int, *others: Any) -> bytes | None:
     """What tells two calls of ``choose`` apart: all that it reads. None for a model that may hold code of its own."""
     model, *parameters = setup.models[number], *setup.models[number].named_parameters(remove_duplicate=False)
     for part in model.modules():
-        own = not type(part).__module__.startswith(("torch.nn.", "fedsim.models."))
+        own = not type(part).__module__.startswith(COMPUTES_ONLY)
         if own or any("hooks" in key and value for key, value in vars(part).items()):
             return None
     x0, shape, engine, asked = others
@@ -88,7 +101,7 @@ def _each_kernel_is_chosen_once() -> Iterator[None]:
     """A run tries its kernels before it starts, half of the time of a small one; the same trial need not be repeated.
 
     The answer for the same architecture, parameters, samples and engine is remembered in this process, for models made
-    of fedsim's and torch's layers alone. Refusals are not remembered. ``choose`` itself is tested in test_kernels.py.
+    of ``COMPUTES_ONLY`` alone. Refusals are not remembered. ``choose`` itself is tested in test_kernels.py.
     """
     known: dict[bytes, Chosen] = {}
 

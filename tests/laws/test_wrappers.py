@@ -127,7 +127,12 @@ def same(one: Result, other: Result) -> None:
         assert before.get("train/loss") == after.get("train/loss")
 
 
-PAIRS = [(wrapper, name) for wrapper in WRAPPERS for name in SERVERS]
+def grouped(name: str, *before: str) -> Any:
+    """Tests of one method come to one worker, which keeps its plain run."""
+    return pytest.param(*before, name, marks=pytest.mark.xdist_group(f"wrappers {name}"))
+
+
+PAIRS = [grouped(name, wrapper) for wrapper in WRAPPERS for name in SERVERS]
 
 
 @pytest.mark.parametrize(("wrapper", "name"), PAIRS)
@@ -147,7 +152,7 @@ def test_a_wrapper_that_does_nothing_is_the_method(wrapper: str, name: str) -> N
             assert [m.get(tag) for m in plain(name).metrics] == [m.get(tag) for m in found.metrics]
 
 
-@pytest.mark.parametrize("name", [name for name in SERVERS if name not in (*WAITING, *OWN)])
+@pytest.mark.parametrize("name", [grouped(name) for name in SERVERS if name not in (*WAITING, *OWN)])
 def test_a_layer_that_does_nothing_is_no_layer(name: str) -> None:
     algorithm = working(name)
     if "settle" in traits_of(algorithm).hooks:
