@@ -18,9 +18,9 @@ from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
 from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.divide import load
-from fedsim.assembly.keeping import Kept, draw, keep
+from fedsim.assembly.keeping import Kept, draw_pictures, keep
+from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.roles import require_kind
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
@@ -191,7 +191,7 @@ def simulate(
         if kept.folder:
             stack.enter_context(kept.folder)
             if not kept.saved:
-                draw(assembled, kept.folder)
+                draw_pictures(assembled, kept.folder)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
         with own_code("run"):
             backend = assembled.start()

@@ -63,10 +63,10 @@ def comparison(these: Numbers, others: Numbers) -> dict[str, list[str]]:
     """The differences of each run that has any. A refusal may be worded anew; a run that only one side has differs."""
     found = {}
     for name in sorted({*these, *others}):
-        pair = [side.get(name, {"missing": "no such run"}) for side in (these, others)]
+        pair = tuple(side.get(name, {"missing": "no such run"}) for side in (these, others))
         if "refused" in pair[0] and "refused" in pair[1]:
             continue
-        if lines := differences(*pair):
+        if lines := differences(pair[0], pair[1]):
             found[name] = lines
     return found
 

@@ -77,7 +77,7 @@ def from_table(purpose: ast.expr, handed: str | None) -> bool:
     if isinstance(purpose, ast.IfExp):
         return from_table(purpose.body, handed) and from_table(purpose.orelse, handed)
     if isinstance(purpose, ast.Call):
-        return ast.unparse(purpose.func) == "addresses.within" and from_table(purpose.args[0], handed)
+        return ast.unparse(purpose.func) == "addresses.member" and from_table(purpose.args[0], handed)
     return ast.unparse(purpose) in {handed, *(f"addresses.{name}" for name in CONSTANTS)}
 
 
@@ -122,7 +122,7 @@ def test_every_draw_takes_its_purpose_from_the_table(file: str) -> None:
         "from fedsim.ground import rng\ndef f(purpose): rng.scoped(0, purpose)",
         "from fedsim.ground.rng import stream\ndraw = stream",
         "from fedsim.channel.channel import noises\nnoises(seed=0, link=addresses.UPLINK)",
-        'from fedsim.channel.noise import Addressed\nAddressed(0, addresses.within("uplink", 1), 0, 0)',
+        'from fedsim.channel.noise import Addressed\nAddressed(0, addresses.member("uplink", 1), 0, 0)',
     ],
 )
 def test_the_law_sees(code: str) -> None:

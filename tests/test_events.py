@@ -15,7 +15,7 @@ from fedsim.algorithms.dadao import DADAO
 from fedsim.algorithms.kit.protocols import Constants
 from fedsim.channel import wire
 from fedsim.errors import Diverged, InputError
-from fedsim.runs.events import Timeline, draw, graphs_of, levels, too_slow, waves
+from fedsim.runs.events import Timeline, draw_events, graphs_of, levels, too_slow, waves
 from fedsim.schedule import Events
 from fedsim.topology import BaseKPlus1, ErdosRenyi, ExponentialDirected, Ring, chi1, chi2, edge_rates
 from tests.conftest import Quadratics
@@ -23,7 +23,7 @@ from tests.virtual import FULL, Irregular, finish, virtual
 
 
 def timeline(n: int = 10, until: float = 200.0, seed: int = 0) -> Timeline:
-    return draw(n, graphs_of(Irregular(), n, seed, Events(until)).stretches, until, seed)
+    return draw_events(n, graphs_of(Irregular(), n, seed, Events(until)).stretches, until, seed)
 
 
 def test_clocks_are_poisson() -> None:
@@ -158,7 +158,7 @@ def test_graphs_that_change_last_for_hold_units_of_time() -> None:
     assert graphs.constants.n == 8
     assert graphs.constants.chi1 == max(chi1(m.graph, r) for m, r in zip(mixings, rates, strict=True))
     assert graphs.constants.chi2 == max(chi2(m.graph, r) for m, r in zip(mixings, rates, strict=True))
-    events = draw(8, graphs.stretches, 5.0, 0)
+    events = draw_events(8, graphs.stretches, 5.0, 0)
     for t, i, j in zip(*events, strict=True):
         if j >= 0:
             assert [i, j] in mixings[min(2, int(t // 2))].edges.tolist()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.assembly.configuration import build_run
-from fedsim.assembly.links import compression_notes
+from fedsim.assembly.link_memory import compression_notes
 from fedsim.cli.compose import compose
 from fedsim.simulation import simulate
 from fedsim.traits.declared import traits_of

@@ -28,7 +28,7 @@ from fedsim.algorithms.fedper import FedPer
 from fedsim.assembly import network
 from fedsim.assembly.assemble import Assembled
 from fedsim.assembly.nodes import build_object
-from fedsim.assembly.roles import ROLES, require_parts
+from fedsim.assembly.part_roles import ROLES, require_parts
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -127,13 +128,13 @@ LAZY = ("matplotlib",)
 
 
 def failing(base: type) -> type:
-    """A method of that kind which fails after a hundred calls of its local work."""
+    """A method of that kind which fails after forty calls of its local work."""
 
     @dataclass(frozen=True)
     class Failing(base):  # type: ignore[misc, valid-type]
         def local(self, obj: Objective, *rest: Any) -> Any:
             CALLS.append(1)
-            if len(CALLS) > 100:
+            if len(CALLS) > 40:
                 raise RuntimeError("on purpose")
             return super().local(obj, *rest)
 
@@ -274,6 +275,9 @@ CASES = {
 def observe(where: str, root: str) -> None:
     """Print, for each case, the states that it left otherwise than it found them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started ignoring it
+    torch.set_num_threads(2)  # a run computes with one
+    import_module("torch._inductor.runtime.cache_dir_utils").cache_dir()
+    import_module("sympy")  # torch loads its compiler where it first needs a part of it: a variable and a filter stay
     more = {"engine": Engine(backend="ray", actors=1)} if where == "ray" else {}
     found: dict[str, Any] = {}
     for kind, ending in CASES[where]:

@@ -85,7 +85,7 @@ class ADOMPlus(ModelPeer):
 
     @property
     def gamma(self) -> float:
-        """Step of z."""
+        """Step of z, nu / (14 sigma2 chi^2) with nu = mu / 2."""
         return self.mu / 2 / (14 * self.sigma2 * self.chi**2)
 
     def init_client(self, x0: Tensor) -> ADOMPlusPeer:

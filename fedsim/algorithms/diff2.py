@@ -70,7 +70,7 @@ class Differences(Recursive):
 
     @property
     def traits(self) -> Traits:
-        """The words; who adds the noise is a choice; the server's is measured by the distance that clients clip by."""
+        """Who makes the noise is a choice; the server's is measured by the distance that clients clip by."""
         server = self.noise == "server"
         return Traits(
             uniform=True,
@@ -139,11 +139,11 @@ class Differences(Recursive):
 
 @dataclass(frozen=True)
 class Diff2(Differences):
-    """DIFF2-GD."""
+    """DIFF2-GD: gradient descent along the private estimate."""
 
     @property
     def traits(self) -> Traits:
-        """The words."""
+        """What the routines have in common, and that the paper gives a formula for the noise."""
         return super().traits.but("paper_multiplier")
 
     def paper_multiplier(self, epsilon: float, delta: float, rounds: int) -> float:

@@ -63,11 +63,11 @@ class PrivateSGD(ModelServer):
         require(self.server_lr > 0, "server_lr", "be > 0", self.server_lr)
 
     def kind(self, rnd: Round) -> int:
-        """All rounds let out the same."""
+        """0 for every round: what a round lets out of a client that takes part never differs."""
         return 0
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
-        """Nothing of all clients together."""
+        """``()``: nothing is let out of all clients together, each message is private by itself."""
         return ()
 
     def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:

@@ -68,11 +68,11 @@ class DPSRM(Recursive):
             require(bounded, "c1 and c2", "be given where there is noise: without clipping nothing is private", None)
 
     def kind(self, rnd: Round) -> int:
-        """All rounds let out the same, per unit of their bound."""
+        """0 for every round: per unit of its bound each lets out the same."""
         return 0
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
-        """Nothing that is alike for the samples of all clients."""
+        """``()``: what is let out differs from client to client, by their sizes (``client_releases``)."""
         return ()
 
     def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:

@@ -87,7 +87,7 @@ class PowerSGD:
         return PowerSGDServer(x, {name: torch.zeros_like(t) for name, t in x0.items()}, p, q, plain)
 
     def init_client(self, x0: dict[str, Tensor]) -> PowerSGDClient:
-        """Nothing to make up for."""
+        """No error to make up for, and factors P of zeros."""
         server = self.init_server(x0)
         return PowerSGDClient(torch.zeros_like(server.x), server.p)
 

@@ -32,7 +32,7 @@ from fedsim.types import Message, Round
 
 @dataclass(frozen=True)
 class PrivateSpiderBoost(Recursive):
-    """Private SpiderBoost.
+    """Private SpiderBoost on distributed data.
 
     Attributes:
         lr: learning rate eta, > 0; the theory's is 1 / (2 L1).
@@ -78,7 +78,7 @@ class PrivateSpiderBoost(Recursive):
         return rnd.index % self.period == 0
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
-        """Nothing that is alike for the samples of all clients."""
+        """``()``: what is let out differs from client to client, by their sizes (``client_releases``)."""
         return ()
 
     def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:

@@ -28,7 +28,7 @@ class Standalone(ModelOwners, MomentumSGD):
         return ()
 
     def broadcast(self, server: tuple[()], rnd: Round) -> Message:
-        """Nothing."""
+        """Nothing is sent."""
         return {}
 
     def local(self, obj: Objective, client: OwnModel, got: Message, rnd: Round) -> tuple[Message, OwnModel]:
@@ -36,5 +36,5 @@ class Standalone(ModelOwners, MomentumSGD):
         return {}, OwnModel(self.solve(obj, client.x, self.rate(rnd)))
 
     def server(self, server: tuple[()], received: Message, rnd: Round) -> tuple[()]:
-        """Nothing."""
+        """Nothing is received."""
         return server

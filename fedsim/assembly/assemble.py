@@ -11,9 +11,9 @@ from fedsim.assembly.choose import with_kernels
 from fedsim.assembly.curvature import tuned
 from fedsim.assembly.divide import divided, load
 from fedsim.assembly.initial import initial_states
-from fedsim.assembly.links import compression_notes, linked
+from fedsim.assembly.link_memory import compression_notes, linked
 from fedsim.assembly.models import built
-from fedsim.assembly.network import Network, connected
+from fedsim.assembly.network import Network, network_of
 from fedsim.assembly.parts import Parts
 from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
@@ -76,7 +76,7 @@ def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
     """
     dataset = load(parts) if dataset is None else dataset
     population = divided(parts, dataset)
-    network = connected(parts, len(population))
+    network = network_of(parts, len(population))
     models = built(parts, dataset)
     algorithm, ledger = private(parts, population, network, models)
     require_server_rule(algorithm, parts.aggregate, parts.channel)

@@ -67,7 +67,7 @@ def _makers() -> dict[str, Maker]:
 
 def _played(node: Any, key: str) -> Any:
     """An object that can play the part of ``key``; None where that may be left out."""
-    from fedsim.assembly.roles import ROLES, missing, role_of
+    from fedsim.assembly.part_roles import ROLES, missing, role_of
 
     if node is None and ROLES[key].optional:
         return None

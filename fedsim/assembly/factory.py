@@ -12,22 +12,6 @@ from fedsim.fields import check_fields
 
 
 @dataclass(frozen=True)
-class Logger:
-    """What a run writes beside its metrics.
-
-    Attributes:
-        trajectory: keep the server's model, or every peer's, after every round in ``trajectory.npz``.
-        events: keep the events of a run in virtual time in ``events.npz``.
-    """
-
-    trajectory: bool = False
-    events: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True)
 class ModelFactory:
     """A model's constructor with its options, called once the data set is known.
 

@@ -41,7 +41,7 @@ def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | 
     return Kept(*opened(*place, parts.checkpoint, parts.planned_rounds, resume=resume))
 
 
-def draw(assembled: Assembled, folder: RunFolder) -> None:
+def draw_pictures(assembled: Assembled, folder: RunFolder) -> None:
     """Draw what is known before the first round: who holds what, and the graph of peers."""
     counts, mixing = assembled.population.counts(assembled.dataset), assembled.network.mixing
     draw_split(folder, counts)

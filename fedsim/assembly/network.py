@@ -28,7 +28,7 @@ class Network(NamedTuple):
     graphs: Graphs | None = None  # of peers in virtual time
 
 
-def connected(parts: Parts, n: int) -> Network:
+def network_of(parts: Parts, n: int) -> Network:
     """The network of ``n`` clients.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fedsim.aggregate import Aggregate, Mean
-from fedsim.assembly.roles import ROLES, require_kind, require_models, require_parts, whole
+from fedsim.assembly.part_roles import ROLES, require_kind, require_models, require_parts, whole
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset, Source
 from fedsim.errors import require

@@ -132,4 +132,4 @@ def _is_vector(value: Any) -> bool:
 
 def noises(seed: int, link: str, index: int, client: Tensor) -> Noises:
     """The random numbers of a client's link in a round, by layer and field; ``link`` is a purpose of a family."""
-    return lambda address: Addressed(seed, addresses.within(link, address), index, client)
+    return lambda address: Addressed(seed, addresses.member(link, address), index, client)

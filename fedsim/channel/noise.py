@@ -33,7 +33,7 @@ class Addressed:
 
     def at(self, part: int) -> Addressed:
         """Other numbers for each part of the use: a local step, a chunk of examples."""
-        return replace(self, purpose=addresses.within(self.purpose, part))
+        return replace(self, purpose=addresses.member(self.purpose, part))
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), in the shape, dtype and device of ``like``."""
@@ -54,14 +54,14 @@ class Addressed:
         """The 63-bit number, int64 scalar, from which anybody draws the same ``subset``."""
 
         def alone(client: Tensor) -> Tensor:
-            number = key(self.run, addresses.within(self.purpose, "subset"), self.index, int(client))
+            number = key(self.run, addresses.member(self.purpose, "subset"), self.index, int(client))
             return torch.tensor(number, device=client.device)
 
         drawn: Tensor = opaque(alone, lambda clients: torch.stack([alone(c) for c in clients]), self.client)
         return drawn
 
     def _draw(self, kind: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        purpose = addresses.within(self.purpose, kind)
+        purpose = addresses.member(self.purpose, kind)
 
         def alone(client: Tensor) -> Tensor:
             return draw(stream(self.run, purpose, self.index, int(client))).to(client.device)

@@ -14,7 +14,7 @@ from fedsim.errors import InputError, require
 MEMORY_LIMIT_GB = 4.0
 
 
-class Parts(NamedTuple):
+class TrainTest(NamedTuple):
     """Which samples are for training and which are held out."""
 
     train: np.ndarray  # [n - h] int64, ascending
@@ -26,7 +26,7 @@ def check_share(test_share: float) -> None:
     require(0 <= test_share < 1, "test_share", "be in [0, 1)", test_share, "0 means no test split")
 
 
-def holdout(strata: np.ndarray, share: float, rng: np.random.Generator) -> Parts:
+def holdout(strata: np.ndarray, share: float, rng: np.random.Generator) -> TrainTest:
     """Hold out round(share * n) samples at random, in proportion to the strata.
 
     Args:
@@ -44,10 +44,12 @@ def holdout(strata: np.ndarray, share: float, rng: np.random.Generator) -> Parts
     test = np.zeros(len(strata), dtype=bool)
     for kind, count in zip(kinds, held, strict=True):
         test[order[shuffled == kind][:count]] = True
-    return Parts(np.flatnonzero(~test), np.flatnonzero(test))
+    return TrainTest(np.flatnonzero(~test), np.flatnonzero(test))
 
 
-def divide(parts: Parts, x: np.ndarray, y: np.ndarray, group: np.ndarray | None = None) -> tuple[Split, Split | None]:
+def divide(
+    parts: TrainTest, x: np.ndarray, y: np.ndarray, group: np.ndarray | None = None
+) -> tuple[Split, Split | None]:
     """The training split and the test split (None when nothing is held out)."""
 
     def part(chosen: np.ndarray) -> Split:

@@ -96,7 +96,7 @@ class Dataset:
             self._set(name, self._checked(getattr(self, name), name))
         self._check_shapes(where)
         if self.x0 is not None:
-            self._set("x0", validate.start(self.x0, f"{where}: x0"))
+            self._set("x0", validate.initial_model(self.x0, f"{where}: x0"))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # a frozen dataclass, while it is made

@@ -155,7 +155,7 @@ def check_scale(mean: tuple[float, ...], std: tuple[float, ...], where: str) -> 
     require(all(LEAST_STD <= s <= 1 for s in std), f"{where}: std", f"lie in {LEAST_STD:g}..1", std, do)
 
 
-def start(x0: Any, where: str) -> np.ndarray:
+def initial_model(x0: Any, where: str) -> np.ndarray:
     """The initial model [d] that comes with a problem."""
     array = as_array(x0, where)
     must = "be [d] floating-point numbers"

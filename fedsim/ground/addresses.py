@@ -4,7 +4,7 @@ A random number of a run is a function of its address alone: (seed, purpose, who
 ``rng.numpy_stream(seed, addresses.COHORT, round)``. A purpose is a string, and another string is another result, so the
 strings are written here and nowhere else. This module knows nothing of who draws, nor how.
 
-Some rows of the table are families: ``within`` adds words to their purpose. The noise of a client in its local work is
+Some rows of the table are families: ``member`` adds words to their purpose. The noise of a client in its local work is
 ``local.normal``, that of the layer ``qsgd`` on the field ``delta`` of its message ``uplink.qsgd.delta.uniform``. Layers
 and fields have the names of identifiers, so that a number in a purpose is never one of them.
 
@@ -125,7 +125,7 @@ TABLE = (
         REHEARSAL,
         "layers before a run",
         ("round", "0"),
-        ("assembly/known.py", "assembly/links.py", "runs/arrivals.py"),
+        ("assembly/known.py", "assembly/link_memory.py", "runs/arrivals.py"),
         LAYERS,
     ),
     Purpose(
@@ -139,6 +139,6 @@ TABLE = (
 """Every purpose. What is drawn before a run only shows that its parts fit: no number of a result depends on it."""
 
 
-def within(purpose: str, *words: str | int) -> str:
+def member(purpose: str, *words: str | int) -> str:
     """A member of a family of purposes: these words after it, as in ``local.3.normal``."""
     return ".".join((purpose, *map(str, words)))

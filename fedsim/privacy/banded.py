@@ -41,7 +41,7 @@ class BandedState(NamedTuple):
 
 @dataclass(frozen=True)
 class BandedNoise(Wrapped):
-    """The mechanism.
+    """Clients clip their messages, the server adds correlated noise to their mean.
 
     Attributes:
         expected: clients expected in a round, >= 1.
@@ -66,7 +66,7 @@ class BandedNoise(Wrapped):
 
     @property
     def std(self) -> float:
-        """Of the white noise Z, in units of the mean."""
+        """Standard deviation of the white noise Z on every number of the mean."""
         return self.noise_multiplier * self.clip / self.expected
 
     def kind(self, rnd: Round) -> Hashable:

@@ -25,7 +25,7 @@ from fedsim.types import Message, Round
 
 @dataclass(frozen=True)
 class CentralNoise(Wrapped):
-    """The mechanism.
+    """Clients clip their messages, the server adds noise to their mean.
 
     Attributes:
         expected: clients expected in a round, >= 1.
@@ -65,7 +65,7 @@ class CentralNoise(Wrapped):
 
     @property
     def std(self) -> float:
-        """Of the noise on every number of the mean."""
+        """Standard deviation of the noise on every number of the mean."""
         return self.noise_multiplier * self.clip / self.cohort
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:

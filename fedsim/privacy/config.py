@@ -152,7 +152,7 @@ class CentralGaussian(Promise):
         return CentralNoise(algorithm, self.clip, noise_multiplier, run.expected, cohort, population)
 
     def remarks(self, run: AccountedRun) -> tuple[str, ...]:
-        """That the noise is another deployment's, where it is."""
+        """A line where noise and epsilon are those of another deployment than what ran."""
         if self.noise_cohort is None:
             return ()
         ran = f"{run.expected} of {run.population}"
@@ -250,7 +250,7 @@ class BandedMatrix(Promise):
         return self.min_separation
 
     def remarks(self, run: AccountedRun) -> tuple[str, ...]:
-        """What is assumed of cohorts."""
+        """A line on what is assumed of the cohorts."""
         apart = self.separation(run)
         return (f"a client's rounds lie at least {apart} apart, which the cohorts keep; nothing is earned by sampling",)
 
@@ -288,7 +288,7 @@ class DiscreteGaussian(Promise):
         )
 
     def remarks(self, run: AccountedRun) -> tuple[str, ...]:
-        """Where the noise depends on who came."""
+        """A line on what clients that miss do to the noise."""
         return (f"noise made for cohorts of {run.expected}: those who miss take their share along, as accounted",)
 
 

@@ -66,7 +66,7 @@ class ModularSum:
         return sums
 
     def merge(self, left: Sums, right: Sums) -> Sums:
-        """Their sums."""
+        """The sums of both together, field by field."""
         return tree_map(np.add, left, right)  # type: ignore[no-any-return]
 
     def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
@@ -90,7 +90,7 @@ def unpacked(data: bytes) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class DiscreteNoise(Wrapped):
-    """The mechanism.
+    """Clients clip, round and add integer noise; the server is given the sum modulo 2^bits.
 
     Attributes:
         expected: clients expected in a round, >= 1; scale and local noise are made for it.
@@ -125,7 +125,7 @@ class DiscreteNoise(Wrapped):
 
     @property
     def rule(self) -> SecureSum:
-        """The arithmetic."""
+        """The arithmetic of rounding, noise and sum with these options."""
         return SecureSum(self.clip, self.noise_multiplier, self.expected, self.bits, self.deviations)
 
     def check(self) -> None:
@@ -137,7 +137,7 @@ class DiscreteNoise(Wrapped):
         return len(rnd.clients)
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
-        """Nothing of clients that did not come."""
+        """``()``: a round lets out nothing of clients that did not come."""
         return ()
 
     def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:

@@ -54,7 +54,7 @@ class AccountedRun:
 
     @property
     def population(self) -> int:
-        """n."""
+        """n, how many clients there are."""
         return len(self.sizes)
 
     @property
@@ -137,7 +137,7 @@ class Ledger:
     Attributes:
         algorithm: the private algorithm.
         accountant: how epsilon is computed.
-        run: the run.
+        run: what is accounted for.
         remarks: what must stand beside the number.
         extra: further entries of the summary.
         counts: of the rounds so far; ledgers of one run may share them.
@@ -152,7 +152,7 @@ class Ledger:
 
     @property
     def noise_multiplier(self) -> float:
-        """Of the private algorithm."""
+        """Noise over sensitivity of the private algorithm, or of the mechanism around one."""
         return float(noisy_part(self.algorithm).noise_multiplier)
 
     def common(self, rounds: int) -> tuple[Release, ...]:
@@ -197,9 +197,8 @@ class Ledger:
         listed.sort(key=lambda one: (-cheap.epsilon(one[0]), one[1]))
         best: tuple[float, tuple[Release, ...], int | None] = (-1.0, *listed[0])
         for releases, client in listed:
-            if (
-                cheap.epsilon(releases) <= best[0]
-            ):  # nor can the tight bound of this client or of those after it be larger
+            # the tight bounds of this client and of those after it cannot be larger than these
+            if cheap.epsilon(releases) <= best[0]:
                 break
             if (epsilon := exact(releases)) > best[0]:
                 best = (epsilon, releases, client)

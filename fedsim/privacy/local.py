@@ -22,7 +22,7 @@ from fedsim.types import Message, Round
 
 @dataclass(frozen=True)
 class LocalNoise(Wrapped):
-    """The mechanism."""
+    """Every client clips its message and adds the noise itself."""
 
     @property
     def traits(self) -> Traits:
@@ -36,7 +36,7 @@ class LocalNoise(Wrapped):
         return {**noisy(sent, self.noise_multiplier * 2 * self.clip, obj.noise), **self.beside(message)}, state
 
     def releases(self, rnd: Round) -> tuple[Release, ...]:
-        """Nothing of all clients together."""
+        """``()``: nothing is let out of all clients together, each message is private by itself."""
         return ()
 
     def client_releases(self, rnd: Round, drawn: Drawn) -> tuple[Release, ...]:

@@ -19,7 +19,7 @@ from fedsim.errors import require
 
 @dataclass(frozen=True, eq=False)
 class BandedFactor:
-    """C by rows.
+    """The lower triangular factor C with b diagonals, kept by rows.
 
     Attributes:
         noise_coefficients: [T, b]; entry (t, j) is C[t, t - j], 0 where t < j.

@@ -52,7 +52,7 @@ class Wrapped(Around):
         """Raise InputError when this much noise cannot be made."""
 
     def kind(self, rnd: Round) -> Hashable:
-        """All rounds let out the same."""
+        """0 for every round: with fixed bound and noise each lets out the same."""
         return 0
 
     def payload(self, message: Message) -> Message:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim.report.compare import Comparison
-from fedsim.report.runs import UNFINISHED, Run
+from fedsim.report.runs import UNFINISHED, RecordedRun
 
 
-def summary(runs: Sequence[Run], methods: int, groups: int) -> str:
+def summary(runs: Sequence[RecordedRun], methods: int, groups: int) -> str:
     """A sentence that says how many runs there are, of what status, and how many methods, settings and seeds."""
     states = [run.status for run in runs]
     counts = ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(sorted(states)))
@@ -18,7 +18,7 @@ def summary(runs: Sequence[Run], methods: int, groups: int) -> str:
     return f"{_count(len(runs), 'run')} ({counts}): {', '.join(shape)}."
 
 
-def _why(run: Run) -> str:
+def _why(run: RecordedRun) -> str:
     """What a run's summary, or the sweep's record of it, says about its end."""
     message = run.summary.get("message") or run.job.get("message")
     return f" ({message})" if message else ""
@@ -28,7 +28,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def warnings(runs: Sequence[Run], repeats: Sequence[Run]) -> tuple[str, ...]:
+def warnings(runs: Sequence[RecordedRun], repeats: Sequence[RecordedRun]) -> tuple[str, ...]:
     """Sentences on what makes the numbers less comparable: runs that did not finish, other code, other machines."""
     notes = []
     states = [run.status for run in runs]
@@ -86,7 +86,7 @@ def reading(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def origin(runs: Sequence[Run]) -> dict[str, str]:
+def origin(runs: Sequence[RecordedRun]) -> dict[str, str]:
     """Versions and machines, each fact once with every value it took."""
     facts: dict[str, dict[str, None]] = {}
 

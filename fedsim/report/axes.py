@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.record.run_folder import lower_is_better
-from fedsim.report.runs import Run
+from fedsim.report.runs import RecordedRun
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Axis:
 
     name: str
     label: str
-    values: Callable[[Run], np.ndarray]
+    values: Callable[[RecordedRun], np.ndarray]
 
 
-def _megabytes(run: Run) -> np.ndarray:
+def _megabytes(run: RecordedRun) -> np.ndarray:
     """Megabytes sent since the start on all links: up and down, or over edges."""
     sent = [
         np.nan_to_num(values)
@@ -37,16 +37,16 @@ def _megabytes(run: Run) -> np.ndarray:
     return np.cumsum(np.sum(sent, axis=0)) / 1e6 if sent else np.full(len(run.rounds), np.nan)
 
 
-def _seconds(run: Run) -> np.ndarray:
+def _seconds(run: RecordedRun) -> np.ndarray:
     """Seconds of the rounds themselves; setting up and evaluating are not counted."""
     took = run.series("time/round_s")
     return np.cumsum(np.nan_to_num(took)) if np.isfinite(took).any() else took
 
 
-def _filled(tag: str) -> Callable[[Run], np.ndarray]:
+def _filled(tag: str) -> Callable[[RecordedRun], np.ndarray]:
     """A tag that is not on record in every round: the last value counts until the next."""
 
-    def values(run: Run) -> np.ndarray:
+    def values(run: RecordedRun) -> np.ndarray:
         found = run.series(tag)
         last = np.maximum.accumulate(np.where(np.isfinite(found), np.arange(len(found)), -1))
         filled: np.ndarray = np.where(last >= 0, found[last], 0.0 if np.isfinite(found).any() else math.nan)
@@ -64,7 +64,7 @@ AXES = (
 )
 
 
-def spent_until(run: Run, tag: str, target: float) -> dict[str, float] | None:
+def spent_until(run: RecordedRun, tag: str, target: float) -> dict[str, float] | None:
     """What the run had spent, by axis, when it first was as good as ``target``; None if it never was."""
     values = run.series(tag)
     good = np.flatnonzero(values <= target if lower_is_better(tag) else values >= target)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from fedsim.report.runs import Run, load_yaml
+from fedsim.report.runs import RecordedRun, load_yaml
 
 FROM_PYTHON = "no command: started from Python with samples of its own"
 
 
-def command_lines(runs: Sequence[Run]) -> list[str]:
+def command_lines(runs: Sequence[RecordedRun]) -> list[str]:
     """The command lines of one method, one for all its seeds where their other arguments are the same."""
     seeds: dict[tuple[str, ...], list[int]] = {}
     for run in runs:
@@ -25,7 +25,7 @@ def _line(arguments: tuple[str, ...], seeds: Sequence[int]) -> str:
     return shlex.join(["fedsim", *sweep, *arguments, f"seed={','.join(map(str, seeds))}"])
 
 
-def _arguments(run: Run) -> tuple[str, ...]:
+def _arguments(run: RecordedRun) -> tuple[str, ...]:
     """A run's arguments without the seed: its overrides, or its whole configuration as the one to start from."""
     kept = run.path / ".hydra" / "overrides.yaml"
     if "overrides" in run.job or kept.exists():

@@ -13,7 +13,7 @@ from fedsim.record.run_folder import lower_is_better
 from fedsim.report.axes import AXES, Axis, spent_until
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, SharedSetting
-from fedsim.report.runs import UNFINISHED, Run
+from fedsim.report.runs import UNFINISHED, RecordedRun
 from fedsim.report.statistics import Estimate, estimate, paired
 
 TOWARDS = 0.95  # the default target, as a share of the way from the initial model to the best method
@@ -138,7 +138,7 @@ def compare(
     return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired))
 
 
-def _metrics(runs: Sequence[Run], asked: Sequence[str]) -> tuple[str, ...]:
+def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ...]:
     """The tags to show, of those on record; the loss alone when nothing was evaluated."""
     there = dict.fromkeys(tag for run in runs for tag in run.metrics)
     if asked:
@@ -147,7 +147,7 @@ def _metrics(runs: Sequence[Run], asked: Sequence[str]) -> tuple[str, ...]:
     return (*known, *(tag for tag in ("gossip/consensus_distance",) if tag in there)) or ("eval/loss",)
 
 
-def _last(run: Run, tag: str) -> int | None:
+def _last(run: RecordedRun, tag: str) -> int | None:
     """Index of the last line that measured ``tag``, or None."""
     found = np.flatnonzero(np.isfinite(run.series(tag)))
     return int(found[-1]) if len(found) else None
@@ -200,7 +200,7 @@ def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str,
     return paired(ours, base)
 
 
-def _mismatch(run: Run, other: Run) -> str:
+def _mismatch(run: RecordedRun, other: RecordedRun) -> str:
     """Why two runs with the same seed are no pair, or ""."""
     for part, name in (("data", "other data"), ("partition", "another partition")):
         digests = [(r.provenance.get(part) or {}).get("digest") for r in (run, other)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.report.axes import AXES
-from fedsim.report.runs import Run
+from fedsim.report.runs import RecordedRun
 from fedsim.report.statistics import bands
 
 
@@ -30,13 +30,13 @@ class Curve:
     axes: dict[str, np.ndarray]
 
 
-def curve(runs: Sequence[Run], tag: str) -> Curve | None:
+def curve(runs: Sequence[RecordedRun], tag: str) -> Curve | None:
     """Means at every round that some run evaluated; a run that ended earlier no longer counts in later rounds."""
     rounds = np.unique(np.concatenate([run.rounds[np.isfinite(run.series(tag))] for run in runs]))
     if len(rounds) == 0:
         return None
 
-    def aligned(run: Run, values: np.ndarray) -> np.ndarray:
+    def aligned(run: RecordedRun, values: np.ndarray) -> np.ndarray:
         found = np.full(len(rounds), math.nan)
         evaluated = np.isfinite(run.series(tag))
         found[np.searchsorted(rounds, run.rounds[evaluated])] = values[evaluated]

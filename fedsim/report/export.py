@@ -15,7 +15,7 @@ from fedsim.ground.files import atomic_file
 from fedsim.report.axes import spent_until
 from fedsim.report.command_lines import command_lines
 from fedsim.report.compare import Comparison
-from fedsim.report.runs import Run
+from fedsim.report.runs import RecordedRun
 
 NO_PARQUET = "results.parquet is left out: it needs pyarrow; pip install 'fedsim-ray[report]'"
 
@@ -69,7 +69,7 @@ def write_parquet(path: Path, records: Sequence[dict[str, Any]]) -> None:
         parquet.write_table(pyarrow.table(columns), file)
 
 
-def _row(run: Run, comparison: Comparison, method: str) -> dict[str, Any]:
+def _row(run: RecordedRun, comparison: Comparison, method: str) -> dict[str, Any]:
     row: dict[str, Any] = {"setting": comparison.setting.label, "method": method, "seed": run.seed}
     row |= {"status": run.status, "rounds": int(run.rounds[-1])}
     for tag, values in run.metrics.items():

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.report.runs import Run
+from fedsim.report.runs import RecordedRun
 
 METHOD = ("algorithm", "aggregate", "channel", "downlink", "privacy", "topology")
 LAYERS = ("channel", "downlink")
@@ -32,7 +32,7 @@ class Method:
     """
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class SharedSetting:
     methods: tuple[Method, ...]
 
 
-def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list[SharedSetting], list[Run]]:
+def settings(
+    runs: Sequence[RecordedRun], method_keys: Sequence[str] = ()
+) -> tuple[list[SharedSetting], list[RecordedRun]]:
     """Group runs into settings, and those of a setting into methods.
 
     Args:
@@ -59,7 +61,7 @@ def settings(runs: Sequence[Run], method_keys: Sequence[str] = ()) -> tuple[list
         The settings, and runs left out because another run has the same configuration and seed.
     """
     under = METHOD + tuple(method_keys)
-    grouped: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, Run]]] = {}
+    grouped: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, RecordedRun]]] = {}
     repeats = []
     for run in runs:
         # Keys that change no bit, such as the number of actors, make neither a method nor a setting.
@@ -144,7 +146,7 @@ def _value(value: bool | float | str | None) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _worth(run: Run) -> tuple[bool, int, str]:
+def _worth(run: RecordedRun) -> tuple[bool, int, str]:
     """Which of two runs of the same configuration and seed to keep: finished, longer, later."""
     return run.status == "finished", int(run.rounds[-1]), str(run.provenance.get("started", ""))
 

@@ -14,14 +14,14 @@ from fedsim.report.compare import Comparison, compare
 from fedsim.report.export import rows, write_csv, write_parquet
 from fedsim.report.methods import settings
 from fedsim.report.page import Report, html
-from fedsim.report.runs import Run
+from fedsim.report.runs import RecordedRun
 from fedsim.report.tables import costs, latex, markdown, name, results_table
 
 FILES = ("report.html", "report.md", "table.tex", "papers.bib", "results.csv", "results.parquet")
 
 
 def build_report(
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     *,
     title: str = "Comparison",
     metrics: Sequence[str] = (),
@@ -49,7 +49,7 @@ def build_report(
     if baseline and baseline not in labels:
         raise InputError(f"--baseline must be one of the methods, got {baseline!r}; methods: {'; '.join(labels)}")
     compared = tuple(compare(s, metrics=metrics, target=target, baseline=baseline) for s in found)
-    by_label: dict[str, list[Run]] = {}
+    by_label: dict[str, list[RecordedRun]] = {}
     for comparison in compared:
         for row in comparison.rows:
             by_label.setdefault(row.method.label, []).extend(row.method.runs)

@@ -1,4 +1,4 @@
-"""Run folders found and read as they are: finished, failed, or still being written."""
+"""RecordedRun folders found and read as they are: finished, failed, or still being written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNFINISHED = "unfinished"  # no summary.json: still running, or killed
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run's folder.
 
     Attributes:
@@ -88,7 +88,7 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def read_run(path: Path, job: Mapping[str, Any] | None = None) -> Run:
+def read_run(path: Path, job: Mapping[str, Any] | None = None) -> RecordedRun:
     """Read one run; ``job`` is the sweep's record of it.
 
     A last line of metrics.jsonl that is still being written is left out; of a round on record twice the last counts.
@@ -103,7 +103,7 @@ def read_run(path: Path, job: Mapping[str, Any] | None = None) -> Run:
     if not isinstance(config, dict):
         raise InputError(f"{path / 'config.yaml'} holds no configuration")
     summary, provenance = (_json(path / name) for name in ("summary.json", "provenance.json"))
-    return Run(path, config, _metrics(path / "metrics.jsonl"), summary, provenance, job or {})
+    return RecordedRun(path, config, _metrics(path / "metrics.jsonl"), summary, provenance, job or {})
 
 
 def load_yaml(path: Path) -> Any:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import InputError
-from fedsim.report.runs import Run, read_run
+from fedsim.report.runs import RecordedRun, read_run
 
 RECORDS = "jobs"  # folder of a sweep, with one JSON file for each job
 
 
-def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def read_runs(paths: Iterable[Path]) -> tuple[list[RecordedRun], list[str]]:
     """Read runs, with their jobs' records where they belong to a sweep.
 
     Returns:
@@ -22,7 +22,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     by_place: dict[Path, list[Path]] = {}
     for path in paths:
         by_place.setdefault(path.parent, []).append(path)
-    runs: list[Run] = []
+    runs: list[RecordedRun] = []
     notes: list[str] = []
     for place, folders in by_place.items():
         jobs = _jobs(place / RECORDS)

@@ -93,7 +93,7 @@ def _constants(mixing: Mixing, topology: Topology) -> tuple[np.ndarray, np.ndarr
     return mixing.edges, rates, chi1(mixing.graph, rates), chi2(mixing.graph, rates)
 
 
-def draw(n: int, stretches: Sequence[Stretch], until: float, seed: int) -> Timeline:
+def draw_events(n: int, stretches: Sequence[Stretch], until: float, seed: int) -> Timeline:
     """All events of n peers; random numbers of the stretches' edges are addressed by the number of the stretch."""
     gaps, picks = numpy_stream(seed, addresses.EVENTS_PEER_GAPS), numpy_stream(seed, addresses.EVENTS_PEER_PICKS)
     t, i = _clocks(np.ones(n), 0.0, until, gaps, picks)

@@ -92,7 +92,7 @@ class Gossip:
             arrived = offered
             if self.channel:
                 mine, theirs = link
-                purpose = addresses.within(addresses.GOSSIP, step) if step else addresses.GOSSIP
+                purpose = addresses.member(addresses.GOSSIP, step) if step else addresses.GOSSIP
                 noise = noises(self.seed, purpose, rnd.index, i)
                 arrived, mine, size = self.channel.send(offered, mine, noise, self.parameters)
                 arrived, theirs = self.channel.receive(arrived, theirs, 1.0, self.parameters)

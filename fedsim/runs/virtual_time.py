@@ -17,7 +17,7 @@ from fedsim.channel.message import Sent
 from fedsim.data.batches import as_tensor
 from fedsim.ground.tree import tree_map
 from fedsim.pool.worker import Backend
-from fedsim.runs.events import Timeline, draw, levels, too_slow, waves
+from fedsim.runs.events import Timeline, draw_events, levels, too_slow, waves
 from fedsim.runs.of_peers import PeersRun, Stacked, repeated
 from fedsim.runs.run import Step
 from fedsim.runs.start import Start
@@ -53,7 +53,7 @@ class VirtualTime(PeersRun):
         self.times = start.schedule.times(start.rounds)
         self.rounds = len(self.times)
         self.coupled = traits_of(self.algorithm).coupled
-        events = draw(n, self.graphs.stretches, self.times[-1], self.setup.seed)
+        events = draw_events(n, self.graphs.stretches, self.times[-1], self.setup.seed)
         self.events = Timeline(*(column[events.j >= 0] for column in events)) if self.coupled else events
         self.levels = levels(self.events, n)
         self.notes = too_slow(self.algorithm, self.graphs.constants)

@@ -44,7 +44,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.record.papers": {"Paper"},
     "fedsim.assembly.choose": {"Chosen"},
     "fedsim.assembly.parts": {"Parts"},  # what tests/test_own_code.py checks, field by field
-    "fedsim.assembly.roles": {"Role"},
+    "fedsim.assembly.part_roles": {"Role"},
     "fedsim.assembly.initial": {"Initial"},
     "fedsim.partition.population": {"Population"},  # arrays, which its own __post_init__ checks
     "fedsim.assembly.prepared": {"Prepared"},

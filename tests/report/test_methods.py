@@ -9,11 +9,11 @@ import pytest
 
 from fedsim.report.command_lines import command_lines
 from fedsim.report.methods import SharedSetting, settings
-from fedsim.report.runs import Run, read_run
+from fedsim.report.runs import RecordedRun, read_run
 from tests.report.folders import FEDAVG, FEDPROX, TOPK, config, records, write_run
 
 
-def runs(folder: Path, *configs: dict[str, Any], **how: Any) -> list[Run]:
+def runs(folder: Path, *configs: dict[str, Any], **how: Any) -> list[RecordedRun]:
     return [read_run(write_run(folder / str(i), one, records([0.1, 0.2]), **how)) for i, one in enumerate(configs)]
 
 

@@ -1,1 +1,1 @@
-"""What methods share: their contracts, local SGD, averaging by gossip, wrappers around a whole method."""
+"""What methods share: contracts, plain roles, local SGD, gradients, averaging by gossip, wrappers around a method."""

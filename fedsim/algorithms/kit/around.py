@@ -38,7 +38,7 @@ class Around(Declared, Forwarding):
 
     @property
     def traits(self) -> Traits:
-        """The inner algorithm's."""
+        """The inner algorithm's; a wrapper that changes some of its words says so here."""
         return traits_of(self.base)
 
     def inside(self, state: Any) -> Any:
@@ -128,6 +128,7 @@ def name_of(algorithm: Any) -> str:
 
 def noisy_part(algorithm: Any) -> Any:
     """The one of an algorithm and its wrappers that makes the noise: a mechanism, or an algorithm private by itself."""
+    # a wrapper that is no mechanism has the noise of what it is around
     is_mechanism = not isinstance(algorithm, Around) or traits_of(algorithm).noise != traits_of(algorithm.base).noise
     return algorithm if is_mechanism else noisy_part(algorithm.base)
 

@@ -67,7 +67,7 @@ class LocalSGD(Declared):
 
     def descend(self, obj: Objective, y: Tensor, batch: Batch, lr: float) -> Tensor:
         """``step`` along the plain gradient, fused where it is nothing more."""
-        if self.clip is None and not self.weight_decay:
+        if self.clip is None and not self.weight_decay:  # x - lr g is written once, without g in between
             return obj.descend(y, batch, lr)
         return self.step(y, obj.grad(y, batch), lr)
 
@@ -105,13 +105,14 @@ class MomentumSGD(LocalSGD):
             direction: (y [p], minibatch) -> [p], what the step goes against before clipping and weight decay; None:
                 the plain gradient.
         """
-        if not self.momentum:
+        if not self.momentum:  # no buffer to carry, and the plain step may be fused
             if direction is None:
                 return obj.run(lambda y, batch: self.descend(obj, y, batch, lr), start)
             return obj.run(lambda y, batch: self.step(y, direction(y, batch), lr), start)
         along = direction or obj.grad
 
         def step(now: _Moving, batch: Batch) -> _Moving:
+            # as in torch.optim.SGD: clipping and weight decay before the buffer, the learning rate after it
             v = self.momentum * now.v + self.bounded(now.y, along(now.y, batch))
             return _Moving(now.y - lr * v, v)
 

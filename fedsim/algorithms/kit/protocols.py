@@ -13,7 +13,7 @@ model the server shares, whether all clients must take part, which further metho
 A decentralized algorithm (``PeerAlgorithm``, role ``peers``) has no server: each peer computes, offers a message to its
 neighbours, and mixes what all hold with its row of W. ``EventAlgorithm``, role ``events``, is one without rounds.
 
-``local_sgd.LocalSGD`` holds what algorithms with local SGD steps share.
+Most methods inherit the plain case of their role (``roles``) and local SGD steps (``local_sgd``).
 """
 
 from __future__ import annotations

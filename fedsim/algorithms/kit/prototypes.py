@@ -35,6 +35,7 @@ def class_means(
 
     zeros = torch.zeros(classes, width, dtype=like.dtype, device=like.device)
     sums, counts = sweep(add, (zeros, zeros[:, 0]))
+    # rows of classes that the client does not have are 0 / 1, and the mask says that nobody shall read them
     return Owned(sums / counts.clamp(min=1)[:, None], counts > 0)
 
 

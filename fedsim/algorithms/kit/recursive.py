@@ -25,10 +25,10 @@ class RecursiveServer(NamedTuple):
 
 
 class Recursive(ModelServer):
-    """A server with an estimate v, and clients that need the model and the one before."""
+    """The server keeps an estimate v of the gradient; clients need the model and the one before, and keep nothing."""
 
     def init_server(self, x0: Tensor) -> RecursiveServer:
-        """The initial model."""
+        """The initial model, which is also the one before, and v = 0."""
         return RecursiveServer(x0, x0, torch.zeros_like(x0))
 
     def broadcast(self, server: RecursiveServer, rnd: Round) -> Message:

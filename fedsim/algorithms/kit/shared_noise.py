@@ -35,6 +35,7 @@ def share(multiplier: float, bound: Tensor | float, smallest: Tensor, rnd: Round
     """
     if not multiplier:
         return torch.zeros_like(smallest)
+    # the mean of P independent shares has 1 / sqrt(P) of one share's deviation: z c / (B P), z times its sensitivity
     return multiplier * bound / (smallest * math.sqrt(rnd.population))
 
 
@@ -52,7 +53,7 @@ def minibatch_mean(
     steps = count()
 
     def add(total: Tensor, batch: Batch) -> Tensor:
-        total = total + summed(batch) / obj.batch_size
+        total = total + summed(batch) / obj.batch_size  # the expected size: the drawn one would be let out
         return total + std * obj.noise.at(next(steps)).normal(like) if multiplier else total
 
     return obj.run(add, torch.zeros_like(like)) / obj.steps
@@ -82,7 +83,7 @@ def sampled_mean(
     mean = obj.sweep(add, torch.zeros_like(like)) / (rate * obj.examples.to(like.dtype))
     if not multiplier:
         return mean
-    smallest = torch.full_like(obj.examples, rnd.smallest).to(like.dtype) * rate
+    smallest = torch.full_like(obj.examples, rnd.smallest).to(like.dtype) * rate  # B: the smallest client's sample
     return mean + share(multiplier, bound, smallest, rnd) * obj.noise.normal(like)
 
 

@@ -33,6 +33,7 @@ def discounts(kind: Discount, a: float, b: float, staleness: Tensor) -> Tensor:
         return torch.ones_like(staleness)
     if kind == "polynomial":
         return (1 + staleness) ** -a
+    # the hinge: 1 up to b, from there on falling like one over the rest
     return 1 / (a * (staleness - b).clamp(min=0) + 1)
 
 

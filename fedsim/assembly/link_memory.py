@@ -13,6 +13,7 @@ from fedsim.assembly.known import require_known
 from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.onion import Noises
+from fedsim.channel.order import check_layer_fields
 from fedsim.ground import addresses
 from fedsim.pool.local_part import LocalPart
 from fedsim.pool.rehearsal import broadcasts, messages, offers
@@ -39,7 +40,7 @@ def _between_peers(parts: Parts, setup: Setup, initial: Initial) -> Memory:
     """The two ends of a peer's link, which all peers have alike."""
     channel, sizes = parts.channel, tuple(initial.layouts[0].sizes)
     sample = offers(setup, initial.states[0], parts.planned_rounds)
-    check_fields("channel", channel.layers, set(sample))
+    check_layer_fields("channel", channel.layers, set(sample))
     mine, theirs = channel.init(sample), channel.init_server(sample)
     if channel:  # an impossible layer says so now
         arrived, *_ = channel.send(sample, mine, _noise(setup), sizes)
@@ -59,7 +60,7 @@ def _up(parts: Parts, setup: Setup, initial: Initial, later: Sequence[str]) -> t
     channel, rounds = parts.channel, parts.planned_rounds
     samples = [messages(setup, number, state, initial.x0, rounds) for number, state in enumerate(initial.states)]
     links = [channel.init(sample) for sample in samples]
-    check_fields("channel", channel.layers, {name for sample in samples for name in sample}, later)
+    check_layer_fields("channel", channel.layers, {name for sample in samples for name in sample}, later)
     for sample, link, layout in zip(samples, links, initial.layouts, strict=True):  # an impossible layer says so now
         channel.send(sample, link, _noise(setup), tuple(layout.sizes))
     return links, channel.init_server(samples[0])
@@ -68,7 +69,7 @@ def _up(parts: Parts, setup: Setup, initial: Initial, later: Sequence[str]) -> t
 def _down(parts: Parts, setup: Setup, initial: Initial, later: Sequence[str]) -> tuple[State, State]:
     downlink, rounds = parts.downlink, parts.planned_rounds
     sample = broadcasts(setup.algorithm, initial.x0, len(setup.train.sizes()), rounds)
-    check_fields("downlink", downlink.layers, sample, later)
+    check_layer_fields("downlink", downlink.layers, sample, later)
     down, heard = downlink.init(sample), downlink.init_server(sample)
     downlink.send(sample, down, _noise(setup), tuple(initial.layouts[0].sizes))
     require_known(setup, initial.states[0], initial.x0, rounds, down, heard)
