@@ -9,19 +9,23 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import os
 import pickle
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib import import_module
+from importlib import import_module, invalidate_caches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from torch import nn
 
 from fedsim.assembly import choose as choosing
@@ -99,6 +103,49 @@ def _each_kernel_is_chosen_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "choose", once)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hydra_reads_each_file_once() -> Iterator[None]:
+    """Some twenty files for every composition, hundreds of which are made here; a file that is written anew is read."""
+    known: dict[Any, Any] = {}
+    read = FileConfigSource.load_config
+
+    def once(source: FileConfigSource, config_path: str) -> Any:
+        file = Path(source.path, source._normalize_file_name(config_path))
+        if not file.is_file():
+            return read(source, config_path)
+        seen = file.stat()
+        key = source.provider, source.path, file, seen.st_mtime_ns, seen.st_size
+        if key not in known:
+            known[key] = read(source, config_path)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", once)
+        yield
+
+
+@pytest.fixture
+def console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """The console script's entry point in this process, in an empty folder; returns the exit code."""
+    from fedsim.cli import main as run
+
+    def call(*argv: str) -> int:
+        invalidate_caches()  # a module just written is found
+        monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
+        try:
+            return run.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield call
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Quadratics:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 
 from fedsim import __version__
 from fedsim.assembly.configuration import build_run
-from fedsim.cli import main as run
 from fedsim.cli.argv import with_own_classes
 from fedsim.cli.compose import check
 from fedsim.cli.folder import config_folder
@@ -68,24 +67,10 @@ def fedsim(tmp_path: Path, *argv: str, absent: Sequence[str] = ("ray",)) -> subp
 
 
 @pytest.fixture
-def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+def main(console: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The console script's entry point in this process, in an empty folder, on a machine without Ray."""
-
-    def call(*argv: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
-        try:
-            return run.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield call
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return console
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import runpy
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from fedsim.schedule import All, Bernoulli, Uniform
 from fedsim.topology import RandomRegular
 from tests.test_cli import composed
 
+pytestmark = pytest.mark.xdist_group("experiments")  # which are built once
 FOLDER = Path(__file__).parent.parent / "configs/experiment"
 EVERY = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NAMES = [name for name in EVERY if re.match(r"(cifar10|cifar100|mnist|digits)_\d+c_", name)]  # data, clients, split
@@ -26,6 +29,12 @@ NIID_BENCH = [name for name in NAMES if name.split("_")[1] == "10c" and not name
 FEDGH = [name for name in NAMES if name.endswith("fedgh")]
 
 
+@cache
+def built(*overrides: str) -> dict[str, Any]:
+    """The parts of a run, which nobody changes."""
+    return build_run(composed(*overrides))
+
+
 def test_every_preset_is_of_a_known_setting() -> None:
     assert sorted(FL_SIMULATOR + NIID_BENCH + FEDGH) == NAMES
     assert (len(FL_SIMULATOR), len(NIID_BENCH), len(FEDGH)) == (15, 10, 9)
@@ -33,7 +42,7 @@ def test_every_preset_is_of_a_known_setting() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_builds(name: str) -> None:
-    build_run(composed(f"experiment={name}"))
+    built(f"experiment={name}")
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -47,14 +56,14 @@ def test_small_presets_name_their_sibling(name: str) -> None:
     sibling = f"cifar10_{name.partition('_')[2]}"
     assert sibling in FULL
     assert sibling in (FOLDER / f"{name}.yaml").read_text()
-    small, full = (build_run(composed(f"experiment={which}")) for which in (name, sibling))
+    small, full = (built(f"experiment={which}") for which in (name, sibling))
     for part in ("schedule", "partition", "algorithm"):
         assert small[part] == full[part]
 
 
 @pytest.mark.parametrize("name", FL_SIMULATOR)
 def test_fl_simulators_numbers(name: str) -> None:
-    parts = build_run(composed(f"experiment={name}"))
+    parts = built(f"experiment={name}")
     clients = 200 if "200c" in name else 100
     rule = parts["algorithm"]
     assert (rule.lr, rule.lr_decay, rule.weight_decay, rule.clip) == (0.1, 0.998, 1e-3, 10)
@@ -79,12 +88,12 @@ def test_fl_simulators_numbers(name: str) -> None:
 @pytest.mark.parametrize("method", ["scaffold", "feddyn", "fedadam", "fedcm", "mofedsam", "fedspeed", "fedsmoo"])
 @pytest.mark.parametrize("name", FL_SIMULATOR)
 def test_fl_simulators_methods_take_the_presets(method: str, name: str) -> None:
-    assert build_run(composed(f"experiment={name}", f"algorithm={method}"))["algorithm"].clip == 10
+    assert built(f"experiment={name}", f"algorithm={method}")["algorithm"].clip == 10
 
 
 @pytest.mark.parametrize("name", NIID_BENCH)
 def test_niid_benchs_numbers(name: str) -> None:
-    parts = build_run(composed(f"experiment={name}"))
+    parts = built(f"experiment={name}")
     rule = parts["algorithm"]
     assert (rule.lr, rule.momentum, rule.weight_decay, rule.clip) == (0.01, 0.9, 1e-5, None)
     assert (parts["local"].epochs, parts["schedule"]) == (10, All())
@@ -104,17 +113,17 @@ def test_niid_benchs_numbers(name: str) -> None:
 )
 @pytest.mark.parametrize("name", NIID_BENCH)
 def test_niid_benchs_methods_take_the_presets(overrides: list[str], name: str) -> None:
-    assert build_run(composed(f"experiment={name}", *overrides))["algorithm"].lr == 0.01
+    assert built(f"experiment={name}", *overrides)["algorithm"].lr == 0.01
 
 
 def test_scaffold_has_no_local_momentum() -> None:
     with pytest.raises(InputError, match=r"unknown key algorithm\.momentum"):
-        build_run(composed("experiment=cifar10_10c_dir05", "algorithm=scaffold"))
+        built("experiment=cifar10_10c_dir05", "algorithm=scaffold")
 
 
 @pytest.mark.parametrize("name", FEDGH)
 def test_fedghs_numbers(name: str) -> None:
-    parts = build_run(composed(f"experiment={name}"))
+    parts = built(f"experiment={name}")
     clients = int(name.split("_")[1][:-1])
     assert parts["schedule"] == (All() if clients == 10 else Uniform(cohort=10))
     assert parts["partition"] == Classes(clients, 10 if name.startswith("cifar100_") else 2, (0.4, 0.6), held_out=10000)
@@ -128,7 +137,7 @@ def test_fedghs_numbers(name: str) -> None:
 @pytest.mark.parametrize("alpha", ["03", "06"])
 def test_dfedsams_numbers(alpha: str) -> None:
     """As github EricLoong/da-dpfl gives them; the small sibling differs in data, model, rounds and local work only."""
-    full, small = (build_run(composed(f"experiment=dfedsam_{data}_dir{alpha}")) for data in ("cifar10", "mnist"))
+    full, small = (built(f"experiment=dfedsam_{data}_dir{alpha}") for data in ("cifar10", "mnist"))
     rule = full["algorithm"]
     assert (rule.lr, rule.lr_decay, rule.rho, rule.momentum, rule.gossip_steps) == (0.1, 0.998, 0.01, 0, 1)
     assert (full["local"].epochs, full["local"].batch_size, full["schedule"]) == (5, 128, All())
@@ -136,7 +145,7 @@ def test_dfedsams_numbers(alpha: str) -> None:
     assert full["partition"] == DirichletPerClient(100, int(alpha) / 10)
     for part in ("schedule", "topology", "partition", "algorithm"):
         assert small[part] == full[part]
-    base = build_run(composed(f"experiment=dfedsam_cifar10_dir{alpha}", "algorithm=dfedavg", "~algorithm.rho"))
+    base = built(f"experiment=dfedsam_cifar10_dir{alpha}", "algorithm=dfedavg", "~algorithm.rho")
     assert (type(base["algorithm"]).__name__, base["topology"]) == ("DFedAvg", RandomRegular(10))
 
 
@@ -150,7 +159,7 @@ def test_beers_reproduction_adds_the_gradient_of_its_regulariser() -> None:
 
 
 def test_diff2s_setting() -> None:
-    parts = build_run(composed("experiment=diff2_california"))
+    parts = built("experiment=diff2_california")
     assert (parts["rounds"], parts["partition"], parts["schedule"]) == (2000, Iid(10), All())
     assert (parts["local"].steps, parts["local"].batch_size) == (1, "full")
     assert (parts["privacy"].target_epsilon, parts["privacy"].delta) == (3.0, 1e-5)
@@ -159,7 +168,7 @@ def test_diff2s_setting() -> None:
 
 @pytest.mark.parametrize(("name", "clients"), [("dp_fedavg_cifar10", 1000), ("dp_fedavg_mnist", 1200)])
 def test_pfl_researchs_numbers(name: str, clients: int) -> None:
-    parts = build_run(composed(f"experiment={name}"))
+    parts = built(f"experiment={name}")
     promise = parts["privacy"]
     assert (promise.target_epsilon, promise.delta, promise.clip) == (2.0, 1e-6, 0.4)
     assert (promise.noise_cohort, promise.noise_population) == (1000, 1_000_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -39,10 +40,17 @@ def name(path: Path) -> str:
 NAMES = {name(path) for path in FILES}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def tree(path: Path) -> ast.Module:
+    """A file, parsed once for all laws."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Every module that a file imports, anywhere in it."""
     out = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -50,7 +58,7 @@ def imports(path: Path) -> set[str]:
             out |= inside
             if len(inside) < len(node.names):
                 out.add(node.module)
-    return out
+    return frozenset(out)
 
 
 def room(module: str) -> str:
@@ -63,13 +71,10 @@ def test_every_room_has_a_floor() -> None:
     assert len(rooms) <= 27  # with fedsim itself, hydra_plugins and scripts 30
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_run_down(path: Path) -> None:
-    module = name(path)
-    if module == "fedsim":  # the door, which hands out names of every floor
-        return
-    for other in imports(path):
-        if other.partition(".")[0] != "fedsim":
+def test_imports_run_down() -> None:
+    pairs = [(name(path), other) for path in FILES for other in imports(path)]
+    for module, other in pairs:
+        if module == "fedsim" or other.partition(".")[0] != "fedsim":  # the door hands out names of every floor
             continue
         assert other != "fedsim", f"{module} imports the front door: import the module that has the name"
         down = room(other) == room(module) or FLOOR[room(other)] < FLOOR[room(module)]
@@ -85,47 +90,51 @@ def test_no_circle_between_files() -> None:
         pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_where_libraries_are_imported(path: Path) -> None:
-    module, used = name(path), imports(path)
+def test_where_libraries_are_imported() -> None:
+    for path in FILES:
+        require_libraries_where_they_belong(name(path), imports(path))
+
+
+def require_libraries_where_they_belong(module: str, used: frozenset[str]) -> None:
     roots = {m.partition(".")[0] for m in used}
-    assert "ray" not in roots or module == "fedsim.pool.ray_pool"
+    assert "ray" not in roots or module == "fedsim.pool.ray_pool", module
     assert not roots & {"hydra", "omegaconf"} or module in (
         "fedsim.cli.compose",
         "fedsim.cli.explain",
         "fedsim.cli.main",
-    )
+    ), module
     if module.startswith("fedsim.algorithms."):
         told = ("traits", "fields", "errors")  # what classes say of themselves, and how it is checked
         allowed = ("algorithms", "objective", "data.losses", "channel", "types", *told)
         strange = {m for m in used if m.startswith("fedsim.")} - {
             m for m in used if m.startswith(tuple(f"fedsim.{part}" for part in allowed))
         }
-        assert not strange, "algorithms know objectives and messages, nothing else"
+        assert not strange, f"algorithms know objectives and messages, nothing else: {module} imports {strange}"
     if module.startswith(("fedsim.kernels", "fedsim.pool", "fedsim.runs", "fedsim.record", "fedsim.assembly")):
         concrete = {m for m in used if m.startswith("fedsim.algorithms")}
-        assert all(m.startswith("fedsim.algorithms.kit.") for m in concrete), "what runs methods knows none of them"
+        assert all(m.startswith("fedsim.algorithms.kit.") for m in concrete), (
+            f"what runs methods knows none of them: {module}"
+        )
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_every_file_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_file_says_what_it_is_for() -> None:
+    assert [name(path) for path in FILES if not ast.get_docstring(tree(path))] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_no_global_generators_no_prints(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+def test_no_global_generators_no_prints() -> None:
+    for path in FILES:
+        require_no_generators_and_prints(name(path), tree(path))
+
+
+def require_no_generators_and_prints(module: str, parsed: ast.Module) -> None:
+    for node in ast.walk(parsed):
         if isinstance(node, ast.Call):
             call = ast.unparse(node.func)
-            assert call != "print"
-            scoped = name(path) == "fedsim.ground.rng"  # which puts the generators back
-            assert scoped or call not in {
-                "torch.manual_seed",
-                "np.random.seed",
-                "random.seed",
-                "np.random.rand",
-                "np.random.randn",
-            }
+            assert call != "print", module
+            scoped = module == "fedsim.ground.rng"  # which puts the generators back
+            drawn = {"torch.manual_seed", "np.random.seed", "random.seed", "np.random.rand", "np.random.randn"}
+            assert scoped or call not in drawn, (module, call)
         if isinstance(node, ast.Import):
-            watched = name(path) in ("fedsim.ground.rng", "fedsim.models.pure", "fedsim.models.reach")
-            assert watched or "random" not in {alias.name for alias in node.names}  # Python's is put back and watched
+            watched = module in ("fedsim.ground.rng", "fedsim.models.pure", "fedsim.models.reach")
+            plain = "random" not in {alias.name for alias in node.names}
+            assert watched or plain, module  # Python's is put back and watched

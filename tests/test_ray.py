@@ -31,8 +31,10 @@ from fedsim.objective import Objective
 from fedsim.partition import Dirichlet
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
+from tests.laws import test_channel_catalogue as channels
 from tests.laws.test_catalogue import ALGORITHMS, run
 
+pytestmark = pytest.mark.xdist_group("ray")  # one worker starts one Ray for the file
 ray = pytest.importorskip("ray")
 ray_pool = pytest.importorskip("fedsim.pool.ray_pool")
 
@@ -58,6 +60,16 @@ def test_one_and_three_actors_equal_serial(name: str, squares: Dataset) -> None:
         for a, b in zip(pooled.metrics, serial.metrics, strict=True):
             timeless = [{k: v for k, v in r.items() if not k.startswith("time/")} for r in (a, b)]
             assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("name", ["econtrol", pytest.param("qsgd", marks=pytest.mark.slow)])
+def test_layers_of_the_channel_give_the_serial_bits(name: str, actors: int) -> None:
+    serial, pooled = channels.counted(name), channels.run(name, backend="ray", actors=actors)
+    assert pooled.summary["digest"] == serial.summary["digest"]
+    assert channels.sent(pooled) == channels.sent(serial)
+    for a, b in zip(channels.everything(pooled), channels.everything(serial), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_several_architectures_give_the_serial_bits(squares: Dataset) -> None:

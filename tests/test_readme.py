@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,24 @@ def test_the_main_job_as_a_newcomer_types_it(tmp_path: Path) -> None:
     assert list((folder / "tensorboard").glob("events*"))
 
 
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    """One local Ray, which runs in this process join instead of starting one each."""
+    ray = pytest.importorskip("ray")
+    import fedsim.pool.ray_pool  # noqa: F401 - sets the environment before ray starts
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.xdist_group("README")
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands(line: str, tmp_path: Path) -> None:
-    out = in_folder(tmp_path, *shlex.split(line))
-    assert out.returncode == 0, out.stderr
+def test_commands(line: str, console: Callable[..., int], tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """By the console script's entry point; the script itself runs the main job above."""
+    if "engine=serial" not in line:
+        request.getfixturevalue("_cluster")
+    assert console(*shlex.split(line)[1:]) == 0
     summaries = [json.loads(p.read_text()) for p in tmp_path.rglob("summary.json")]
     assert len(summaries) == (4 if " -m " in line else 1)
     assert all(s["status"] == "finished" for s in summaries)

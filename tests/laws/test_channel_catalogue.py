@@ -11,7 +11,6 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -35,6 +34,8 @@ ROOT = Path(__file__).parent.parent.parent
 LAYERS = sorted(path.stem for path in (ROOT / "configs/channel").glob("*.yaml"))
 INSIDE = dict.fromkeys(["econtrol", "ef14", "ef21", "ef21_plus", "ef21_sgdm", "layerwise"], "topk") | {"diana": "qsgd"}
 STACKS = [*LAYERS, "topk+fp16", "econtrol+layerwise+topk", "ef21_plus+topk+int8"]
+EACH = [pytest.param(name, marks=pytest.mark.xdist_group(f"channel {name}")) for name in STACKS]
+"""Tests of one stack come to one worker, which keeps the runs that they share."""
 VARIANTS = {"bf16": {"format"}, "int4": {"bits", "bucket"}}  # one class under several names
 
 
@@ -98,7 +99,7 @@ def assert_close(one: Result, other: Result) -> None:
     assert sent(one) == sent(other)
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", EACH)
 def test_runs_finite_and_sends_less(name: str) -> None:
     result = counted(name)
     assert result.status == "finished"
@@ -111,7 +112,7 @@ def test_runs_finite_and_sends_less(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", EACH)
 def test_real_bytes_give_the_same_bits_and_the_counted_size(name: str) -> None:
     """Twice the same seed, too."""
     encoded = run(name, encode=True)
@@ -121,12 +122,12 @@ def test_real_bytes_give_the_same_bits_and_the_counted_size(name: str) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", EACH)
 def test_batching_changes_rounding_only(name: str) -> None:
     assert_close(together(name), run(name, dtype="float64", batching="loop"))
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", EACH)
 def test_jobs_and_blocks_change_rounding_only(name: str) -> None:
     assert_close(together(name), run(name, dtype="float64", kernel="stacked", jobs=1, block=2))
 
@@ -153,22 +154,3 @@ def test_yaml_holds_the_defaults(name: str) -> None:
     assert changed <= VARIANTS.get(name, set())
     text = (ROOT / f"configs/channel/{name}.yaml").read_text()
     assert text.startswith("# ")
-
-
-@pytest.fixture(scope="module")
-def _cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("_cluster")
-@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("name", ["econtrol", pytest.param("qsgd", marks=pytest.mark.slow)])
-def test_one_and_three_actors_equal_serial(name: str, actors: int) -> None:
-    pooled = run(name, backend="ray", actors=actors)
-    assert pooled.summary["digest"] == counted(name).summary["digest"]
-    assert sent(pooled) == sent(counted(name))
-    for a, b in zip(everything(pooled), everything(counted(name)), strict=True):
-        assert torch.equal(a, b)
