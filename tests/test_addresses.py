@@ -65,8 +65,8 @@ def imported(tree: ast.Module) -> set[str]:
             for alias in node.names:
                 own = alias.asname or alias.name
                 out |= {own} if alias.name in CARRIERS.get(node.module, ()) else set()
-                within_it = CARRIERS.get(f"{node.module}.{alias.name}", ())
-                out |= {f"{own}.{name}" for name in within_it}
+                inside = CARRIERS.get(f"{node.module}.{alias.name}", ())
+                out |= {f"{own}.{name}" for name in inside}
         elif isinstance(node, ast.Import):
             assert not {alias.name for alias in node.names} & set(CARRIERS), "import names from there"
     return out
