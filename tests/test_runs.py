@@ -51,7 +51,7 @@ def begun(kind: str) -> Run:
         data=data, partition=Natural(), model=linear_zero, rounds=8, local=local, engine=engine, **KINDS[kind]
     )
     assembled = assemble(parts, data)
-    return assembled.orchestrator(assembled.start(), Evaluate(every=8))
+    return assembled.begin(assembled.start(), Evaluate(every=8))
 
 
 def finish(run: Run) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""A run that could start: what its parts came to, its backend, its orchestrator and its final model."""
+"""A run that could start: what its parts came to, its backend, its run and its final model."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ class Prepared:
         rows = [sum(t.nbytes for t in leaves(row)) for row in self.rows]
         return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
 
-    def orchestrator(
-        self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
-    ) -> Run:
+    def begin(self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int) -> Run:
         """The run, before its first round."""
         beginning = Beginning(self.x0, self.rows, self.memory)
         between = Between(self.channel, self.topology, self.graphs)
