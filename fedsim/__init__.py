@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from os.path import dirname, join
 from typing import TYPE_CHECKING, Any
 
 from fedsim.ground.version import __version__
@@ -29,6 +30,9 @@ _HOMES = {
     "numpy_stream": "ground.rng",
     "simulate": "simulation",
 }
+
+
+__path__.append(join(dirname(__file__), "assembly", "former"))  # modules at the paths of earlier versions
 
 
 def __getattr__(name: str) -> Any:

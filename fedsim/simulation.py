@@ -196,7 +196,7 @@ def simulate(
         with own_code("run"):
             backend = assembled.start()
             stack.callback(backend.close)
-            run = assembled.orchestrator(backend, evaluate)
+            run = assembled.begin(backend, evaluate)
         if progress:
             warn(assembled, run)
         points: list[Tensor] | None = [] if trajectory else None

@@ -238,7 +238,7 @@ def engine_run(load: Workload, engine: Engine) -> Iterator[Run]:
     assembled = assemble(Parts(rule, data, division, load.model(), 10**9, schedule, **how), data)
     backend = assembled.start()
     try:
-        yield assembled.orchestrator(backend, Evaluate(every=10**9))
+        yield assembled.begin(backend, Evaluate(every=10**9))
     finally:
         backend.close()
 

@@ -63,12 +63,11 @@ def comparison(these: Numbers, others: Numbers) -> dict[str, list[str]]:
     """The differences of each run that has any. A refusal may be worded anew; a run that only one side has differs."""
     found = {}
     for name in sorted({*these, *others}):
-        pair = tuple(side.get(name, {"missing": "no such run"}) for side in (these, others))
-        if "refused" in pair[0] and "refused" in pair[1]:
-            continue
-        if lines := differences(pair[0], pair[1]):
-            found[name] = lines
-    return found
+        if name not in these or name not in others:
+            found[name] = ["only in this checkout" if name in these else "only in the other"]
+        elif not ("refused" in these[name] and "refused" in others[name]):
+            found[name] = differences(these[name], others[name])
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def left_out(numbers: Numbers, why: str) -> list[str]:

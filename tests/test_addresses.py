@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.ground import addresses, rng
-from fedsim.ground.addresses import KINDS, TABLE, Purpose, within
+from fedsim.ground.addresses import KINDS, TABLE, Purpose, member
 
 ROOT = Path(__file__).parent.parent
 FILES = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "fedsim").rglob("*.py"))}
@@ -33,8 +33,8 @@ def test_the_strings_are_contractual() -> None:
     assert sorted({row.text for row in TABLE}) == STRINGS.split()
     assert sorted(CONSTANTS.values()) == STRINGS.split()
     assert KINDS == ("uniform", "normal", "subset")
-    assert within("uplink", "qsgd.delta", "uniform") == "uplink.qsgd.delta.uniform"
-    assert within(within("gossip", 2), "topk.x.0.1", "subset") == "gossip.2.topk.x.0.1.subset"
+    assert member("uplink", "qsgd.delta", "uniform") == "uplink.qsgd.delta.uniform"
+    assert member(member("gossip", 2), "topk.x.0.1", "subset") == "gossip.2.topk.x.0.1.subset"
 
 
 def test_the_numbers_are_contractual() -> None:
@@ -65,8 +65,8 @@ def imported(tree: ast.Module) -> set[str]:
             for alias in node.names:
                 own = alias.asname or alias.name
                 out |= {own} if alias.name in CARRIERS.get(node.module, ()) else set()
-                within_it = CARRIERS.get(f"{node.module}.{alias.name}", ())
-                out |= {f"{own}.{name}" for name in within_it}
+                inside = CARRIERS.get(f"{node.module}.{alias.name}", ())
+                out |= {f"{own}.{name}" for name in inside}
         elif isinstance(node, ast.Import):
             assert not {alias.name for alias in node.names} & set(CARRIERS), "import names from there"
     return out

@@ -173,7 +173,7 @@ class Looking:
 def test_what_an_algorithm_gets_is_aligned(dtype: Any, squares: Dataset) -> None:
     """On the server's side as on the clients', whose rows of a block begin anywhere."""
     assembled = prepared("loop", squares, dtype, Looking())
-    run = assembled.orchestrator(assembled.start(), Evaluate(every=2))
+    run = assembled.begin(assembled.start(), Evaluate(every=2))
     SEEN.clear()
     for _ in range(2):
         run.step()
@@ -185,7 +185,7 @@ def test_what_an_algorithm_gets_is_aligned(dtype: Any, squares: Dataset) -> None
 def test_the_servers_state_lies_as_a_resumed_run_has_it(squares: Dataset) -> None:
     """PowerSGD's factors come out of a QR column by column; a checkpoint holds them row by row."""
     assembled = prepared("auto", squares, "float64", PowerSGD(lr=0.1, rank=1), Channel())
-    run = assembled.orchestrator(assembled.start(), Evaluate(every=2))
+    run = assembled.begin(assembled.start(), Evaluate(every=2))
     for _ in range(2):
         run.step()
         assert all(well(leaf) for leaf in leaves(run.server))

@@ -52,7 +52,7 @@ def asynchronous(
     dataset = (data or Quadratics(n=9)).dataset()
     how: dict[str, Any] = {"local": local, "aggregate": Stack(), "channel": channel, "engine": engine, "seed": 5}
     assembled = assemble(Parts(algorithm, dataset, Natural(), linear_zero, rounds, schedule, **how), dataset)
-    run = assembled.orchestrator(assembled.start(), Evaluate(every=1000))
+    run = assembled.begin(assembled.start(), Evaluate(every=1000))
     assert isinstance(run, Arrivals)
     return run
 

@@ -120,7 +120,7 @@ def test_each_client_gets_back_its_own_state(options: dict[str, Any]) -> None:
     parts = Parts(Remembers(lr=0.05), data, Natural(), mlp, 99, turns, local, engine=engine)
     assembled = assemble(parts, data)
     backend = assembled.start()
-    run = assembled.orchestrator(backend, Evaluate(every=99))
+    run = assembled.begin(backend, Evaluate(every=99))
     count, last = np.zeros(n, dtype=np.int64), np.full((n, 2), -1.0)
     for t in range(2 * n + 3):
         run.step()

@@ -7,7 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fedsim"
-FILES = sorted(PACKAGE.rglob("*.py"))
+FORMER = PACKAGE / "assembly" / "former"  # re-exports at old paths
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if FORMER not in path.parents)
 
 SAME_NAME = {
     "main": "the entry point of fedsim and that of python -m fedsim.report",

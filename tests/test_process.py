@@ -214,7 +214,7 @@ def refused(kind: str, folder: Path, **more: Any) -> None:
 def failed(kind: str, folder: Path, **more: Any) -> None:
     CALLS.clear()
     with pytest.raises(ClientError):
-        small(kind, folder, algorithm=failing(type(KINDS[kind]["algorithm"]))(lr=0.1), **LONG, **more)
+        small(kind, folder, algorithm=failing(type(KINDS[kind]["algorithm"]))(lr=0.1), rounds=60, **more)
 
 
 def unstarted(kind: str, folder: Path, **more: Any) -> None:

@@ -100,5 +100,5 @@ def test_every_config_says_what_it_is() -> None:
 
 
 def test_files_that_the_readme_names_exist() -> None:
-    for name in re.findall(r"\]\((docs/[^)]+)\)|`((?:docs|scripts)/[\w.]+)`", README):
+    for name in re.findall(r"\]\((docs/[^)#]+)|`((?:docs|scripts)/[\w.]+)`", README):
         assert (ROOT / (name[0] or name[1])).exists(), name

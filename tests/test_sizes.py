@@ -21,9 +21,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 LONG_CALLS = {
     ("algorithms/adom_plus.py", "ADOMPlusPeer"): "the ten vectors that a peer holds, all new in every round",
     ("algorithms/fedspeed.py", "FedSpeed"): "all keys of the method, one of which has another name in configurations",
-    ("assembly/prepared.py", "Start"): "everything that a run starts from, by name",
     ("assembly/setup.py", "Setup"): "everything that workers are given, by name",
-    ("runs/arrivals.py", "Flight"): "a row of the table of clients at work, one value for each of its columns",
     ("topology/figure.py", "axes.scatter"): "matplotlib's: positions, sizes, colours and their range",
 }
 """{(file, what is called): why it has more than 8 arguments}."""

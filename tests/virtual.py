@@ -48,7 +48,7 @@ def virtual(
     how: dict[str, Any] = {"topology": topology, "local": local, "aggregate": Mean("uniform"), "engine": engine}
     parts = Parts(algorithm, dataset, Natural(), linear_zero, rounds, schedule, seed=seed, **how)
     assembled = assemble(parts, dataset)
-    run = assembled.orchestrator(assembled.start(), Evaluate(every=1000))
+    run = assembled.begin(assembled.start(), Evaluate(every=1000))
     assert isinstance(run, VirtualTime)
     return run
 

@@ -54,11 +54,11 @@ class Assembled:
         """Workers, ready for jobs."""
         return self.prepared.start(self.parts.engine, self.network.schedule.expected(len(self.population)))
 
-    def orchestrator(self, backend: Backend, evaluation: Evaluate) -> Run:
+    def begin(self, backend: Backend, evaluation: Evaluate) -> Run:
         """The run before its first round."""
         parts, setup = self.parts, self.prepared.setup
         rounds = parts.planned_rounds
-        run = self.prepared.orchestrator(backend, self.network.schedule, evaluation, parts.engine, rounds)
+        run = self.prepared.begin(backend, self.network.schedule, evaluation, parts.engine, rounds)
         run.notes += compression_notes(written(setup.algorithm), parts.channel, parts.downlink, rounds)
         return run
 

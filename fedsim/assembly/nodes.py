@@ -17,7 +17,6 @@ from fedsim.assembly.problems import collect, did_you_mean, prefixed, raise_all,
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
 from fedsim.ground.own_code import FAILURES, error_line, own_code, place
-from fedsim.ground.public_names import home_of
 
 MISSING = "???"  # how yaml marks a key that the user must give
 
@@ -111,7 +110,7 @@ def _locate(node: Any, path: str) -> Callable[..., Any]:
     if not module:
         raise InputError(must + "for example my_module.MyClass")
     try:
-        home = import_module(home_of(module))
+        home = import_module(module)
     except (ImportError, SyntaxError) as error:
         raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
     except FAILURES as error:  # user code: any type

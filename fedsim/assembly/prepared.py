@@ -1,4 +1,4 @@
-"""A run that could start: what its parts came to, its backend, its orchestrator and its final model."""
+"""A run that could start: what its parts came to, its backend, its run and its final model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedsim.pool.worker import Backend, Setup
 from fedsim.runs.begin import begin
 from fedsim.runs.events import Graphs
 from fedsim.runs.run import Run
-from fedsim.runs.start import Memory, Start
+from fedsim.runs.start import Beginning, Between, Memory, Start
 from fedsim.schedule import Schedule
 from fedsim.topology import Topology
 from fedsim.traits.declared import traits_of
@@ -74,27 +74,12 @@ class Prepared:
         rows = [sum(t.nbytes for t in leaves(row)) for row in self.rows]
         return RayPool(self.setup, engine, message_bytes=8 * max(self.parameters), row_bytes=cohort * max(rows))
 
-    def orchestrator(
-        self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int
-    ) -> Run:
+    def begin(self, backend: Backend, schedule: Schedule, evaluation: Evaluate, engine: Engine, rounds: int) -> Run:
         """The run, before its first round."""
-        return begin(
-            Start(
-                setup=self.setup,
-                schedule=schedule,
-                evaluation=evaluation,
-                rounds=rounds,
-                x0=self.x0,
-                rows=self.rows,
-                memory=self.memory,
-                blocks=self.blocks,
-                jobs=engine.jobs,
-                channel=self.channel,
-                topology=self.topology,
-                graphs=self.graphs,
-            ),
-            backend,
-        )
+        beginning = Beginning(self.x0, self.rows, self.memory)
+        between = Between(self.channel, self.topology, self.graphs)
+        cut = (self.blocks, engine.jobs)
+        return begin(Start(self.setup, schedule, evaluation, rounds, *cut, beginning, between), backend)
 
     @property
     def number(self) -> int | None:

@@ -144,7 +144,7 @@ def find(assembled: Assembled, folder: Path, round_: int, clients: tuple[int, ..
     backend = assembled.start()
     catch = CatchWork(backend, clients)
     try:
-        run = assembled.orchestrator(catch, Evaluate(every=assembled.parts.planned_rounds))
+        run = assembled.begin(catch, Evaluate(every=assembled.parts.planned_rounds))
         saved = Checkpoints(folder / "checkpoints", Checkpointing()).newest(round_ - 1)
         if saved is not None:
             of_run = replace(

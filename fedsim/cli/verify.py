@@ -60,7 +60,7 @@ def trace(parts: Parts) -> list[str]:
     with ExitStack() as stack:
         backend = assembled.start()
         stack.callback(backend.close)
-        run = assembled.orchestrator(backend, rarely)
+        run = assembled.begin(backend, rarely)
         digests = [run.digest()]
         try:
             while run.done < run.rounds:

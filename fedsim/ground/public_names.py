@@ -11,18 +11,16 @@ from typing import Any
 HOMES = {
     "fedsim.checkpoint": "fedsim.record.checkpoint",
     "fedsim.config": "fedsim.assembly.factory",
-    "fedsim.data.base": "fedsim.data.dataset",
     "fedsim.delays": "fedsim.schedule.delays",
     "fedsim.engine.config": "fedsim.pool.engine",
     "fedsim.schedule": "fedsim.schedule.rules",
-    "fedsim.topology.base": "fedsim.topology.graphs",
 }
-"""Module as it is named: module where its classes lie."""
+"""Module as it is named: module where its classes lie. The former ones can be imported (``assembly.former``)."""
 _NAMES = {home: name for name, home in HOMES.items()}
 
 
 def home_of(module: str) -> str:
-    """The module to import where a configuration names ``module``."""
+    """The module whose classes a configuration means by ``module``."""
     return HOMES.get(module, module)
 
 

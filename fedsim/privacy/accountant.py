@@ -100,6 +100,7 @@ class Accountant:
         """
         require(0 < target_epsilon < math.inf, "target_epsilon", "be > 0 and finite", target_epsilon)
         start = 1.0
+        # with sampling the tight bound is expensive: the search begins where the cheap one has ended
         if self.kind == "pld" and any(rate < 1 for _, rate, _ in self._key(tuple(releases_at(1.0)))):
             rough = Accountant("rdp", self.delta, self.fixed_as_poisson)
             start = rough.calibrate(releases_at, target_epsilon)  # above the answer: RDP is the looser bound
@@ -107,7 +108,7 @@ class Accountant:
 
     def _key(self, releases: tuple[Release, ...]) -> _Key:
         unit_of(releases)
-        counts: dict[tuple[float, float], int] = {}
+        counts: dict[tuple[float, float], int] = {}  # composition knows no order: equal releases are counted
         for release in releases:
             pair = (release.multiplier, self._rate(release))
             counts[pair] = counts.get(pair, 0) + release.count
@@ -147,7 +148,7 @@ def _epsilon(kind: str, delta: float, key: _Key, running: bool) -> float:
     bound = min(_renyi(delta, key), float(library.get_epsilon_gaussian(every**-0.5, delta)))
     width = (_COARSE if running else _FINE) * 2.0 ** math.ceil(math.log2(max(_LEAST, bound)))
     losses = [_composed(z, rate, width, count) for z, rate, count in sampled]
-    if whole:
+    if whole:  # the unsampled part joins as the one Gaussian that it is
         losses.append(_loss(whole**-0.5, 1.0, width))
     total = losses[0]
     for loss in losses[1:]:
@@ -156,7 +157,7 @@ def _epsilon(kind: str, delta: float, key: _Key, running: bool) -> float:
 
 
 def _renyi(delta: float, key: _Key) -> float:
-    total = sum(count * _divergences(z, rate) for z, rate, count in key)
+    total = sum(count * _divergences(z, rate) for z, rate, count in key)  # Renyi divergences add up, order by order
     return float(_library().rdp.compute_epsilon(_library().rdp.RdpAccountant().orders, total, delta)[0])
 
 
@@ -165,7 +166,7 @@ def _divergences(z: float, rate: float) -> np.ndarray:
     """Renyi divergences at the library's orders of one Gaussian release."""
     library = _library()
     event = library.GaussianDpEvent(z)
-    if rate < 1:
+    if rate < 1:  # add-or-remove neighbours, at the sensitivity that z holds already
         event = library.PoissonSampledDpEvent(rate, event)
     return np.asarray(library.rdp.RdpAccountant().compose(event).rdp)
 
@@ -194,7 +195,7 @@ def _smallest(epsilon: Callable[[float], float], target: float, start: float) ->
     """The smallest scale with epsilon(scale) <= target; epsilon falls, nearly as a power of the scale."""
     good, below = start, epsilon(start)
     bad, above = start, below
-    for _ in range(60):
+    for _ in range(60):  # doubling: 2^60 times the start is no noise that anybody wants
         if below <= target:
             break
         bad, above = good, below
@@ -210,7 +211,7 @@ def _smallest(epsilon: Callable[[float], float], target: float, start: float) ->
         good, below = bad, above
         bad /= step
         above = epsilon(bad)
-        step = min(step * 1.5, 8.0)
+        step = min(step * 1.5, 8.0)  # the start is often close, so the first steps down are small
     low, high = math.log(above / target), math.log(below / target) if below > 0 else -math.inf
     turn = 0
     while good / bad - 1 > _PRECISE and high < -_PRECISE:

@@ -110,5 +110,6 @@ class BandedNoise(Wrapped):
         white = rnd.noise.normal(value.reshape(-1)).double().cpu()
         row = torch.from_numpy(self.factor.noise(rnd.index, white.numpy(), [p.numpy() for p in server.past]))
         noisy = value + (self.std * row).to(value).view(value.shape)
+        # b - 1 rows reach as far back as C does; they are part of the state, so that a resumed run has them
         past = torch.cat([row[None], server.past])[: bands - 1]
         return BandedState(self.base.server(server.base, {name: noisy, **known}, rnd), past)

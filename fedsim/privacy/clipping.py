@@ -16,7 +16,7 @@ from fedsim.errors import require
 def fraction_std(cohort: float) -> float:
     """The paper's noise std of the sum of +-1/2 bits: a twentieth of the expected cohort."""
     require(cohort > 0, "cohort", "be > 0", cohort)
-    return cohort / 20
+    return cohort / 20  # the paper's recommendation, sigma_b = m / 20
 
 
 def value_multiplier(noise_multiplier: float, bits_std: float) -> float:
@@ -33,6 +33,7 @@ def value_multiplier(noise_multiplier: float, bits_std: float) -> float:
     must = f"be < 2 * bits_std = {2 * bits_std:g}, the multiplier of the bits"
     do = "raise bits_std (the paper: cohort / 20), or take larger cohorts"
     require(noise_multiplier < 2 * bits_std, "noise_multiplier", must, noise_multiplier, do)
+    # two Gaussian releases cost as much as one with z^-2 = z_value^-2 + (2 bits_std)^-2 (theorem 1)
     return float((noise_multiplier**-2 - (2 * bits_std) ** -2) ** -0.5)
 
 
@@ -50,6 +51,7 @@ def noisy_fraction(within: int, arrived: int, expected: float, noise: float) -> 
     """
     require(0 <= within <= arrived, "within", f"be in 0..{arrived}", within)
     require(expected > 0, "expected", "be > 0", expected)
+    # the sum of the +-1/2 bits is within - arrived / 2; the paper's b' of its update of C
     return (within - arrived / 2 + noise) / expected + 0.5
 
 
@@ -65,4 +67,5 @@ def next_clip(clip: float, fraction: float, target: float, rate: float) -> float
     require(0 < clip < math.inf, "clip", "be > 0 and finite", clip)
     require(0 <= target <= 1, "target", "be in [0, 1]", target)
     require(rate > 0, "rate", "be > 0", rate)
+    # geometric, so that the bound stays positive and large errors are left behind in few rounds
     return clip * math.exp(-rate * (fraction - target))

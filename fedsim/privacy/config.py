@@ -234,7 +234,7 @@ class BandedMatrix(Promise):
     def applied(self, algorithm: Any, noise_multiplier: float, run: AccountedRun) -> Any:
         """The algorithm between clipping and noise."""
         separation = self.separation(run)
-        bands = separation if self.bands is None else self.bands
+        bands = separation if self.bands is None else self.bands  # more bands would overlap between participations
         must = f"be in 1..{separation}, the rounds that the schedule keeps between two of the same client"
         require(bands <= separation, "bands", must, bands)
         factor = factor_of(run.rounds, min(bands, run.rounds))
@@ -328,15 +328,15 @@ def promised(
         InputError: the accountant has no bound for what would be let out.
     """
     run = AccountedRun(as_accounted(schedule), tuple(sizes), rounds, local or Local(), seed or 0, parameters)
-    counts = Counts()
+    counts = Counts()  # shared by the ledgers of all noise multipliers that are tried
 
     def ledger(noise_multiplier: float) -> Ledger:
         made = privacy.applied(algorithm, noise_multiplier, run)
-        if isinstance(made, Wrapped):
+        if isinstance(made, Wrapped):  # public fields are the mean over all clients where the cohort is hidden
             made = replace(made, steps=steps_of(run, made))
         return Ledger(made, privacy.accountant, run, counts)
 
-    trial = ledger(1.0).algorithm
+    trial = ledger(1.0).algorithm  # what is checked here does not depend on how much noise there is
     if hasattr(trial, "client_releases") and (local is None or seed is None):
         raise TypeError(
             f"promised needs local and seed: clients of {type(trial).__name__} are accounted for one by one"

@@ -55,7 +55,7 @@ class ModularSum:
     def add(self, sums: Sums, clients: tuple[int, ...], messages: Message, weights: Tensor) -> Sums:
         """{field: sum [2^k] int64 of the packed messages [b, bytes]}; of public fields the sum, float64."""
         for name, packed in messages.items():
-            if packed.is_floating_point():
+            if packed.is_floating_point():  # a public field, which travels as it is
                 public = packed.double().sum(0).cpu()
                 sums[name] = public if name not in sums else sums[name] + public
                 continue
@@ -72,11 +72,13 @@ class ModularSum:
     def finish(self, sums: Sums, total: float, dtype: torch.dtype) -> Message:
         """The sums, int64; modulo 2^bits they are what a secure sum gives. Of public fields the mean."""
         found = {name: torch.from_numpy(np.asarray(value)) for name, value in sums.items()}
+        # the rule learns nothing but sums: clients weigh 1 each, so ``total`` is how many came
         return {name: (sum_ / total).to(dtype) if sum_.is_floating_point() else sum_ for name, sum_ in found.items()}
 
 
 def packed(integers: np.ndarray, bits: int) -> np.ndarray:
     """Integers [2^k] in [-2^(bits-1), 2^(bits-1)) -> uint8: bits and k, a byte each, then ``bits`` bits of each."""
+    # modulo 2^bits a negative number is its residue, which has no sign to pack
     head = bytes([bits, (len(integers) - 1).bit_length()])
     return np.array(bytearray(head + pack_unsigned(integers % (1 << bits), bits)), np.uint8)
 
@@ -149,7 +151,7 @@ class DiscreteNoise(Wrapped):
         """The algorithm's work; its payload as packed integers [bytes]."""
         message, state = self.base.local(obj, client, got, rnd)
         name, value = self.vector(message, self.parameters)
-        rule, signs = self.rule, self._signs(rnd)
+        rule, signs = self.rule, self._signs(rnd)  # one rotation for the whole cohort, or the sum could not be undone
 
         def alone(v: Tensor, seed: Tensor) -> Tensor:
             whole = rule.encode(v.double().cpu().numpy(), signs, np.random.default_rng(int(seed)))

@@ -73,7 +73,7 @@ class AccountedRun:
         least = self.rounds
         for t in range(self.rounds):
             for client in self.cohort(t):
-                least = min(least, t - last.get(client, -self.rounds))
+                least = min(least, t - last.get(client, -self.rounds))  # a first round is as far as can be
                 last[client] = t
         return least
 
@@ -244,7 +244,9 @@ class Ledger:
             counts.done, counts.rounds, counts.example, counts.clients = 0, {}, {}, {}
         said = traits_of(self.algorithm)
         mine = "client_releases" in said.hooks
-        for t in range(counts.done, rounds):
+        for t in range(
+            counts.done, rounds
+        ):  # cohorts follow from the seed, so the run's own are counted, not their law
             cohort = self.run.cohort(t) if mine or said.by_cohort else ()
             rnd = Round(t, cohort, n, min(self.run.sizes))
             kind = self.algorithm.kind(rnd) if "kind" in said.hooks else t

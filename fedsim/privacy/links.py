@@ -56,12 +56,13 @@ def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit 
             "the models that they hear, the noise follows from the server's own, and behind a layer that loses "
             "something these differ; use downlink=[]"
         )
-    public = set(said.public)
+    public = set(said.public)  # a layer on public fields alone touches nothing that the noise protects
     layers = [layer for layer in channel.layers if layer.fields is None or not public.issuperset(layer.fields)]
     if said.integers and layers:
         raise InputError(
             f"channel must be [] for messages of integers, which are summed modulo 2^bits, got {layers[0].name}"
         )
+    # what loses nothing hands on what was sent, and post-processing of a private message costs nothing
     layers = [layer for layer in layers if not _faithful(layer)]
     if said.noise == "shares" and layers:
         raise InputError(
@@ -70,7 +71,7 @@ def check_links(algorithm: Any, channel: Channel, downlink: Channel, unit: Unit 
             "channel=[], or algorithm=dp_sgd or privacy=local_gaussian, whose noise is whole in every message"
         )
     if said.noise == "server":
-        for at, layer in enumerate(layers):
+        for at, layer in enumerate(layers):  # outermost first: a layer gets the numbers of those before it
             _check_layer(name, layer, layers[:at], unit)
 
 

@@ -31,6 +31,7 @@ class BandedFactor:
         """Row ``index`` of C^{-1} Z: [d], from white noise [d] and up to b - 1 earlier results, latest first."""
         row = self.noise_coefficients[index]
         total = np.array(white, dtype=np.float64)
+        # forward substitution in C x = z: row t needs the b - 1 results before it
         for weight, past in zip(row[1 : index + 1], previous, strict=False):
             total -= weight * past
         return np.asarray(total / row[0])
@@ -60,7 +61,7 @@ def banded_factor(rounds: int, bands: int, iterations: int = 500) -> BandedFacto
         for lag_ in range(bands):
             along[: rounds - lag_] += slope[lag_:, lag_] * rows[lag_:, lag_]
         gradient = (slope[at, lag] - rows[at, lag] * along[at - lag]) / norms[at - lag]
-        return float((b**2).sum()), gradient
+        return float((b**2).sum()), gradient  # ||A C^-1||^2: the variances of all prefix sums together
 
     free = 0.5**lag  # a start that decays with the lag
     if len(free):

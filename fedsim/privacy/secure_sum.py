@@ -66,6 +66,8 @@ class SecureSum:
     def bound(self, d: int) -> float:
         """Largest norm after rounding, units of the vector (the paper's proposition 22)."""
         g, c, size = self.grain(d), self.clip, padded_length(d)
+        # rounding moves each of the 2^k coordinates by less than g, so the first bound always holds; the tighter second
+        # holds with probability 1 - beta, and is made certain by rounding again until it does
         tail = math.sqrt(2 * math.log(1 / self.beta)) * g * (c + g * math.sqrt(size) / 2)
         return min(c + g * math.sqrt(size), math.sqrt(c**2 + g**2 * size / 4 + tail)) + 1e-5 * g
 
@@ -88,7 +90,7 @@ class SecureSum:
     def std(self, arrived: int) -> float:
         """Std of the noise in the sum of ``arrived`` messages: a dropout takes its share of noise along."""
         require(arrived >= 1, "arrived", "be >= 1", arrived)
-        return self.local_std * math.sqrt(arrived)
+        return self.local_std * math.sqrt(arrived)  # variances of independent shares add up
 
     def release(self, d: int, arrived: int) -> Release:
         """What a sum of ``arrived`` messages of vectors [d] let out.
@@ -133,7 +135,7 @@ def draw_signs(d: int, rng: np.random.Generator) -> np.ndarray:
 
 def rounded(x: np.ndarray, bound: float, rng: np.random.Generator) -> np.ndarray:
     """x [n] to neighbouring integers at random, unbiased but for drawing again until the norm is <= ``bound``."""
-    low = np.floor(x)
+    low = np.floor(x)  # up with probability x - floor(x): unbiased
     for _ in range(_TRIES):
         whole = low + (rng.random(len(x)) < x - low)
         if float(whole @ whole) <= bound**2:
@@ -159,7 +161,7 @@ def discrete_gaussian(sigma: float, n: int, rng: np.random.Generator) -> np.ndar
 
 def wrap(x: np.ndarray, bits: int) -> np.ndarray:
     """Integers modulo 2^bits, in [-2^(bits-1), 2^(bits-1))."""
-    half = 1 << (bits - 1)
+    half = 1 << (bits - 1)  # the representative nearest to zero
     return np.asarray((x + half) % (2 * half) - half)
 
 

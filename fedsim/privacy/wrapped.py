@@ -116,6 +116,7 @@ class Wrapped(Around):
 
 def over_expected(received: Message, rnd: Round, expected: int) -> Message:
     """The mean over the cohort -> its sum over the expected size: dividing by the real size would let it out."""
+    # the rule has divided by the clients that came; times their number it is the sum again
     return {name: value * (len(rnd.clients) / expected) for name, value in received.items()}
 
 

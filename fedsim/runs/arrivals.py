@@ -51,14 +51,14 @@ class Arrivals(ServerRun):
 
     def __init__(self, start: Start, backend: Backend):
         setup = start.setup
-        (state, first), link = start.rows[0]
+        (state, first), link = start.beginning.rows[0]
         store = Store((state, link, torch.zeros((), dtype=torch.int64)))
-        beginning = ArrivalsState(setup.algorithm.init_server(start.x0), (), 0.0, 0)
+        beginning = ArrivalsState(setup.algorithm.init_server(start.beginning.x0), (), 0.0, 0)
         traffic = Traffic({"uplink": setup.uplink, "downlink": None})
         super().__init__(start, backend, beginning, traffic, [store])
         self.schedule = start.schedule
         self.buffer = int(setup.algorithm.base.buffer)  # type: ignore[attr-defined]
-        reply = messages(setup, 0, (state, first), start.x0, start.rounds)
+        reply = messages(setup, 0, (state, first), start.beginning.x0, start.rounds)
         self.empty: Message = to_numpy(tree_map(torch.zeros_like, reply))
         self.reply_bytes = self._size(reply, link)
 
@@ -83,6 +83,7 @@ class Arrivals(ServerRun):
                 now = flights[0].lands
             if not flights[0].ready:
                 flights = computed(flights, self)
+                continue
             landed.append(flight := flights.pop(0))
             fresh[flight.client] = (*flight.row, np.array(flight.participation + 1))
         told = message.message_size(self.heard_by((), 0)) * (started - before.started)
@@ -112,7 +113,7 @@ class Arrivals(ServerRun):
         k, steps = int(count), self.setup.local.count(int(self.sizes[client]))
         lands = now + self.schedule.seconds(seed, client, k, steps, message.message_size(sent), self.reply_bytes)
         begun = to_numpy(message.heard(sent))
-        return Flight(lands, number, client, k, self.done, begun, (state, link), False, self.empty, 0.0, 0, 0)
+        return Flight(lands, number, client, k, self.done, begun, (state, link), self.empty)
 
     def _stepped_on(self, landed: Sequence[Flight]) -> Any:
         """The server's state after a step on these arrivals."""
@@ -133,4 +134,4 @@ class Arrivals(ServerRun):
         """A flight of the kinds and shapes of all."""
         state, link, _ = tree_map(lambda a: a[0], self._stores[0].read([0]))
         begun = to_numpy(message.heard(self.heard_by((0,), 0)))
-        return Flight(0.0, 0, 0, 0, 0, begun, (state, link), False, self.empty, 0.0, 0, 0)
+        return Flight(0.0, 0, 0, 0, 0, begun, (state, link), self.empty)

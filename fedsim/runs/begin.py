@@ -14,9 +14,9 @@ from fedsim.schedule import Asynchronous
 
 def begin(start: Start, backend: Backend) -> Run:
     """The run, before its first round."""
-    if start.graphs is not None:
+    if start.between.graphs is not None:
         return VirtualTime(start, backend)
-    if start.topology is not None:
+    if start.between.topology is not None:
         return Peers(start, backend)
     if isinstance(start.schedule, Asynchronous):
         return Arrivals(start, backend)

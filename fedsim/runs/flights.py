@@ -26,11 +26,11 @@ class Flight(NamedTuple):
     version: int  # server steps done when it started
     begun: Message  # what it got
     row: Any  # (state, memory of its link), and once computed the new ones
-    ready: bool  # whether it is computed
-    reply: Message  # what the server will get
-    loss: float  # mean training loss, NaN where no local step counts
-    sent: int  # bytes of the reply
-    plain: int  # what they would be without a channel
+    reply: Message  # what the server will get; zeros before it is computed
+    ready: bool = False  # whether it is computed
+    loss: float = 0.0  # mean training loss, NaN where no local step counts
+    sent: int = 0  # bytes of the reply
+    plain: int = 0  # what they would be without a channel
 
     @property
     def size(self) -> Sent:
@@ -56,7 +56,7 @@ class _Rows:
 
 
 def computed(flights: Sequence[Flight], run: ServerRun) -> list[Flight]:
-    """All flights, those that were not computed yet now computed together.
+    """All flights, those that were not computed yet now computed together; a client that does not answer has none.
 
     A client's minibatches are those of its own participation, so that clients of one participation make a round.
     """
@@ -67,7 +67,8 @@ def computed(flights: Sequence[Flight], run: ServerRun) -> list[Flight]:
     ]
     worked = run.work(rounds, (_Rows(list(waiting.values())),), {})
     new: dict[int, Flight] = {}
-    replies = _replies(run.setup, [answer for _, answer in worked], sorted(waiting))
+    answered = sorted(i for job, _ in worked for i in job.clients)
+    replies = _replies(run.setup, [answer for _, answer in worked], answered) if answered else {}
     for job, answer in worked:
         for p, i in enumerate(job.clients):
             (state, _), link = tree_map(lambda a, p=p: a[p], answer.rows)
@@ -75,7 +76,7 @@ def computed(flights: Sequence[Flight], run: ServerRun) -> list[Flight]:
             new[i] = waiting[i]._replace(
                 row=(state, link), ready=True, reply=replies[i], loss=float(answer.losses[p]), sent=sent, plain=plain
             )
-    return [new.get(flight.client, flight) for flight in flights]
+    return [new.get(flight.client, flight) for flight in flights if flight.ready or flight.client in new]
 
 
 def _replies(setup: Setup, answers: Sequence[Done], clients: Sequence[int]) -> dict[int, Message]:

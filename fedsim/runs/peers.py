@@ -36,14 +36,14 @@ class Peers(PeersRun):
     """A decentralized run in rounds; arguments as of ``Run``. Schedules say who computes; all gossip in every round."""
 
     def __init__(self, start: Start, backend: Backend):
-        setup, memory = start.setup, start.memory
+        setup, memory, between = start.setup, start.beginning.memory, start.between
         n = len(setup.train.sizes())
-        state = PeersState(*repeated((start.rows[0][0], (memory.uplink, memory.heard)), n))
-        super().__init__(start, backend, state, Traffic({"edge": start.channel}, ("edges",)))
-        assert start.topology is not None
+        state = PeersState(*repeated((start.beginning.rows[0][0], (memory.uplink, memory.heard)), n))
+        super().__init__(start, backend, state, Traffic({"edge": between.channel}, ("edges",)))
+        assert between.topology is not None
         self.schedule = start.schedule
-        self.gossip = Gossip(self.algorithm, start.channel, tuple(Layout.of(setup.models[0]).sizes), setup.seed)
-        self.graphs = Mixings(self.algorithm, start.topology, n, setup.seed)
+        self.gossip = Gossip(self.algorithm, between.channel, tuple(Layout.of(setup.models[0]).sizes), setup.seed)
+        self.graphs = Mixings(self.algorithm, between.topology, n, setup.seed)
         self.steps = self.algorithm.gossip_steps if "gossip_steps" in traits_of(self.algorithm).hooks else 1
         self.notes = self.graphs.first.warnings
 

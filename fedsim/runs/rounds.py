@@ -53,8 +53,8 @@ class Rounds(ServerRun):
     def __init__(self, start: Start, backend: Backend):
         setup = start.setup
         traffic = Traffic({"uplink": setup.uplink, "downlink": setup.downlink})
-        state = RoundsState(setup.algorithm.init_server(start.x0), start.memory)
-        super().__init__(start, backend, state, traffic, [Store(row) for row in start.rows])
+        state = RoundsState(setup.algorithm.init_server(start.beginning.x0), start.beginning.memory)
+        super().__init__(start, backend, state, traffic, [Store(row) for row in start.beginning.rows])
         self.schedule = start.schedule
         self.own = "own" in traits_of(setup.algorithm).hooks  # clients predict with models of their own
         self.parameters = tuple(Layout.of(setup.models[0]).sizes)

@@ -24,6 +24,22 @@ class Memory(NamedTuple):
     heard: State  # of its far end, the clients, who hold it alike
 
 
+class Beginning(NamedTuple):
+    """What everybody has before the first round."""
+
+    x0: Tensor | dict[str, Tensor]  # what the server starts from
+    rows: Sequence[State]  # what a client of each architecture starts from: its state and its link's memory
+    memory: Memory  # what the channels' far ends start from
+
+
+class Between(NamedTuple):
+    """What lies between peers; clients of a server have neither topology nor graphs."""
+
+    channel: Channel  # of the messages between peers; that of a server's clients is in the set-up
+    topology: Topology | None
+    graphs: Graphs | None  # of peers in virtual time
+
+
 @dataclass(frozen=True)
 class Start:
     """A run before its first round.
@@ -33,25 +49,17 @@ class Start:
         schedule: who takes part when.
         evaluation: when and what to evaluate.
         rounds: how many there will be.
-        x0: what the server starts from.
-        rows: what a client of each architecture starts from: its state and its link's memory.
-        memory: what the channels' far ends start from.
         blocks: most clients of each architecture computed at once.
         jobs: pieces that clients are cut into, or ``auto``.
-        channel: of the messages between peers; that of a server's clients is in ``setup``.
-        topology: of peers.
-        graphs: of peers in virtual time.
+        beginning: what server, clients and links start from.
+        between: what lies between peers.
     """
 
     setup: Setup
     schedule: Any
     evaluation: Evaluate
     rounds: int
-    x0: Tensor | dict[str, Tensor]
-    rows: Sequence[State]
-    memory: Memory
     blocks: Sequence[int]
     jobs: int | Literal["auto"]
-    channel: Channel
-    topology: Topology | None = None
-    graphs: Graphs | None = None
+    beginning: Beginning
+    between: Between

@@ -45,10 +45,10 @@ class VirtualTime(PeersRun):
     """
 
     def __init__(self, start: Start, backend: Backend):
-        assert start.graphs is not None
-        self.graphs = start.graphs
+        assert start.between.graphs is not None
+        self.graphs = start.between.graphs
         n = len(start.setup.train.sizes())
-        state = VirtualState(repeated(start.rows[0][0], n), torch.zeros(n, dtype=torch.float64), 0.0)
+        state = VirtualState(repeated(start.beginning.rows[0][0], n), torch.zeros(n, dtype=torch.float64), 0.0)
         super().__init__(start, backend, state, Traffic({"edge": None}, ("edges",)))
         self.times = start.schedule.times(start.rounds)
         self.rounds = len(self.times)

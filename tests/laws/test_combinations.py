@@ -104,7 +104,7 @@ def came(name: str, up: Channel, down: Channel = NONE) -> Came | str:
         assembled = assemble(given, data)
     except InputError as refused:
         return one_line(refused)
-    run = assembled.orchestrator(assembled.start(), Evaluate(every=ROUNDS))
+    run = assembled.begin(assembled.start(), Evaluate(every=ROUNDS))
     records = [run.step() for _ in range(ROUNDS)]
     for record in records:
         assert all(np.isfinite(value) for value in record.values())

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.ground.public_names import home_of
-
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 PERSONAL = ("fd", "fedavg_ft", "fedgh", "fedper", "fedproto", "fedrep", "lg_fedavg", "standalone")
 DIFFERENT = (
@@ -46,7 +44,7 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 def defaults(target: str) -> dict[str, Any]:
     """The defaults that a class or function has of itself."""
     module, _, name = target.rpartition(".")
-    found = getattr(import_module(home_of(module)), name)
+    found = getattr(import_module(module), name)
     parameters = inspect.signature(found).parameters
     made = {"options": {}}  # of fields that have a factory for one
     return {key: made.get(key, p.default) for key, p in parameters.items() if p.default is not p.empty}

@@ -40,6 +40,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.cli.catalogue": {"Option"},
     "fedsim.data.batches": {"Samples"},
     "fedsim.record.history": {"History"},
+    "fedsim.ground.addresses": {"Purpose"},
     "fedsim.ground.layout": {"Layout"},
     "fedsim.record.papers": {"Paper"},
     "fedsim.assembly.choose": {"Chosen"},
@@ -59,7 +60,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},
 }
-INTERNAL_PACKAGES = ("fedsim.report.", "fedsim.engine.")  # but for the engine's settings
+INTERNAL_PACKAGES = ("fedsim.report.", "fedsim.kernels.", "fedsim.pool.", "fedsim.runs.")  # but for the engine's settings
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "lr": 0.1,
     "clients": 4,

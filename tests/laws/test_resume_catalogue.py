@@ -40,7 +40,7 @@ def fresh(name: str, data: Dataset, channel: Channel, downlink: Channel) -> Any:
         seed=1,
     )
     assembled = assemble(parts, given["data"])
-    return assembled.orchestrator(assembled.start(), Evaluate(every=4))
+    return assembled.begin(assembled.start(), Evaluate(every=4))
 
 
 def rounds(run: Any, count: int) -> list[dict[str, float]]:

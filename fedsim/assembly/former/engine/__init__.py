@@ -1,0 +1,1 @@
+"""The old folder of what is now ``fedsim.pool``, ``fedsim.kernels`` and ``fedsim.runs``."""
