@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 from torch import nn
 
 from fedsim.assembly import choose as choosing
@@ -122,9 +123,11 @@ def _each_kernel_is_chosen_once() -> Iterator[None]:
 def _hydra_reads_each_file_once() -> Iterator[None]:
     """Some twenty files for every composition, hundreds of which are made here; a file that is written anew is read."""
     known: dict[Any, Any] = {}
-    read = FileConfigSource.load_config
+    Plugins.instance()  # imports what reads files anew
+    kind: Any = SourcesRegistry.instance().resolve("file")
+    read = kind.load_config
 
-    def once(source: FileConfigSource, config_path: str) -> Any:
+    def once(source: Any, config_path: str) -> Any:
         file = Path(source.path, source._normalize_file_name(config_path))
         if not file.is_file():
             return read(source, config_path)
@@ -135,7 +138,7 @@ def _hydra_reads_each_file_once() -> Iterator[None]:
         return copy.deepcopy(known[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", once)
+        patch.setattr(kind, "load_config", once)
         yield
 
 

@@ -317,7 +317,11 @@ def observed(where: str) -> dict[str, dict[str, list[str]]]:
 
 @pytest.mark.parametrize(
     ("where", "case"),
-    [(where, f"{kind} {ending.__name__}") for where, rows in CASES.items() for kind, ending in rows],
+    [
+        pytest.param(where, f"{kind} {ending.__name__}", marks=pytest.mark.xdist_group(f"process {where}"))
+        for where, rows in CASES.items()
+        for kind, ending in rows
+    ],  # one worker for each process that is observed
 )
 def test_the_process_is_as_it_was(where: str, case: str) -> None:
     assert observed(where)[case] == {}

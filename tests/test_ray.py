@@ -53,9 +53,9 @@ MANY = [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for na
 
 @pytest.mark.parametrize("name", MANY)
 def test_one_and_three_actors_equal_serial(name: str, squares: Dataset) -> None:
-    serial = run(name, squares)
+    serial = run(name, squares, jobs=4)
     for actors in (1, 3):
-        pooled = run(name, squares, backend="ray", actors=actors)
+        pooled = run(name, squares, backend="ray", actors=actors, jobs=4)
         assert pooled.summary["digest"] == serial.summary["digest"]
         for a, b in zip(pooled.metrics, serial.metrics, strict=True):
             timeless = [{k: v for k, v in r.items() if not k.startswith("time/")} for r in (a, b)]
@@ -65,7 +65,7 @@ def test_one_and_three_actors_equal_serial(name: str, squares: Dataset) -> None:
 @pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", ["econtrol", pytest.param("qsgd", marks=pytest.mark.slow)])
 def test_layers_of_the_channel_give_the_serial_bits(name: str, actors: int) -> None:
-    serial, pooled = channels.counted(name), channels.run(name, backend="ray", actors=actors)
+    serial, pooled = (channels.run(name, jobs=3, **how) for how in ({}, {"backend": "ray", "actors": actors}))
     assert pooled.summary["digest"] == serial.summary["digest"]
     assert channels.sent(pooled) == channels.sent(serial)
     for a, b in zip(channels.everything(pooled), channels.everything(serial), strict=True):

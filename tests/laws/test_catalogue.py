@@ -146,7 +146,7 @@ def run(name: str, data: Dataset, *, rounds: int = 3, seed: int = 1, **engine: A
         aggregate=aggregate(name),
         channel=Channel(UPLINKS.get(name, ())),
         downlink=Channel(DOWNLINKS.get(name, ())),
-        engine=Engine(**{"backend": "serial", "jobs": 4, **engine}),
+        engine=Engine(**{"backend": "serial", "jobs": 2, **engine}),
         seed=seed,
     )
 
@@ -197,7 +197,7 @@ def assert_close(one: Result, other: Result) -> None:
 
 
 BATCHINGS: dict[str, dict[str, Any]] = {
-    "vmap": {"kernel": "vmap", "block": 3},
+    "vmap": {"kernel": "vmap", "block": 3},  # in two jobs: five clients as 3, and 2
     "one job": {"jobs": 1},  # the whole cohort together
     "two jobs, stacked": {"jobs": 2, "block": 2, "kernel": "stacked"},  # five clients as 2 and 1, and 2
 }

@@ -61,14 +61,14 @@ def run(name: str, *, encode: bool = False, **engine: Any) -> Result:
     """Three rounds of clients of different sizes, of which two do not take part in each."""
     return simulate(
         FedAvg(lr=0.1, momentum=0.5),
-        data=images(),
+        data=images(72),
         partition=Dirichlet(clients=6, alpha=0.5, min_samples=2),
         model=small_cnn,
         rounds=3,
         schedule=Uniform(cohort=4),
         local=Local(steps=3, batch_size=8),
         channel=channel(name, encode),
-        engine=Engine(**{"backend": "serial", "jobs": 3, **engine}),
+        engine=Engine(**{"backend": "serial", "jobs": 2, **engine}),
         seed=1,
     )
 
@@ -80,7 +80,7 @@ def counted(name: str) -> Result:
 
 @cache
 def together(name: str) -> Result:
-    return run(name, dtype="float64", kernel="stacked", block=3)
+    return run(name, dtype="float64", kernel="stacked", block=2)
 
 
 def everything(result: Result) -> list[torch.Tensor]:
@@ -129,7 +129,7 @@ def test_batching_changes_rounding_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", EACH)
 def test_jobs_and_blocks_change_rounding_only(name: str) -> None:
-    assert_close(together(name), run(name, dtype="float64", kernel="stacked", jobs=1, block=2))
+    assert_close(together(name), run(name, dtype="float64", kernel="stacked", jobs=1, block=3))
 
 
 @pytest.mark.parametrize("name", LAYERS)
