@@ -60,7 +60,12 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},
 }
-INTERNAL_PACKAGES = ("fedsim.report.", "fedsim.kernels.", "fedsim.pool.", "fedsim.runs.")  # but for the engine's settings
+INTERNAL_PACKAGES = (
+    "fedsim.report.",
+    "fedsim.kernels.",
+    "fedsim.pool.",
+    "fedsim.runs.",
+)  # but for the engine's settings
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "lr": 0.1,
     "clients": 4,
