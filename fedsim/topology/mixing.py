@@ -48,11 +48,6 @@ class Mixing:
         """Whether edges are arcs."""
         return bool(self.graph.is_directed())
 
-    @property
-    def doubly_stochastic(self) -> bool:
-        """Whether rows and columns sum to 1."""
-        return self.row_stochastic and self.column_stochastic
-
 
 class Topology(Protocol):
     """A rule for the mixing matrix of every round: a frozen dataclass of options."""

@@ -194,7 +194,8 @@ def test_fastest_mixing_on_a_path_is_one_half_and_never_slower_than_metropolis()
     pytest.importorskip("cvxpy")
     path = Path(weights="fastest_mixing").mixing(12, 0, 0)
     assert lam(path.w) == pytest.approx(cos(pi / 12), abs=1e-6)  # Boyd, Diaconis, Sun and Xiao 2006: all weights 1/2
-    assert path.doubly_stochastic
+    assert path.row_stochastic
+    assert path.column_stochastic
     for topology, plain in ((Barbell(weights="fastest_mixing"), Barbell()), (Grid(weights="fastest_mixing"), Grid())):
         assert lam(w_of(topology, 12)) < lam(w_of(plain, 12)) - 0.01
 
