@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 import socket
 import sys
@@ -189,7 +190,7 @@ def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
         ray_home.ensure_token()
     local: dict[str, Any] = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
     local |= {"_temp_dir": own.name} if own else {}
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, numbers = signal.getsignal(signal.SIGTERM), random.getstate()
     try:
         _knock(engine.address)
         ray.init(
@@ -211,6 +212,7 @@ def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
             "`ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave engine.address=null"
         ) from error
     finally:
+        random.setstate(numbers)  # ray.init draws ports and names
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
     return own
