@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import signal
 import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
@@ -37,7 +37,8 @@ def _told() -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
 
 
-with given_back(*VARIABLES):  # Ray reads some of them, and sets a hook of its own, when it is imported
+# Ray reads some of them when it is imported, and sets a hook and a filter of its own.
+with given_back(*VARIABLES), warnings.catch_warnings():
     _told()
     import ray
     import torch
@@ -190,7 +191,7 @@ def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
         ray_home.ensure_token()
     local: dict[str, Any] = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
     local |= {"_temp_dir": own.name} if own else {}
-    handler, numbers = signal.getsignal(signal.SIGTERM), random.getstate()
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         _knock(engine.address)
         ray.init(
@@ -212,7 +213,6 @@ def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
             "`ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave engine.address=null"
         ) from error
     finally:
-        random.setstate(numbers)  # ray.init draws ports and names
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
     return own
