@@ -75,7 +75,9 @@ def cases(configs: Path, scratch: Path) -> dict[str, tuple[str, ...]]:
     cohorts.write_text("[[0, 3], [1, 2, 5], [4]]")
     edges.write_text("".join(f"{i} {(i + 1) % 8}\n{i} {(i + 3) % 8}\n" for i in range(8)))
     peers = ("algorithm=dpsgd", "partition.clients=8")
-    own = {"cohorts": (f"schedule.path={cohorts}",), "file": (f"topology.path={edges}",)}
+    own: dict[str, tuple[str, ...]] = {"cohorts": (f"schedule.path={cohorts}",), "file": (f"topology.path={edges}",)}
+    own |= {"erdos_renyi": ("topology.p=0.6",), "random_geometric": ("topology.radius=0.8",)}
+    own |= {"random_regular": ("topology.degree=3",), "networkx": ("topology.generator=cycle_graph",)}
     kinds = {"async": "fedbuff", "events": "ad_psgd"}
     found: dict[str, tuple[str, ...]] = {f"preset {n}": (f"experiment={n}",) for n in _options(configs, "experiment")}
     for n in _options(configs, "algorithm"):
@@ -120,8 +122,8 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
         local["batch_size"] = min(local["batch_size"], 4)
     if config["partition"].get("held_out"):
         config["partition"]["held_out"] = 100
-    if config["partition"].get("clients"):
-        config["partition"]["clients"] = min(config["partition"]["clients"], 20)
+    if "clients" in config["partition"]:  # null: all that the data have
+        config["partition"]["clients"] = min(config["partition"]["clients"] or 10, 20)
     config["evaluate"]["every"] = 1
     config["rounds"] = 2
     return config
@@ -199,8 +201,8 @@ def main(checkout: str, out: str, *only: str) -> None:
     """Run the cases whose name holds one of ``only`` (all without any) and write their numbers to ``out``."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    # CIFAR-10 is read with many options; inflating it takes longest of all
-    setattr(lzma, "decompress", cache(lzma.decompress))  # noqa: B010 - mypy knows the function's type
+    # CIFAR-10 is read with many options; inflating it each time would take longest of all.
+    setattr(lzma, "decompress", cache(lzma.decompress))  # noqa: B010 - a type checker wants the same signature
     fedsim = import_module("fedsim")
     if not Path(str(fedsim.__file__)).resolve().is_relative_to(Path(checkout).resolve()):
         raise SystemExit(f"fedsim is that of {fedsim.__file__}, not of {checkout}")

@@ -112,7 +112,7 @@ STATES: dict[str, Callable[[], Any]] = {
     "numpy's errors": lambda: (np.geterr(), np.get_printoptions()["precision"]),
     "warnings": lambda: (list(map(str, warnings.filters)), repr(warnings.showwarning)),
     "environment": lambda: dict(os.environ),
-    "sys.path": lambda: list(sys.path),
+    "sys.path": lambda: [path for path in sys.path if f"{os.sep}ray{os.sep}" not in path],  # has libraries of its own
     "sys.argv": lambda: list(sys.argv),
     "current folder": os.getcwd,
     "hooks": lambda: list(map(repr, (sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook))),

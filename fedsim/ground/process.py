@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import random
 import signal
 import sys
 import threading
@@ -42,11 +43,12 @@ def keep_memory() -> None:
 def given_back(*names: str) -> Iterator[None]:
     """Undo what a library does to the process in the block.
 
-    Given back are the handler of SIGTERM, ``sys.excepthook``, the fault handler, and the environment variables whose
-    names begin with one of ``names``.
+    Given back are the handler of SIGTERM, ``sys.excepthook``, the fault handler, the state of ``random``, and the
+    environment variables whose names begin with one of ``names``.
     """
     main = threading.current_thread() is threading.main_thread()
     handler, hook, enabled = signal.getsignal(signal.SIGTERM), sys.excepthook, faulthandler.is_enabled()
+    numbers = random.getstate()  # Ray draws ports and names
     before = {name: value for name, value in os.environ.items() if name.startswith(names)}
     try:
         yield
@@ -57,5 +59,6 @@ def given_back(*names: str) -> Iterator[None]:
         if faulthandler.is_enabled() and not enabled:
             faulthandler.disable()
         sys.excepthook = hook
+        random.setstate(numbers)
         if main and handler is not None:  # None: set by a library in C, which Python cannot set again
             signal.signal(signal.SIGTERM, handler)

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
@@ -36,7 +37,8 @@ def _told() -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
 
 
-with given_back(*VARIABLES):  # Ray reads some of them, and sets a hook of its own, when it is imported
+# Ray reads some of them when it is imported, and sets a hook and a filter of its own.
+with given_back(*VARIABLES), warnings.catch_warnings():
     _told()
     import ray
     import torch
