@@ -68,8 +68,8 @@ def graphs_of(topology: Topology, n: int, seed: int, schedule: Events) -> Graphs
             known[at] = _constants(topology.mixing(n, at, seed), topology)
         edges, rates, *_ = known[at]
         stretches.append(Stretch(r * hold if r else 0.0, t_end if r == count - 1 else (r + 1) * hold, edges, rates))
-    worst1, worst2 = (max(found[k] for found in known.values()) for k in (2, 3))
-    return Graphs(tuple(stretches), Constants(n, chi1=worst1, chi2=worst2))
+    slowest, widest = max(found[2] for found in known.values()), max(found[3] for found in known.values())
+    return Graphs(tuple(stretches), Constants(n, chi1=slowest, chi2=widest))
 
 
 def too_slow(algorithm: Any, constants: Constants) -> tuple[str, ...]:
