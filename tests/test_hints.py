@@ -46,7 +46,8 @@ def said(path: Path) -> list[str]:
     text = path.read_text()
     if path.suffix == ".py":
         nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
-        return [node.value for node in nodes if isinstance(node.value, str)]
+        strings = (node.value for node in nodes if isinstance(node.value, str))
+        return [re.sub(r"^\s*(>>>|\.\.\.).*$", "", text, flags=re.M) for text in strings]  # examples are Python
     if path.suffix == ".yaml":
         return [" ".join(line.partition("#")[2] for line in text.splitlines() if "#" in line)]
     return re.split(r"```python\n.*?```", text, flags=re.S)
