@@ -77,7 +77,7 @@ def cases(configs: Path, scratch: Path) -> dict[str, tuple[str, ...]]:
     peers = ("algorithm=dpsgd", "partition.clients=8")
     own: dict[str, tuple[str, ...]] = {"cohorts": (f"schedule.path={cohorts}",), "file": (f"topology.path={edges}",)}
     own |= {"erdos_renyi": ("topology.p=0.6",), "random_geometric": ("topology.radius=0.8",)}
-    own |= {"random_regular": ("topology.degree=3",), "networkx": ("topology.generator=cycle_graph",)}
+    own |= {"random_regular": ("topology.degree=3",), "networkx": ("topology.generator=networkx.cycle_graph",)}
     kinds = {"async": "fedbuff", "events": "ad_psgd"}
     found: dict[str, tuple[str, ...]] = {f"preset {n}": (f"experiment={n}",) for n in _options(configs, "experiment")}
     for n in _options(configs, "algorithm"):
