@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from fedsim.assembly.problems import did_you_mean
 from fedsim.errors import InputError, require
+from fedsim.record.run_folder import summary_of
 
 PREFIX = "resume="
 
@@ -52,8 +52,7 @@ def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
 
 def finished(folder: Path) -> int | None:
     """Rounds of a run that came to its end, else None."""
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = summary_of(folder) or {}
     return int(summary["rounds"]) if summary.get("status") == "finished" else None
 
 
@@ -68,10 +67,11 @@ def _read(path: Path) -> dict[str, Any]:
     """A run's config.yaml."""
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or f"which is no yaml ({error})".replace("\n", " ")
         raise InputError(f"resume must be the folder of a run, got {path}: {reason}") from error
-    if not isinstance(config, dict) or not {"engine", "checkpoint"} <= set(config):
+    groups = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("engine", "checkpoint"))
+    if not groups or not {"algorithm", "data", "partition", "model", "rounds"} <= set(config):
         raise InputError(f"resume must be the folder of a run of the command line, got {path} without its keys")
     return config
 
