@@ -13,6 +13,7 @@ from fedsim.errors import InputError, require
 from fedsim.record.run_folder import summary_of
 
 PREFIX = "resume="
+GROUPS = ("algorithm", "data", "partition", "model", "engine", "checkpoint")  # what every run has
 
 
 def asked(argv: Sequence[str]) -> bool:
@@ -70,8 +71,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or f"which is no yaml ({error})".replace("\n", " ")
         raise InputError(f"resume must be the folder of a run, got {path}: {reason}") from error
-    groups = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("engine", "checkpoint"))
-    if not groups or not {"algorithm", "data", "partition", "model", "rounds"} <= set(config):
+    whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in GROUPS)
+    if not whole or not isinstance(config.get("rounds"), int):
         raise InputError(f"resume must be the folder of a run of the command line, got {path} without its keys")
     return config
 

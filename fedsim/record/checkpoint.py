@@ -269,7 +269,12 @@ def _rebuilt(fresh: Any, path: str, saved: Saved, wanted: set[str], *, rows: boo
     if not isinstance(fresh, (Tensor, np.ndarray)):
         if path not in saved.numbers:
             raise InputError(f"the checkpoint must hold this run's state, got none of {path}")
-        return saved.numbers[path]
+        number = saved.numbers[path]
+        if fresh is not None and isinstance(number, (int, float)) != isinstance(fresh, (int, float)):
+            raise InputError(
+                f"the checkpoint must hold {path} as a {type(fresh).__name__}, got {type(number).__name__}"
+            )
+        return number
     found = saved.arrays.get(path)
     empty = fresh.detach().cpu().numpy() if isinstance(fresh, Tensor) else fresh
     if found is None or found.dtype != empty.dtype or found.shape[rows:] != empty.shape[rows:]:

@@ -36,6 +36,8 @@ def opened(
         # What a link points at is not the run's: another run's folder, or whatever the sender of a folder chose.
         own = not (path / name).is_symlink()
         require(own, str(path / name), "lie in the run's folder itself", "a link", "put what it names in its place")
+        folder = name != "metrics.jsonl" and (path / name).exists()
+        require(not folder or (path / name).is_dir(), str(path / name), "be a folder", "a file", "move it elsewhere")
     try:
         if not resume:
             if checkpoints.files() and not (path / "metrics.jsonl").exists():  # they would be taken for the new run's
@@ -78,6 +80,7 @@ def _is_of_a_run(notes: Mapping[str, Any]) -> bool:
     mark, opened = notes.get("fingerprint"), notes.get("open", 0)
     return (
         isinstance(notes.get("recorded"), int)
+        and notes["recorded"] >= 0
         and isinstance(notes.get("wall_s"), float)
         and (opened is None or isinstance(opened, dict))
         and isinstance(mark, dict)
