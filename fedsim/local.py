@@ -9,7 +9,6 @@ from typing import Literal
 from fedsim.errors import require
 from fedsim.fields import check_fields
 
-
 MOST_STEPS = 10**6
 """Of a client in a round, and passes over its data, at most: the minibatches of a round are drawn before it works."""
 
@@ -25,8 +24,8 @@ class Local:
     25
 
     Attributes:
-        steps: local steps K per round, in 1..1000000; the client goes through its data in fresh random orders until it has
-            made them. None: use ``epochs``.
+        steps: local steps K per round, in 1..1000000; the client goes through its data in fresh random orders until it
+            has made them. None: use ``epochs``.
         epochs: passes over the client's data per round, > 0; fractions allowed (0.5: half of the minibatches, rounded
             up). None together with ``steps`` None: one epoch.
         batch_size: examples in a minibatch, >= 1 (the last one of an epoch is smaller when sizes do not divide), or

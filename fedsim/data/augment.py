@@ -16,7 +16,6 @@ from torch import Tensor
 from fedsim.errors import require
 from fedsim.fields import check_fields
 
-
 MOST_PAD = 1024  # pixels: a batch of padded images is in memory at once
 
 

@@ -8,12 +8,11 @@ from typing import Literal
 from fedsim.errors import require
 from fedsim.fields import check_fields
 
-
 MOST_PROCESSES = 1024
 """Actors of a run, and threads of an actor, at most: more than the CPUs of any one machine, and each takes memory.
 
-Fixed, and no multiple of the CPUs there are, so that a configuration is right or wrong on every machine. libgomp ends the
-process with a segmentation fault when it cannot make its threads.
+Fixed, and no multiple of the CPUs there are, so that a configuration is right or wrong on every machine. Where torch
+cannot make its threads the process ends with a segmentation fault.
 """
 MOST_PIECES = 2**20
 """Jobs of a round, and clients of a block, at most: a million clients one by one."""
