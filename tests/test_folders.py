@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import select
 import shutil
+import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +25,13 @@ from matplotlib.image import imsave
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from fedsim.ground.interrupts import heard
+from fedsim.record import checkpoint
+from fedsim.record.checkpoint import Checkpointing, Checkpoints
+from fedsim.record.run_folder import RunFolder
+from fedsim.record.tensorboard import EventFile
 from fedsim.report.__main__ import main as report
-from tests.test_cli import SMALL, main  # noqa: F401 - a fixture
+from tests.test_cli import SMALL, environment, main  # noqa: F401 - a fixture
 from tests.test_process import ctrl_c
 from tests.test_resume import recorded, summary
 
@@ -394,3 +406,151 @@ def test_damage_costs_a_line_at_most(
 
 def digest(folder: Path) -> str:
     return str(summary(folder)["digest"])
+
+
+# Disks that fail
+
+
+def failing_metrics(fail: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
+    write = RunFolder.write
+
+    def then(self: RunFolder, record: Any) -> None:
+        if record["round"] >= 3:
+            self._metrics = Broken(self._metrics, fail)
+        write(self, record)
+
+    patch.setattr(RunFolder, "write", then)
+
+
+class Broken:
+    """A file of which every write fails; everything else is the file's."""
+
+    def __init__(self, file: Any, fail: Callable[..., Any]) -> None:
+        self._file, self.write = file, fail
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def failing_events(fail: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
+    scalars = EventFile.scalars
+    patch.setattr(EventFile, "scalars", lambda self, values, step: fail() if step >= 3 else scalars(self, values, step))
+
+
+def failing(owner: Any, name: str) -> Callable[[Callable[..., Any], pytest.MonkeyPatch], None]:
+    """A function that fails from the third round on, whoever calls it."""
+
+    def break_(fail: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
+        write, sound, broken = RunFolder.write, getattr(owner, name), []
+
+        def then(self: RunFolder, record: Any) -> None:
+            write(self, record)
+            broken.extend([True] * (record["round"] >= 3))
+
+        patch.setattr(RunFolder, "write", then)
+        patch.setattr(owner, name, lambda *args, **options: fail() if broken else sound(*args, **options))
+
+    return break_
+
+
+PLACES = {
+    "a record": failing_metrics,
+    "an event": failing_events,
+    "fsync": failing(os, "fsync"),
+    "replace": failing(os, "replace"),
+    "a checkpoint": failing(checkpoint, "save_file"),
+    "mkdir": failing(os, "mkdir"),
+}
+ERRORS = ("EIO", "EROFS", "EMFILE", "EFBIG", "ENOSPC", "EDQUOT")
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(place, ERRORS[i % len(ERRORS)]) for i, place in enumerate(PLACES)] + [("a record", name) for name in ERRORS[1:]],
+)
+def test_a_disk_that_fails_ends_a_run_with_one_line_and_nothing_lost(
+    main: Command,  # noqa: F811
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    name: str,
+) -> None:
+    number = getattr(errno, name)
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    line = (*LINE, f"rounds={LAST}", "evaluate.every=1", "hydra.run.dir=out")
+    with pytest.MonkeyPatch.context() as patch:
+        PLACES[place](fail, patch)
+        assert main(*line) == 1
+    *warned, last = capsys.readouterr().err.splitlines()
+    assert os.strerror(number) in last
+    assert last.endswith(
+        f"the run in {tmp_path / 'out'} stopped; what it wrote is kept: fedsim resume={tmp_path / 'out'}"
+    )
+    assert len(warned) <= 1
+    assert all("no checkpoint after round" in line for line in warned)
+    assert main("resume=out") == 0
+    assert digest(tmp_path / "out") == digest(made / "whole")
+    assert [r["round"] for r in recorded(tmp_path / "out")] == list(range(LAST + 1))
+
+
+def test_a_stopped_run_whose_checkpoint_fails_says_so(
+    main: Command,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with ctrl_c(tmp_path / "out"):
+        assert main(*LINE, "rounds=5000", "evaluate.every=5000", "hydra.run.dir=out") == 1
+    warned, last = capsys.readouterr().err.splitlines()
+    assert "no checkpoint after round 1" in warned
+    assert "no checkpoint after round" in last
+    assert summary(tmp_path / "out")["status"] == "interrupted"
+
+
+# A closed terminal
+
+
+def test_a_closed_terminal_saves_what_the_run_has(tmp_path: Path) -> None:
+    """The master side of a pseudo-terminal is closed: SIGHUP comes, and every write to the terminal fails from then."""
+    command = [sys.executable, "-m", "fedsim", *LINE, "rounds=100000", "evaluate.every=100000", "hydra.run.dir=out"]
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path, "ray"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+    )
+    os.close(theirs)
+    metrics = tmp_path / "out/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > 2):
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 2**16)
+    os.close(ours)
+    assert process.wait() == 129
+    found = summary(tmp_path / "out")
+    assert (found["status"], found["message"]) == ("interrupted", f"KeyboardInterrupt after round {found['rounds']}")
+    saved = Checkpoints(tmp_path / "out/checkpoints", Checkpointing()).newest()
+    assert saved is not None
+    assert saved.done == found["rounds"] >= 2
+
+
+def test_a_run_that_was_begun_to_outlive_its_terminal_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in heard()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in heard()
+    finally:
+        signal.signal(signal.SIGHUP, before)
