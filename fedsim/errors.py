@@ -42,6 +42,10 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+class NotSaved(OSError):
+    """The last checkpoint of a run that ends could not be written; everything recorded, and the one before, is kept."""
+
+
 class JobFailed(Exception):
     """A job of a sweep did not finish and has said why; the others go on."""
 

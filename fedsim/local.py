@@ -9,6 +9,9 @@ from typing import Literal
 from fedsim.errors import require
 from fedsim.fields import check_fields
 
+MOST_STEPS = 10**6
+"""Of a client in a round, and passes over its data, at most: the minibatches of a round are drawn before it works."""
+
 
 @dataclass(frozen=True)
 class Local:
@@ -21,8 +24,8 @@ class Local:
     25
 
     Attributes:
-        steps: local steps K per round, >= 1; the client goes through its data in fresh random orders until it has
-            made them. None: use ``epochs``.
+        steps: local steps K per round, in 1..1000000; the client goes through its data in fresh random orders until it
+            has made them. None: use ``epochs``.
         epochs: passes over the client's data per round, > 0; fractions allowed (0.5: half of the minibatches, rounded
             up). None together with ``steps`` None: one epoch.
         batch_size: examples in a minibatch, >= 1 (the last one of an epoch is smaller when sizes do not divide), or
@@ -41,9 +44,11 @@ class Local:
         check_fields(self)
         if self.steps is not None:
             require(self.steps >= 1, "steps", "be >= 1", self.steps)
+            require(self.steps <= MOST_STEPS, "steps", f"be <= {MOST_STEPS}", self.steps)
             require(self.epochs is None, "epochs", "be null when steps is given", self.epochs, "give one of the two")
         if self.epochs is not None:
             require(self.epochs > 0, "epochs", "be > 0", self.epochs)
+            require(self.epochs <= MOST_STEPS, "epochs", f"be <= {MOST_STEPS}", self.epochs)
         if self.batch_size != "full":
             require(self.batch_size >= 1, "batch_size", "be an integer >= 1 or 'full'", self.batch_size)
 

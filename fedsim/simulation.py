@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -24,7 +24,7 @@ from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
-from fedsim.errors import Interrupted, require
+from fedsim.errors import Interrupted, NotSaved, require
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
 from fedsim.ground.interrupts import Stopping
@@ -170,6 +170,8 @@ def simulate(
         Interrupted: Ctrl-C, a KeyboardInterrupt, after records, checkpoint and summary (status ``interrupted``) were
             saved; ``error.result`` is what the run had. Another Ctrl-C within five seconds does not cut the saving.
             Before the first round a KeyboardInterrupt is raised as it came.
+        OSError: the run's folder cannot be written any more; what was written is kept. ``fedsim.errors.NotSaved``, one
+            of them: only the last checkpoint is missing.
     """
     begun = time.perf_counter()
     method = (algorithm, data, partition, model, rounds, schedule, local, aggregate)
@@ -238,13 +240,18 @@ def play(history: History, stopping: Stopping) -> tuple[Status, str]:
     try:
         status, message = history.loop(stopping)
     except Exception as error:
-        history.catch_up()
-        if not isinstance(error, OSError):
-            history.save()
-        history.finish("failed", str(error))
+        with suppress(OSError):  # a disk that is full or gone; the first error is the one to see
+            history.catch_up()
+            if not isinstance(error, OSError):
+                history.save()
+            history.finish("failed", str(error))
         raise
     if status != "diverged":
-        history.save()
+        try:
+            history.save(last=True)
+        except NotSaved as error:  # what the run came to is whole all the same
+            history.finish(status, str(error))
+            raise
     if folder and run.confusion is not None and status != "interrupted":  # that one may go on, to another matrix
         draw_confusion(folder, run.confusion, run.done)
     return status, message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, NotSaved
 from fedsim.ground.tree import leaves
 from fedsim.record.checkpoint import Checkpointing, Checkpoints
 from fedsim.record.fingerprint import check_fingerprint, fingerprint
@@ -122,8 +123,9 @@ def test_the_last_k_stay_and_a_damaged_later_one_does_not_count(tmp_path: Path) 
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next_checkpoint(tmp_path: Path) -> None:
-    for name in (".round-00000004.77.tmp", ".tmpAbCdEf"):
-        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".round-00000003.76.tmp").write_bytes(b"half")
+    (tmp_path / ".round-00000004.77.tmp").mkdir()
+    (tmp_path / ".round-00000004.77.tmp/.tmpAbCdEf").write_bytes(b"half")
     assert saved(tmp_path, 5).files() == list(tmp_path.iterdir())
 
 
@@ -160,6 +162,34 @@ def test_another_state_is_refused_by_name(tmp_path: Path, change: dict[str, Any]
 def test_two_leaves_of_one_name_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two leaves of a state are called a/b"):
         Checkpoints(tmp_path, ALWAYS).save(1, {"a": {"b": 1}, "a/b": 2}, {})
+
+
+def test_the_last_one_that_fails_is_an_error_and_earlier_ones_say_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = saved(tmp_path, 1)
+
+    def attempts(*rounds: int) -> list[str]:
+        assert not any(checkpoints.save(done, state(), {}) for done in rounds)
+        return capsys.readouterr().err.splitlines()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.record.checkpoint.save_file", broken)
+        (line,) = attempts(2, 3)
+        assert "no checkpoint after round 2, the one before it stays: [Errno 5] on purpose" in line
+        with pytest.raises(NotSaved, match="no checkpoint after round 4"):
+            checkpoints.save(4, state(), {}, last=True)
+    saved(tmp_path, 5)
+    assert checkpoints.save(6, state(), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.record.checkpoint.save_file", broken)
+        (line,) = attempts(7, 8)  # said again, for one could be written in between
+    assert "after round 7" in line
+    assert sorted(path.name[:14] for path in tmp_path.iterdir()) == ["round-00000005", "round-00000006"]
+
+
+def broken(*arguments: Any) -> None:
+    raise OSError(errno.EIO, "on purpose")
 
 
 def test_a_full_disk_costs_the_checkpoint_and_one_line(tmp_path: Path) -> None:

@@ -37,8 +37,10 @@ LONG_FILES = {
     "pool/worker.py": "what is sent to a worker, what it does and what it sends back, which are read together",
     "privacy/config.py": "a list: the six choices of ``privacy``, each with its keys in its docstring",
     "privacy/ledger.py": "epsilon, from draws over counts to the accountant's questions: one computation",
+    "record/checkpoint.py": "one file format: written, read and distrusted in one place",
     "record/run_folder.py": "one folder: every file in it, written and read in one place",
     "schedule/rules.py": "a list: the rules for cohorts, each with its law in its docstring",
+    "simulation.py": "one function, with a docstring that users read instead of a manual",
     "topology/reading.py": "graphs from files: three formats that share their checks",
     "traits/declared.py": "how the words of a class are read, and every way in which they can be wrong",
 }

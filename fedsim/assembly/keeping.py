@@ -10,7 +10,7 @@ from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled
 from fedsim.record.checkpoint import Checkpoints, Saved
 from fedsim.record.drawings import draw_network, draw_split
-from fedsim.record.history import opened
+from fedsim.record.opening import opened
 from fedsim.record.run_folder import RunFolder
 
 

@@ -1,12 +1,12 @@
 """The command line's entry: what to do, signals, exit codes, and one job from its configuration to its table.
 
 Exit codes: 0 finished, 1 diverged, a failed job of a sweep or an unexpected error (with its traceback), 2 a user's
-error (one line for each), 130 interrupted, 143 terminated.
+error (one line for each), 129 hung up (its terminal was closed), 130 interrupted, 143 terminated. A disk that is full,
+broken or gone, and a process that may open no more files, end a run with one line and 1.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISCHR
 from traceback import walk_tb
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,12 +34,13 @@ from fedsim.cli.commands import COMMANDS, command
 from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
-from fedsim.errors import ClientError, InputError, Interrupted, JobFailed
-from fedsim.ground.interrupts import PATIENCE_S, SIGNALS
+from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, NotSaved
+from fedsim.ground.files import DISK
+from fedsim.ground.interrupts import PATIENCE_S, heard
 from fedsim.ground.version import __version__
 
 SHOWN = ("algorithm", "data", "partition", "model")  # choices in a run's final table
-_stopped: list[tuple[int, float]] = []  # the first signal (SIGINT or SIGTERM) and when it came
+_stopped: list[tuple[int, float]] = []  # the first of SIGNALS that came, and when
 
 
 def main() -> int:
@@ -58,7 +60,7 @@ def _borrowed() -> Iterator[None]:
     full, collecting, frozen = os.environ.get("HYDRA_FULL_ERROR"), gc.isenabled(), gc.get_freeze_count()
     main_thread = threading.current_thread() is threading.main_thread()
     _stopped.clear()
-    before = {number: signal.signal(number, _stop) for number in SIGNALS} if main_thread else {}
+    before = {number: signal.signal(number, _stop) for number in heard()} if main_thread else {}
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
     gc.disable()  # importing torch makes a million objects; looking for garbage among them takes a fifth of the time
     try:
@@ -177,15 +179,21 @@ def perform(
             error.args = (f"{error}, or: {line(run_dir, error.round, error.clients)}",)
         raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not _about(error, run_dir):
             raise
-        _fail(f"{error.strerror}, the run in {run_dir} stopped; what it wrote is kept: fedsim resume={run_dir}", 1)
+        what = error.strerror or str(error)
+        _fail(f"{what}, the run in {run_dir} stopped; what it wrote is kept: fedsim resume={run_dir}", 1)
     report(result.summary, run_dir, extra=names)
     if result.status == "interrupted":
         raise KeyboardInterrupt
     if result.status == "diverged":
         _fail(f"the run diverged: {result.message}; what it recorded is kept; try a smaller algorithm.lr", 1)
     return float(result.summary.get("eval/accuracy", result.summary["eval/loss"])["last"])
+
+
+def _about(error: OSError, run_dir: Path) -> bool:
+    """Whether an error is the disk's, or about a file of the run's folder; others come from a user's own code."""
+    return isinstance(error, NotSaved) or error.errno in DISK or str(error.filename).startswith(str(run_dir))
 
 
 def _here() -> str:
@@ -197,12 +205,22 @@ def _here() -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """On Ctrl-C and SIGTERM: the run saves what it has and its actors go."""
+    """On Ctrl-C, SIGTERM and a closed terminal: the run saves what it has and its actors go."""
     now = time.monotonic()
     if _stopped and now - _stopped[0][1] < PATIENCE_S:
         return
     _stopped[:1] = [(number, now)]
+    if number == signal.SIGHUP:
+        _leave_lost_terminal()
     raise KeyboardInterrupt
+
+
+def _leave_lost_terminal() -> None:
+    """Send output to the null device where it went to a terminal that is gone: writing there would cut the saving."""
+    for stream in (1, 2):
+        with suppress(OSError), open(os.devnull, "w") as null:
+            if S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                os.dup2(null.fileno(), stream)
 
 
 def _complain(problems: str, code: int) -> int:

@@ -134,7 +134,7 @@ def recorded_capability(folder: Path) -> str | None:
     """The CPU capability that a run was computed with; None where its folder does not say."""
     try:
         found = json.loads((folder / "provenance.json").read_text())["cpu"]["capability"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return str(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ import yaml
 
 from fedsim.assembly.problems import did_you_mean
 from fedsim.errors import InputError, require
+from fedsim.record.run_folder import summary_of
 
 PREFIX = "resume="
+GROUPS = ("algorithm", "data", "partition", "model", "engine", "checkpoint")  # what every run has
 
 
 def asked(argv: Sequence[str]) -> bool:
@@ -52,8 +53,7 @@ def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
 
 def finished(folder: Path) -> int | None:
     """Rounds of a run that came to its end, else None."""
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = summary_of(folder) or {}
     return int(summary["rounds"]) if summary.get("status") == "finished" else None
 
 
@@ -68,10 +68,11 @@ def _read(path: Path) -> dict[str, Any]:
     """A run's config.yaml."""
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or f"which is no yaml ({error})".replace("\n", " ")
         raise InputError(f"resume must be the folder of a run, got {path}: {reason}") from error
-    if not isinstance(config, dict) or not {"engine", "checkpoint"} <= set(config):
+    whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in GROUPS)
+    if not whole or not isinstance(config.get("rounds"), int):
         raise InputError(f"resume must be the folder of a run of the command line, got {path} without its keys")
     return config
 

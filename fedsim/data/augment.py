@@ -16,6 +16,8 @@ from torch import Tensor
 from fedsim.errors import require
 from fedsim.fields import check_fields
 
+MOST_PAD = 1024  # pixels: a batch of padded images is in memory at once
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -23,7 +25,7 @@ class Augment:
 
     Attributes:
         flip: probability of the horizontal flip, in [0, 1].
-        crop_pad: zeros added on each side before the crop, in pixels, >= 0.
+        crop_pad: zeros added on each side before the crop, in pixels, in 0..1024.
         crop: probability that the crop is random (otherwise the image stays in place), in [0, 1]; 1 in the usual
             recipe, 0.5 in the FL-Simulator code base (FedSpeed, FedSMOO).
     """
@@ -35,7 +37,7 @@ class Augment:
     def __post_init__(self) -> None:
         check_fields(self)
         require(0 <= self.flip <= 1, "flip", "be in [0, 1]", self.flip)
-        require(self.crop_pad >= 0, "crop_pad", "be >= 0", self.crop_pad)
+        require(0 <= self.crop_pad <= MOST_PAD, "crop_pad", f"be in 0..{MOST_PAD}", self.crop_pad)
         require(0 <= self.crop <= 1, "crop", "be in [0, 1]", self.crop)
 
     def draw(self, generator: torch.Generator, count: int) -> Tensor:

@@ -61,6 +61,7 @@ class Synthetic:
         require(0 <= self.alpha < float("inf"), "alpha", "be >= 0 and finite", self.alpha)
         require(0 <= self.beta < float("inf"), "beta", "be >= 0 and finite", self.beta)
         require(self.max_size >= MIN_SIZE, "max_size", f"be >= {MIN_SIZE}", self.max_size)
+        check_memory("clients", (self.clients, MIN_SIZE, FEATURES), 4, "lower clients")  # if all have the least
         check_share(self.test_share)
 
     def load(self, seed: int) -> Dataset:

@@ -1,24 +1,35 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what tells this program's own files from everybody else's."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+DISK = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EMFILE", "ENFILE", "ESTALE", "ENODEV", "ENXIO")
+    if hasattr(errno, name)
+)
+"""Errors of a machine whose disk is full, broken or gone, or that opens no more files; no mistake of a program."""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` whole, on disk, and only if the block succeeds."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = piece(path)
+    temp.unlink(missing_ok=True)  # of a killed process that had this number; what is opened below is new, no link
     try:
-        with temp.open("wb") as file:
+        with temp.open("xb") as file:
             yield file
         publish(temp, path)
     except BaseException:
-        temp.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to see
+            temp.unlink(missing_ok=True)
         raise
 
 
@@ -27,6 +38,28 @@ def publish(temp: Path, path: Path) -> None:
     _sync(temp)
     os.replace(temp, path)
     _sync(path.parent)
+
+
+def piece(path: Path) -> Path:
+    """Where this process writes a file before it has its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def pieces(folder: Path, name: str) -> list[Path]:
+    """What killed processes left of files that they were writing; links are never among them.
+
+    Args:
+        folder: where they were writing. Ask while nobody else can be.
+        name: regular expression of the whole names that the files would have had.
+    """
+    ours = re.compile(rf"\.(?:{name})\.\d+\.tmp")
+    with os.scandir(folder) as found:
+        return sorted(Path(entry) for entry in found if ours.fullmatch(entry.name) and not entry.is_symlink())
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether there is a file, and not a link to one, which may lie anywhere."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _sync(path: Path) -> None:

@@ -10,15 +10,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 PATIENCE_S = 5.0
 """Signals that follow the first one so soon are ignored: a run that was told to stop is saving what it has."""
 
 
+def heard() -> list[int]:
+    """The signals that end a command: SIGHUP, of a closed terminal, unless whoever began it had it ignored (nohup)."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A block that Ctrl-C and SIGTERM wait for, so that what it changes changes completely; keep it short.
+    """A block that Ctrl-C, SIGTERM and SIGHUP wait for, so that what it changes changes completely; keep it short.
 
     Handlers run in the main thread only; in others there is nothing to wait for.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
 
 
 class BodyHead(nn.Module):
@@ -28,6 +28,15 @@ class BodyHead(nn.Module):
         """[m, *input_shape] -> [m, outputs] (sequences: [m, t] -> [m, t, outputs])."""
         out: Tensor = self.head(self.body(x))
         return out
+
+
+MOST_PARAMETERS = 2 * 10**9
+"""Of the models that come with fedsim: 8 GB in float32, and a run holds several; a block holds one for each client."""
+
+
+def require_size(name: str, value: object, parameters: int) -> None:
+    """Raise InputError where an option makes a model of more than ``MOST_PARAMETERS``, before it is built."""
+    require(parameters <= MOST_PARAMETERS, name, f"make a model of at most {MOST_PARAMETERS:.0e} parameters", value)
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

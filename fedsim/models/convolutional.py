@@ -17,7 +17,7 @@ from itertools import pairwise
 from torch import nn
 
 from fedsim.errors import InputError, require
-from fedsim.models.body_head import BodyHead, image_shape
+from fedsim.models.body_head import BodyHead, image_shape, require_size
 
 
 def cnn(
@@ -50,6 +50,8 @@ def cnn(
     require(0 <= padding < kernel, "padding", f"be in 0..{kernel - 1}, below the kernel", padding)
     require(not hidden or min(hidden) >= 1, "hidden", "be widths >= 1", hidden)
     c, height, width = image_shape(input_shape, "cnn")
+    sizes = {"channels": channels, "kernel": kernel}
+    require_size("channels and kernel", sizes, sum(a * b * kernel**2 for a, b in pairwise((c, *channels))))
     body: list[nn.Module] = []
     for n_in, n_out in pairwise((c, *channels)):
         body += [nn.Conv2d(n_in, n_out, kernel, padding=padding), nn.MaxPool2d(2), nn.ReLU()]
@@ -60,6 +62,7 @@ def cnn(
                 f"with padding {padding} and a 2x2 pool each; use model.padding={kernel // 2} or a smaller model.kernel"
             )
     features = channels[-1] * height * width
+    require_size("hidden", hidden, sum(a * b for a, b in pairwise((features, *hidden, outputs))))
     body += _linear_layers(features, hidden)
     return BodyHead(nn.Sequential(*body), nn.Linear(hidden[-1] if hidden else features, outputs))
 

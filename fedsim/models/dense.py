@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from fedsim.errors import require
-from fedsim.models.body_head import ACTIVATIONS, BodyHead
+from fedsim.models.body_head import ACTIVATIONS, BodyHead, require_size
 
 
 def linear(input_shape: tuple[int, ...], outputs: int, single_logit: bool = True) -> BodyHead:
@@ -65,6 +65,8 @@ def mlp(
     hidden = tuple(hidden)
     require(len(hidden) > 0 and min(hidden) >= 1, "hidden", "be one or more widths >= 1", hidden, "use model=linear")
     require(activation in ACTIVATIONS, "activation", f"be one of {', '.join(ACTIVATIONS)}", activation)
+    widths = (prod(input_shape), *hidden, outputs)
+    require_size("hidden", hidden, sum(a * b for a, b in pairwise(widths)))
     body: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in pairwise((prod(input_shape), *hidden)):
         body += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedsim.errors import InputError, require
-from fedsim.models.body_head import BodyHead
+from fedsim.models.body_head import BodyHead, require_size
 
 
 class CharBody(nn.Module):
@@ -40,6 +40,9 @@ def char_lstm(
     """
     for name, value in (("embedding", embedding), ("hidden", hidden), ("layers", layers)):
         require(value >= 1, name, "be >= 1", value)
+    gates = 4 * hidden * (embedding + hidden + 2 * hidden * (layers - 1))
+    sizes = {"embedding": embedding, "hidden": hidden, "layers": layers}
+    require_size("embedding, hidden and layers", sizes, gates + outputs * (embedding + hidden))
     if len(input_shape) != 1:
         raise InputError(f"model=char_lstm needs token sequences of shape (t,), got samples of shape {input_shape}")
     return BodyHead(CharBody(outputs, embedding, hidden, layers), nn.Linear(hidden, outputs))

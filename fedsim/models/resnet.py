@@ -72,6 +72,10 @@ def resnet18_gn_cifar(input_shape: tuple[int, ...], outputs: int, groups: int = 
     return _resnet18(stem, outputs, groups)
 
 
+MOST_LAYERS = 2000
+"""Each is an object, traced and stacked before the first round, which takes time and memory long before it learns."""
+
+
 def resnet_small_gn(input_shape: tuple[int, ...], outputs: int, depth: int = 8, groups: int = 2) -> BodyHead:
     """The paper's narrow ResNets for CIFAR-10 (section 4.2), with GroupNorm: 16, 32 and 64 channels, ``depth`` layers.
 
@@ -85,6 +89,7 @@ def resnet_small_gn(input_shape: tuple[int, ...], outputs: int, depth: int = 8, 
         groups: groups of each GroupNorm, a divisor of 16.
     """
     require(depth >= 8 and depth % 6 == 2, "depth", "be 6 n + 2: 8, 14, 20, ...", depth)
+    require(depth <= MOST_LAYERS, "depth", f"be <= {MOST_LAYERS}", depth)
     require(groups >= 1 and 16 % groups == 0, "groups", "be a divisor of 16", groups)
     c, _, _ = image_shape(input_shape, "resnet_small_gn")
     stem = OrderedDict[str, nn.Module](

@@ -8,6 +8,15 @@ from typing import Literal
 from fedsim.errors import require
 from fedsim.fields import check_fields
 
+MOST_PROCESSES = 1024
+"""Actors of a run, and threads of an actor, at most: more than the CPUs of any one machine, and each takes memory.
+
+Fixed, and no multiple of the CPUs there are, so that a configuration is right or wrong on every machine. Where torch
+cannot make its threads the process ends with a segmentation fault.
+"""
+MOST_PIECES = 2**20
+"""Jobs of a round, and clients of a block, at most: a million clients one by one."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -21,7 +30,7 @@ class Engine:
 
     Attributes:
         backend: ``serial`` (in this process, no Ray) or ``ray`` (a pool of actors).
-        actors: Ray actors, >= 1; each hosts many virtual clients.
+        actors: Ray actors, in 1..1024; each hosts many virtual clients.
         address: ``null`` starts Ray on this machine; else the address of a running cluster.
         block: most clients computed at once, >= 2, or ``auto``: by the model's size.
         jobs: most pieces a cohort is cut into, >= 1, or ``auto``: 4, more for large cohorts (``pool.plan.pieces``).
@@ -30,7 +39,7 @@ class Engine:
         kernel: ``auto`` (a fixed rule by model, shape and device), ``stacked`` or ``vmap``.
         dtype: ``float32`` or ``float64``.
         device: ``cpu`` or ``cuda``.
-        threads: torch threads of every worker, >= 1; part of a run's fingerprint.
+        threads: torch threads of every worker, in 1..1024; part of a run's fingerprint.
         retries: how often the work of a lost actor is run again, >= 0.
         timeout_s: seconds after which an actor that has not answered is taken for lost, > 0; None waits for ever.
     """
@@ -51,9 +60,14 @@ class Engine:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("actors", "threads"):
-            require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+            value = getattr(self, name)
+            require(value >= 1, name, "be >= 1", value)
+            require(value <= MOST_PROCESSES, name, f"be <= {MOST_PROCESSES}", value)
         require(self.jobs == "auto" or self.jobs >= 1, "jobs", "be >= 1 or auto", self.jobs)
         require(self.retries >= 0, "retries", "be >= 0", self.retries)
         require(self.timeout_s is None or self.timeout_s > 0, "timeout_s", "be > 0 or null", self.timeout_s)
         if self.block != "auto":
             require(self.block >= 2, "block", "be >= 2 or auto", self.block, "use batching=loop for one at a time")
+        for name in ("block", "jobs"):
+            value = getattr(self, name)
+            require(value == "auto" or value <= MOST_PIECES, name, f"be <= {MOST_PIECES} or auto", value)

@@ -16,10 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,10 +31,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, NotSaved, require
 from fedsim.fields import check_fields
 from fedsim.ground.console import warning
-from fedsim.ground.files import publish
+from fedsim.ground.files import is_own_file, piece, pieces, publish
 from fedsim.types import SavedRows
 
 T = TypeVar("T")
@@ -96,29 +97,35 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie; made by the first one, which removes pieces that a killed run left there.
+        folder: where they lie; made by the first one. Only files of their name are ever removed, and pieces of them
+            that a killed run left.
         policy: when there shall be one.
     """
 
     def __init__(self, folder: Path, policy: Checkpointing) -> None:
         self.folder, self.policy = folder, policy
         self._last, self._since, self._cost = 0, time.monotonic(), 0.0
+        self._said = False  # that none can be written, since the last that was
 
     def due(self, done: int) -> bool:
         """Whether a run that has done so many rounds shall save now."""
         wait = max(self.policy.seconds, PRICE * self._cost) if self.policy.seconds else 0.0
         return done - self._last >= self.policy.every and time.monotonic() - self._since >= wait
 
-    def save(self, done: int, state: Any, notes: Mapping[str, Any]) -> bool:
+    def save(self, done: int, state: Any, notes: Mapping[str, Any], *, last: bool = False) -> bool:
         """Write a checkpoint; a disk that is full costs the checkpoint and one line, not the run.
 
         Args:
             done: rounds done.
             state: tree of tensors, arrays and plain numbers.
             notes: JSON, whatever else is needed.
+            last: no other attempt will follow.
 
         Returns:
-            Whether there is one now.
+            Whether there is one now. The first of several failures in a row is said in a line.
+
+        Raises:
+            NotSaved: the last one cannot be written.
         """
         begun = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
@@ -128,43 +135,68 @@ class Checkpoints:
                 raise ValueError(f"two leaves of a state are called {path}")
             (arrays if isinstance(leaf, np.ndarray) else numbers)[path] = leaf
         header = json.dumps({"format": FORMAT, "round": done, "numbers": numbers, "notes": notes})
-        temp = self.folder / f".round-{done:08}.{os.getpid()}.tmp"
         try:
-            self.folder.mkdir(exist_ok=True)
-            for piece in self.folder.glob(".*"):  # ours and safetensors' own
-                piece.unlink()
+            self._write(done, arrays, header)
+        except (OSError, SafetensorError) as error:
+            problem = f"no checkpoint after round {done}, the one before it stays: {error}"
+            if last:
+                raise NotSaved(problem) from error
+            if not self._said:
+                warning(f"{problem}; the run goes on and tries again, silently")
+            self._said = True
+            return False
+        finally:
+            self._last, self._since = done, time.monotonic()
+            self._cost = self._since - begun
+        self._said = False
+        return True
+
+    def _write(self, done: int, arrays: dict[str, np.ndarray], header: str) -> None:
+        """Write one, remove those that are too many, and whatever was begun and not finished."""
+        self.folder.mkdir(exist_ok=True)
+        for left in pieces(self.folder, r"round-\d+"):
+            _remove(left)
+        # In a folder of its own, for safetensors may write beside the file first, under a name that nobody can know.
+        place = piece(self.folder / f"round-{done:08}")
+        place.mkdir()
+        try:
+            temp = place / "whole"
             save_file(arrays, temp, {"fedsim": header})
             temp.chmod(self.folder.stat().st_mode & 0o666)  # safetensors makes files for the owner's eyes only
             publish(temp, self.folder / f"round-{done:08}-{_digest(temp)}.safetensors")
-            before = [path for path in self.files() if _round(path) <= done]  # later ones were damaged and passed over
-            for old in before[self.policy.keep :]:
-                old.unlink()
-        except (OSError, SafetensorError) as error:
-            warning(f"no checkpoint after round {done}, the one before it stays: {error}")
-            return False
         finally:
-            temp.unlink(missing_ok=True)
-            self._last, self._since = done, time.monotonic()
-            self._cost = self._since - begun
-        return True
+            _remove(place)
+        before = [path for path in self.files() if _round(path) <= done]  # later ones were damaged and passed over
+        for old in filter(is_own_file, before[self.policy.keep :]):
+            old.unlink()
 
     def files(self) -> list[Path]:
         """The checkpoints there are, of the most rounds first, of equal ones the latest."""
         found = [path for path in self.folder.glob("round-*.safetensors") if NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: (_round(path), path.stat().st_mtime_ns), reverse=True)
+        return sorted(found, key=lambda path: (_round(path), path.lstat().st_mtime_ns), reverse=True)
 
-    def newest(self, most: float = math.inf) -> Saved | None:
-        """The last good checkpoint of at most so many rounds, or None; damaged ones are named in a line each."""
+    def good(self, most: float = math.inf) -> Iterator[Saved]:
+        """Good checkpoints of at most so many rounds, the latest first; damaged ones are named in a line each."""
         for path in (path for path in self.files() if _round(path) <= most):
             found = _read(path)
             if isinstance(found, Saved):
-                return found
-            warning(f"{path} is passed over: {found}")
-        return None
+                yield found
+            else:
+                warning(f"{path} is passed over: {found}")
+
+    def newest(self, most: float = math.inf) -> Saved | None:
+        """The last good checkpoint of at most so many rounds, or None."""
+        return next(self.good(most), None)
 
 
 def _round(path: Path) -> int:
     return int(path.name.split("-")[1])
+
+
+def _remove(own: Path) -> None:
+    """Remove a piece; what cannot be removed stays, for the next checkpoint to try again."""
+    with suppress(OSError):
+        shutil.rmtree(own) if own.is_dir() else own.unlink()  # neither follows links
 
 
 def _read(path: Path) -> Saved | str:
@@ -176,10 +208,14 @@ def _read(path: Path) -> Saved | str:
         with safe_open(path, framework="np") as file:
             header = json.loads(file.metadata()["fedsim"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        done, written = header["round"], header["format"]
+        numbers, notes = dict(header["numbers"]), dict(header["notes"])
     except OSError as error:
         return f"it cannot be read, {error}"
-    require(header["format"] == FORMAT, str(path), f"have format {FORMAT}", header["format"], "use its fedsim")
-    return Saved(header["round"], _today(arrays), _today(header["numbers"]), header["notes"])
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return f"it is no checkpoint ({type(error).__name__})"  # whoever wrote it gave it its digest
+    require(written == FORMAT, str(path), f"have format {FORMAT}", written, "use its fedsim")
+    return Saved(done, _today(arrays), _today(numbers), notes) if done == _round(path) else "it is of another round"
 
 
 def _today(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +269,12 @@ def _rebuilt(fresh: Any, path: str, saved: Saved, wanted: set[str], *, rows: boo
     if not isinstance(fresh, (Tensor, np.ndarray)):
         if path not in saved.numbers:
             raise InputError(f"the checkpoint must hold this run's state, got none of {path}")
-        return saved.numbers[path]
+        number = saved.numbers[path]
+        if fresh is not None and isinstance(number, (int, float)) != isinstance(fresh, (int, float)):
+            raise InputError(
+                f"the checkpoint must hold {path} as a {type(fresh).__name__}, got {type(number).__name__}"
+            )
+        return number
     found = saved.arrays.get(path)
     empty = fresh.detach().cpu().numpy() if isinstance(fresh, Tensor) else fresh
     if found is None or found.dtype != empty.dtype or found.shape[rows:] != empty.shape[rows:]:

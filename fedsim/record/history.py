@@ -6,51 +6,22 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import Diverged, require
+from fedsim.errors import Diverged, InputError
 from fedsim.ground.console import Progress
 from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
-from fedsim.record.checkpoint import Checkpointing, Checkpoints, Saved
-from fedsim.record.fingerprint import check_fingerprint, fingerprint
+from fedsim.record.checkpoint import Checkpoints, Saved
 from fedsim.record.provenance import cpu_capability
 from fedsim.record.run_folder import RunFolder, Status, run_summary
 from fedsim.runs.run import Run
 from fedsim.runs.traffic import Record
 from fedsim.types import SavedRows, State
-
-
-def opened(
-    path: str | Path,
-    config: Mapping[str, Any],
-    machine: Mapping[str, Any],
-    method: Mapping[str, Any],
-    policy: Checkpointing,
-    rounds: int,
-    *,
-    resume: bool,
-) -> tuple[RunFolder, Checkpoints, dict[str, Any], Saved | None]:
-    """A run's folder, its checkpoints, its fingerprint, and the checkpoint that it goes on from.
-
-    Raises:
-        InputError: the folder holds another run, one that is going on, or (without ``resume``) any run.
-    """
-    checkpoints = Checkpoints(Path(path) / "checkpoints", policy)
-    mark = fingerprint(config, machine, method)
-    if not resume:
-        return RunFolder.create(path, config, machine), checkpoints, mark, None
-    saved = checkpoints.newest()
-    if saved is not None:
-        check_fingerprint(saved.notes["fingerprint"], mark, Path(path))
-        require(rounds >= saved.done, "rounds", f"be >= {saved.done}, which are done", rounds)
-    done = None if saved is None else saved.notes["recorded"]
-    return RunFolder.reopen(path, config, machine, done), checkpoints, mark, saved
 
 
 @dataclass
@@ -88,10 +59,15 @@ class History:
 
     def resume(self, saved: Saved) -> None:
         """Take over what a checkpoint holds; the folder has the records of the rounds before."""
-        state = saved.into(self._state(0))
-        self.run.restore(state["run"])
-        if self.points is not None:
-            self.points += list(state["points"].values)
+        try:
+            state = saved.into(self._state(0))
+            self.run.restore(state["run"])
+            if self.points is not None:
+                self.points += list(state["points"].values)
+        except InputError:
+            raise
+        except Exception as error:  # of whoever made a file of the right shape and digest, and other content
+            raise InputError(f"the checkpoint after round {saved.done} must hold a run's state, got {error}") from error
         self.spent, self.open = saved.notes["wall_s"], saved.notes["open"]
         self.records += self.folder.records if self.folder else []
         self._saved = None if self.open else saved.done
@@ -142,17 +118,21 @@ class History:
             self.add(record)
             self.open = record
 
-    def save(self) -> None:
-        """Write a checkpoint, unless the run has not begun or the last one says it all."""
+    def save(self, *, last: bool = False) -> None:
+        """Write a checkpoint, unless the run has not begun or the last one says it all.
+
+        Raises:
+            OSError: the records are not on disk; or this is the ``last`` one and cannot be written.
+        """
         if self.checkpoints is None or self.folder is None or not self.records:
             return
         if self.open is None and self._saved == self.run.done:
             return
         self.folder.sync()
-        last = self.run.done - (self.open is not None)
+        recorded = self.run.done - (self.open is not None)
         wall_s = self.spent + time.perf_counter() - self.begun
-        notes = {"recorded": last, "open": self.open, "wall_s": wall_s, "fingerprint": self.fingerprint}
-        if self.checkpoints.save(self.run.done, self._state(last + 1), notes):
+        notes = {"recorded": recorded, "open": self.open, "wall_s": wall_s, "fingerprint": self.fingerprint}
+        if self.checkpoints.save(self.run.done, self._state(recorded + 1), notes, last=last):
             self._saved = self.run.done
 
     def finish(self, status: Status, message: str) -> dict[str, Any]:

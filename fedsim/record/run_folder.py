@@ -16,12 +16,13 @@ are written beside their final name, synchronised and renamed.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,14 +31,18 @@ import numpy as np
 import yaml
 
 from fedsim.errors import InputError
-from fedsim.ground.files import atomic_file
+from fedsim.ground.console import warning
+from fedsim.ground.files import atomic_file, is_own_file, pieces
 from fedsim.record.papers import papers
-from fedsim.record.tensorboard import EventFile
+from fedsim.record.tensorboard import EventFile, own_event_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Status = Literal["finished", "diverged", "failed", "interrupted"]
+
+ATOMIC = r"(config\.yaml|provenance\.json|summary\.json|trajectory\.npz|events\.npz)"
+"""Names of files that are written under another name first, as a regular expression."""
 
 LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std", "norm2"})
 
@@ -100,29 +105,32 @@ class RunFolder:
 
         Raises:
             InputError: the run is still going on, or a round to keep is not in metrics.jsonl.
+            OSError: a file cannot be opened or written.
         """
         path = Path(path).absolute()
-        if not (path / "metrics.jsonl").exists():
+        if done is None and not os.path.lexists(path / "metrics.jsonl"):
             return cls.create(path, config, provenance)
-        metrics = (path / "metrics.jsonl").open("r+b", buffering=0)
-        _lock(metrics, path)
-        # Rounds after the checkpoint are cut off: they are computed again, and a record must not stand there twice.
-        records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
-        metrics.truncate(end)
-        metrics.seek(end)
-        for name in ("summary.json", "trajectory.npz"):
-            (path / name).unlink(missing_ok=True)
-        for piece in path.glob(".*.tmp"):  # of a killed run
-            piece.unlink()
-        if done is None:
-            for file in (path / "tensorboard").glob("events.out.tfevents.*"):
-                file.unlink()
-            return cls._begin(path, metrics, config, provenance)
-        first = json.loads((path / "provenance.json").read_text())
-        resumed = [*first.get("resumed", []), {"after_round": done, **provenance}]
-        _write_config(path, config)
-        _write_json(path / "provenance.json", first | {"resumed": resumed})
-        return cls(path, metrics, EventFile(path / "tensorboard", config, begin=done + 1), records)
+        with ExitStack() as unless_opened:
+            metrics = unless_opened.enter_context(_unlinked(path / "metrics.jsonl"))
+            _lock(metrics, path)
+            # Rounds after the checkpoint are cut off: they are computed again, and no record must stand there twice.
+            records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
+            metrics.truncate(end)
+            metrics.seek(end)
+            for name in ("summary.json", "trajectory.npz"):
+                (path / name).unlink(missing_ok=True)
+            for left in filter(is_own_file, pieces(path, ATOMIC)):
+                left.unlink()
+            if done is None:
+                for file in own_event_files(path / "tensorboard"):
+                    file.unlink()
+                folder = cls._begin(path, metrics, config, provenance)
+            else:
+                _write_config(path, config)
+                _write_json(path / "provenance.json", _resumed(path / "provenance.json", done, provenance))
+                folder = cls(path, metrics, EventFile(path / "tensorboard", config, begin=done + 1), records)
+            unless_opened.pop_all()
+        return folder
 
     @classmethod
     def _begin(cls, path: Path, metrics: Any, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> RunFolder:
@@ -192,10 +200,14 @@ class RunFolder:
 
     def _append(self, line: bytes) -> None:
         end = self._metrics.tell()
-        written = self._metrics.write(line)
-        if written != len(line):
-            self._metrics.truncate(end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "metrics.jsonl"))
+        left = line
+        try:
+            while left:  # a disk that becomes full takes a part, and says why when it is given the rest
+                left = left[self._metrics.write(left) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._metrics.truncate(end)
+            raise OSError(error.errno, error.strerror, str(self.path / "metrics.jsonl")) from error
 
 
 def run_summary(
@@ -233,6 +245,16 @@ def run_summary(
     return summary | {"time/wall_s": wall_s, "digest": digest}
 
 
+def summary_of(folder: Path) -> dict[str, Any] | None:
+    """The content of a run's summary.json; None where there is none, or a damaged one, and the run may go on."""
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(found, dict) and isinstance(found.get("status"), str) and isinstance(found.get("rounds"), int)
+    return found if whole else None
+
+
 def _lock(metrics: Any, path: Path) -> None:
     """Keep others out while this process writes; the lock ends with the file or the process."""
     try:
@@ -242,25 +264,54 @@ def _lock(metrics: Any, path: Path) -> None:
         raise InputError(f"the run in {path} must have ended, got one that is going on; wait, or stop it") from None
 
 
+def _unlinked(path: Path) -> Any:
+    """A file to go on writing, and not what a link of its name points at; unbuffered."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", buffering=0)
+
+
+def rounds_recorded(path: Path) -> int:
+    """How many rounds, from round 0 on, metrics.jsonl holds whole; 0 where it cannot be read."""
+    try:
+        return sum(1 for _ in _whole(path / "metrics.jsonl"))
+    except OSError:
+        return 0
+
+
+def _whole(path: Path) -> Iterator[tuple[dict[str, float], int]]:
+    """Rounds 0, 1, ... of metrics.jsonl up to the first damaged line, each with the length of its line."""
+    for at, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(record, dict) or record.get("round") != at:
+            return
+        if not all(value is None or isinstance(value, (int, float)) for value in record.values()):
+            return
+        yield {tag: math.nan if value is None else value for tag, value in record.items()}, len(line)
+
+
 def _read(path: Path, done: int) -> tuple[list[dict[str, float]], int]:
     """Rounds 0..done of metrics.jsonl, and where their lines end; what is null there is nan."""
-    records: list[dict[str, float]] = []
-    end = 0
-    for line in path.read_bytes().splitlines(keepends=True)[: done + 1]:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else {}
-        except ValueError:
-            record = {}
-        if record.get("round") != len(records):
-            break
-        records.append({tag: math.nan if value is None else value for tag, value in record.items()})
-        end += len(line)
+    found = list(islice(_whole(path), done + 1))
+    records, end = [record for record, _ in found], sum(length for _, length in found)
     if len(records) != done + 1:
         raise InputError(
             f"{path} must hold rounds 0 to {done}, got a damaged line or none for round {len(records)}; "
             "restore the file, or run again in another folder"
         )
     return records, end
+
+
+def _resumed(path: Path, done: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """provenance.json of a run that goes on; one that cannot be read begins with what goes on now."""
+    try:
+        first = dict(json.loads(path.read_text()))
+        before = list(first.get("resumed", []))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        warning(f"{path} cannot be read ({type(error).__name__}): where the earlier rounds come from is lost")
+        first, before = dict(provenance), []
+    return first | {"resumed": [*before, {"after_round": done, **provenance}]}
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> str:

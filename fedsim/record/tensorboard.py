@@ -19,9 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.ground.files import is_own_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RUN, PICTURES = "fedsim_run", "fedsim_pictures"
+"""Ends of the names of event files: of runs, and of files with nothing but pictures. Others' end otherwise."""
+DATED = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 DPI = 120  # of figures: sharp on the page, 20 to 60 kB each
 
 
@@ -71,6 +76,12 @@ def charts(tags: set[str]) -> dict[str, dict[str, list[Any]]]:
     }
 
 
+def own_event_files(folder: Path, end: str = RUN) -> list[Path]:
+    """Event files in a folder whose names have this end; no links, and none where the folder is one."""
+    found = [] if folder.is_symlink() else sorted(folder.glob(f"events.out.tfevents.*.{end}"))
+    return [path for path in found if is_own_file(path)]
+
+
 class EventFile:
     """The event file in a run's ``tensorboard`` folder.
 
@@ -96,9 +107,10 @@ class EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-        now = max([time.time(), *(t + 1 for t in times)])  # files are read in the order of their names
-        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        others = [found for path in folder.iterdir() if (found := DATED.match(path.name))]
+        now = max([time.time(), *(int(found[1]) + 1 for found in others)])  # files are read in the order of their names
+        end = PICTURES if config is None else RUN
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{end}"
         self._file = (folder / name).open("xb", buffering=0)
         self._records = RecordWriter(self._file)
         self._event = Event

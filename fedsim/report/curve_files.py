@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fedsim.ground.files import atomic_file
 from fedsim.record.figures import curves
 from fedsim.record.run_folder import lower_is_better
-from fedsim.record.tensorboard import EventFile
+from fedsim.record.tensorboard import PICTURES, EventFile, own_event_files
 from fedsim.report.axes import Axis
 from fedsim.report.compare import Comparison
 from fedsim.report.page import SHOWN, Report
@@ -32,7 +32,7 @@ def write_charts(report: Report, folder: Path) -> list[Path]:
     charts = [chart for comparison in report.comparisons[:MOST] for chart in _charts(comparison)]
     if not charts:
         return []
-    for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+    for old in own_event_files(folder / "tensorboard", PICTURES):
         old.unlink()
     events = EventFile(folder / "tensorboard", None)
     with atomic_file(folder / "curves.pdf") as file, PdfPages(file, metadata={"CreationDate": None}) as pages:

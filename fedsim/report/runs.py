@@ -98,12 +98,14 @@ def read_run(path: Path, job: Mapping[str, Any] | None = None) -> RecordedRun:
     """
     try:
         config = load_yaml(path / "config.yaml")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        metrics = _metrics(path / "metrics.jsonl")
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path / 'config.yaml'} is not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(config, dict):
+    except OSError as error:
+        raise InputError(f"{error.filename or path} cannot be read ({error.strerror})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("seed", 0), int):
         raise InputError(f"{path / 'config.yaml'} holds no configuration")
-    summary, provenance = (_json(path / name) for name in ("summary.json", "provenance.json"))
-    return RecordedRun(path, config, _metrics(path / "metrics.jsonl"), summary, provenance, job or {})
+    return RecordedRun(path, config, metrics, _summary(path), _provenance(path), job or {})
 
 
 def load_yaml(path: Path) -> Any:
@@ -129,7 +131,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline yet
                 return
             raise InputError(f"{path} is not one JSON record a line (line {number}: {error})") from error
@@ -142,14 +144,31 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
 
 
+def _summary(folder: Path) -> dict[str, Any]:
+    """summary.json, or {} where there is none."""
+    found = _json(folder / "summary.json")
+    if not isinstance(found.get("status", ""), str) or not isinstance(found.get("rounds", 0), int):
+        raise InputError(f"{folder / 'summary.json'} is no summary of a run")
+    return found
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """What provenance.json says, {} where there is none; what is not of the kind that a run writes is left out."""
+    found = _json(folder / "provenance.json")
+    nested = ("git", "versions", "cpu", "data")
+    return {key: value for key, value in found.items() if key not in nested or isinstance(value, dict)}
+
+
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, or {} where there is no such file."""
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
     return content

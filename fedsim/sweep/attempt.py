@@ -11,8 +11,9 @@ from typing import Any
 
 from fedsim.assembly.configuration import build_run
 from fedsim.errors import Interrupted
+from fedsim.record.run_folder import summary_of
 from fedsim.simulation import Result, simulate
-from fedsim.sweep.state import SweepFolder, identity, now, summary_of
+from fedsim.sweep.state import SweepFolder, identity, now
 
 
 def attempt(
@@ -64,4 +65,5 @@ def attempt(
 
 def _code(folder: Path) -> dict[str, Any]:
     facts = json.loads((folder / "provenance.json").read_text())
-    return {"version": facts["versions"]["fedsim"], "commit": (facts["git"] or {}).get("commit")}
+    versions, git = (facts.get(name) for name in ("versions", "git"))
+    return {"version": (versions or {}).get("fedsim"), "commit": (git or {}).get("commit")}

@@ -23,6 +23,8 @@ from fedsim.sweep.board import last_score
 from fedsim.sweep.expand import Interval, Param, SweepJob, holds, job_of
 from fedsim.sweep.state import State
 
+MOST_TRIALS = 10**5
+"""At most: each has a folder and a state file, and the sampler keeps all of them in memory."""
 Run = Callable[[Sequence[SweepJob]], list[State]]
 
 
@@ -32,8 +34,8 @@ class Search:
 
     Attributes:
         sampler: ``grid`` (every combination), ``random`` or ``tpe`` (Bergstra et al. 2011).
-        trials: combinations to try, >= 1, each with every seed.
-        batch: tried at once, >= 1.
+        trials: combinations to try, in 1..100000, each with every seed.
+        batch: tried at once, in 1..100000.
         seed: of the sampler.
         metric: tag of the last evaluation to optimise; None: the first score, accuracy where there is one.
         first: rounds of the first rung of successive halving, >= 1; None: every trial runs all rounds.
@@ -51,7 +53,9 @@ class Search:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("trials", "batch"):
-            require(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+            value = getattr(self, name)
+            require(value >= 1, name, "be >= 1", value)
+            require(value <= MOST_TRIALS, name, f"be <= {MOST_TRIALS}", value)
         require(self.first is None or self.first >= 1, "first", "be >= 1", self.first)
         require(self.factor >= 2, "factor", "be >= 2", self.factor)
         missing = self.sampler != "grid" and find_spec("optuna") is None

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.pool.engine import MOST_PROCESSES
 from fedsim.sweep.board import Board
 from fedsim.sweep.state import State, SweepFolder, now
 from fedsim.sweep.workers import Process, Ray, keep_ray, serve
@@ -30,9 +31,9 @@ class Limits:
     """How much of the machine a sweep may use.
 
     Attributes:
-        cpus: CPUs of this machine, >= 1; None: all.
-        jobs: at the same time, >= 1; None: as many as fit.
-        jobs_per_gpu: at the same time on a GPU of this machine, >= 1.
+        cpus: CPUs of this machine, in 1..1024; None: all.
+        jobs: at the same time, in 1..1024; None: as many as fit.
+        jobs_per_gpu: at the same time on a GPU of this machine, in 1..1024.
     """
 
     cpus: int | None = None
@@ -44,6 +45,7 @@ class Limits:
         for name in ("cpus", "jobs", "jobs_per_gpu"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "be >= 1", value)
+            require(value is None or value <= MOST_PROCESSES, name, f"be <= {MOST_PROCESSES}", value)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from typing import Any, Literal
 from fedsim.errors import InputError
 from fedsim.ground.files import atomic_file
 from fedsim.record.fingerprint import FREE
+from fedsim.record.run_folder import summary_of
 from fedsim.sweep.expand import SweepJob, folder_name
 
 Standing = Literal["pending", "running", "finished", "diverged", "failed", "interrupted"]
@@ -33,6 +35,7 @@ METHOD = ("algorithm", "aggregate", "channel", "downlink", "privacy")
 PATIENCE_S = 15.0
 """How long to wait for the workers of a sweep whose command was killed."""
 FORMAT = 1
+STATE = re.compile(r"[0-9a-f]{16}\.json")  # names of state files; others in their folder are somebody else's
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class SweepFolder:
 
     def states(self) -> list[State]:
         """All jobs in order."""
-        return sorted(map(_read, (self.path / "jobs").glob("*.json")), key=lambda state: state.number)
+        found = [path for path in (self.path / "jobs").glob("*.json") if STATE.fullmatch(path.name)]
+        return sorted(map(_read, found), key=lambda state: state.number)
 
     def find(self, key: str) -> State | None:
         """The job whose configuration has this identity, or None."""
@@ -202,15 +206,6 @@ class SweepFolder:
             return replace(state, status=summary["status"], message=message, rounds=summary["rounds"], summary=summary)
         message = "the sweep was killed while it ran" if state.status == "running" else state.message
         return replace(state, status="interrupted", message=message)
-
-
-def summary_of(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's summary.json, None where there is none."""
-    path = folder / "summary.json"
-    if not path.exists():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
 
 
 def _without(node: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> dict[str, Any]:

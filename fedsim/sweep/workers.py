@@ -22,9 +22,9 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from fedsim.errors import InputError
+from fedsim.ground.interrupts import SIGNALS, heard
 from fedsim.ground.process import claim
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
@@ -145,7 +145,8 @@ class _Output:
 
     def __enter__(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(self._path, flags, 0o666), "ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
 
@@ -170,7 +171,7 @@ def _begin(
         if len(came) == 1:  # further ones change nothing: it is saving what it has
             raise KeyboardInterrupt
 
-    for number in SIGNALS:
+    for number in heard():
         signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     target(*rest)
