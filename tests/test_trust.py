@@ -1,0 +1,156 @@
+"""Nothing is called because a configuration names it, unless it is what its place expects; of strangers, nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch import nn
+
+from fedsim.assembly.configuration import build_run
+from fedsim.cli.folder import config_folder
+from fedsim.errors import InputError
+from tests.test_cli import SMALL, composed, options
+
+CALLS: list[str] = []
+
+
+def recorder(*args: Any, **options: Any) -> str:
+    """A function of no role: as ``os.system`` or ``shutil.rmtree`` would be."""
+    CALLS.append("function")
+    return "called"
+
+
+class Recorder:
+    """A class of no role: as ``subprocess.Popen`` would be."""
+
+    def __init__(self, *args: Any, **options: Any):
+        CALLS.append("class")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A class of one role, which must not be built in the place of another."""
+
+    def __post_init__(self) -> None:
+        CALLS.append("loader")
+
+    def load(self, seed: int) -> Any: ...
+
+
+class Net(nn.Module):
+    """A model, which must not be built in the place of anything else."""
+
+    def __init__(self) -> None:
+        CALLS.append("model")
+        super().__init__()
+
+
+STRANGERS = {kind.__name__: f"{__name__}.{kind.__name__}" for kind in (recorder, Recorder, Loader, Net)}
+FITS = {"Loader": ("data",), "Net": ("model",)}
+"""The one place of a stranger, in which it may be built."""
+
+GROUPS = (
+    "aggregate",
+    "algorithm",
+    "channel",
+    "data",
+    "engine",
+    "model",
+    "partition",
+    "privacy",
+    "schedule",
+    "topology",
+)
+ENTRIES = [(group, option) for group in GROUPS for option in options(group) if (group, option) != ("privacy", "none")]
+FIRST = [*((group, option) for group, option in ENTRIES), *(("experiment", option) for option in options("experiment"))]
+
+
+@pytest.fixture(autouse=True)
+def _none_yet() -> Iterator[None]:
+    CALLS.clear()
+    yield
+    CALLS.clear()
+
+
+def chosen(group: str, option: str) -> dict[str, Any]:
+    """A whole configuration with this option."""
+    return composed(f"{group}=[{option}]" if group == "channel" else f"{group}={option}")
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in nested containers, but for the names of classes themselves."""
+    if path and path[-1] != "_target_":
+        yield path
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield from places(value, (*path, key))
+
+
+def replaced(node: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Nested containers with another value in one place."""
+    if not path:
+        return value
+    first, *rest = path
+    new = dict(node) if isinstance(node, Mapping) else list(node)
+    new[first] = replaced(node[first], tuple(rest), value)
+    return new
+
+
+def require_refused(config: Mapping[str, Any], path: tuple[Any, ...], value: Any) -> None:
+    """Not called; a line that names the place is among what is wrong. (Only options given by hand are missing too.)"""
+    where = ".".join(str(part) for part in path)
+    with pytest.raises(InputError) as error:
+        build_run(replaced(config, path, value))
+    assert CALLS == [], where
+    lines = [line for line in str(error.value).splitlines() if "tests.test_trust." in line]
+    assert len(lines) == 1, (where, str(error.value))
+    assert lines[0].lstrip("unknown key ").startswith(str(path[0]).lstrip("unknown key ")), lines
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize(("group", "option"), FIRST, ids="/".join)
+def test_a_stranger_is_refused_in_every_place(group: str, option: str, name: str) -> None:
+    """In place of plain values, of parts of other roles, of their options, of nested ones: of everything composed."""
+    config = chosen(group, option)
+    own = {key: value for key, value in config.items() if group == "experiment" or key in (group, "aggregate")}
+    for path in places(own):
+        if path[-1] in FITS.get(name, ()) and len(path) == 1:
+            continue
+        require_refused(config, path, {"_target_": STRANGERS[name]})
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_stranger_is_refused_everywhere_in_what_runs_without_arguments(name: str) -> None:
+    config = composed()
+    for path in places(config):
+        if path not in [(place,) for place in FITS.get(name, ())]:
+            require_refused(config, path, {"_target_": STRANGERS[name], "command": "echo"})
+
+
+HERMETIC = ("os.system", "os.getcwd", "time.sleep", "builtins.dict", "builtins.exec", "subprocess.run", "shutil.rmtree")
+"""Functions that must not be called, whatever the options."""
+
+
+@pytest.mark.parametrize("name", HERMETIC)
+@pytest.mark.parametrize("group", [*GROUPS, "downlink"])
+def test_functions_of_python_play_no_part(group: str, name: str) -> None:
+    node = {"_target_": name}
+    value = {"mine": node} if group in ("channel", "downlink") else node
+    with pytest.raises(InputError, match=rf"^{group}[._].*{name}") as error:
+        build_run({**composed(), group: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [*HERMETIC, "networkx.write_graphml", STRANGERS["recorder"], STRANGERS["Recorder"]])
+def test_a_generator_of_graphs_is_one(name: str) -> None:
+    config = composed("algorithm=dpsgd", "topology=networkx", f"topology.generator={name}")
+    with pytest.raises(InputError, match=r"^topology.generator must be") as error:
+        build_run(config)
+    assert "\n" not in str(error.value)
+    assert CALLS == []
