@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 from fedsim.assembly.configuration import build_run
+from fedsim.cli import resume
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
 from tests.test_cli import SMALL, composed, options
@@ -110,7 +111,7 @@ def require_refused(config: Mapping[str, Any], path: tuple[Any, ...], value: Any
     assert CALLS == [], where
     lines = [line for line in str(error.value).splitlines() if "tests.test_trust." in line]
     assert len(lines) == 1, (where, str(error.value))
-    assert lines[0].lstrip("unknown key ").startswith(str(path[0]).lstrip("unknown key ")), lines
+    assert lines[0].removeprefix("unknown key ").startswith(str(path[0])), lines
 
 
 @pytest.mark.parametrize("name", STRANGERS)
@@ -154,3 +155,84 @@ def test_a_generator_of_graphs_is_one(name: str) -> None:
         build_run(config)
     assert "\n" not in str(error.value)
     assert CALLS == []
+
+
+EVIL = """
+from pathlib import Path
+from fedsim.data import Digits
+
+Path("imported").touch()
+
+class Data(Digits):
+    def __post_init__(self):
+        Path("called").touch()
+        super().__post_init__()
+"""
+PLANTED: dict[str, tuple[str, ...]] = {
+    "evil.Data": ("data", "_target_"),
+    "evil.anything": ("local", "batch_size"),
+    "evil.nested": ("algorithm", "lr"),
+    "evil.deep": ("engine", "timeout_s"),
+    "evil.generator": ("topology",),
+}
+
+
+def planted(folder: Path, name: str) -> None:
+    """A run folder that somebody has sent, in which this name stands."""
+    place = PLANTED[name]
+    config = composed(*SMALL)
+    value: Any = name if place[-1] == "_target_" else {"_target_": name, "command": "touch called"}
+    if place == ("topology",):
+        value = {"_target_": "fedsim.topology.Networkx", "generator": name}
+    (folder / "config.yaml").write_text(yaml.safe_dump(replaced(config, place, value)))
+
+
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run folder, and a module beside it."""
+    (tmp_path / "evil.py").write_text(EVIL)
+    sys.modules.pop("evil", None)
+    folder = tmp_path / "sent"
+    folder.mkdir()
+    yield folder
+    sys.modules.pop("evil", None)
+
+
+@pytest.mark.parametrize("argv", [("resume=sent",), ("resume=sent", "trust=false"), ("replay", "sent", "round=1")])
+@pytest.mark.parametrize("name", PLANTED)
+def test_nothing_runs_from_a_folder_that_somebody_sent(
+    console: Callable[..., int], capsys: pytest.CaptureFixture[str], sent: Path, name: str, argv: tuple[str, ...]
+) -> None:
+    planted(sent, name)
+    assert console(*argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"must name parts of fedsim only, got {name}, which can run any code; add trust=true" in line
+    assert {path.name for path in sent.parent.iterdir()} == {"evil.py", "sent"}, "nothing was imported or called"
+    assert [path.name for path in sent.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_that_names_a_cluster_is_not_connected_to_it(
+    console: Callable[..., int], capsys: pytest.CaptureFixture[str], sent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a cluster answers is unpickled: it can run code here."""
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
+    config = composed(*SMALL)
+    config["engine"] |= {"backend": "ray", "address": "203.0.113.7:6379"}
+    (sent / "config.yaml").write_text(yaml.safe_dump(config))
+    assert console("resume=sent") == 2
+    assert "got the cluster engine.address=203.0.113.7:6379, which can" in capsys.readouterr().err
+    for own in ("engine=serial", "engine.address=null"):  # what the user types is the user's
+        resume.stopped(["resume=sent", own], config_folder())
+
+
+def test_with_the_word_a_users_own_run_goes_on(
+    console: Callable[..., int], capsys: pytest.CaptureFixture[str], sent: Path
+) -> None:
+    """On the command line an own class needs no word; its folder, which anybody may have written, does."""
+    argv = (*SMALL, "data._target_=evil.Data", "hydra.run.dir=sent")
+    assert console(*argv) == 0
+    assert (sent.parent / "called").exists()
+    for command in (("resume=sent", "rounds=3"), ("replay", "sent", "round=1", "client=0")):
+        assert console(*command) == 2
+        assert "got evil.Data, which" in capsys.readouterr().err
+        assert console(*command, "trust=true") == 0

@@ -1,8 +1,8 @@
 """A node of a configuration -> the object that it describes, every key checked against the class that has it.
 
 A node is a mapping with ``_target_``, the dotted path of a frozen dataclass (or, for models, of a factory); its other
-keys are the options. Keys and types come from the annotations, ranges from ``__post_init__``. A node is built only where
-a part is expected, and only if what it names makes such a part (``assembly.targets``); else nothing is called.
+keys are the options. Keys and types come from the annotations, ranges from ``__post_init__``. A node is built only
+where a part is expected, and only if what it names makes such a part (``assembly.targets``); else nothing is called.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def located(target: Any, path: str) -> Callable[..., Any]:
 
 
 def holds_part(kind: Any) -> bool:
-    """Whether an annotation asks for a part: a class or protocol that is not Python's own, such as ``int`` or a dict."""
+    """Whether an annotation asks for a part: a class or protocol that is not Python's own, as ``dict`` is."""
     base = get_origin(kind) or kind
     return inspect.isclass(base) and base.__module__.partition(".")[0] not in sys.stdlib_module_names
 

@@ -62,8 +62,8 @@ class Networkx(WeightedGraph):
     """The graph of any networkx generator; drawn again until it is connected if the generator takes a seed.
 
     Attributes:
-        generator: dotted path of a generator or reader of networkx, such as ``networkx.circulant_graph``, or of a function of
-            yours that takes ``n`` or is annotated to return a ``networkx.Graph``; no other function is called.
+        generator: dotted path of a generator or reader of networkx, such as ``networkx.circulant_graph``, or of a
+            function of yours that takes ``n`` or is annotated to return a ``networkx.Graph``; no other is called.
         options: its arguments; ``n`` (the number of peers) and ``seed`` are passed if it takes them and they are not
             given here.
         fresh: a graph of its own for every round, for generators that take a seed; false: that of round 0.
@@ -115,7 +115,7 @@ class Networkx(WeightedGraph):
         except (ImportError, ValueError):
             found = None
         require(callable(found), "generator", "be the dotted path of a function", self.generator)
-        must = "be a generator or reader of networkx, or a function that takes n or is annotated to return a networkx.Graph"
+        must = "be a generator of networkx, or a function that takes n or is annotated to return a networkx.Graph"
         require(_draws_graphs(found), "generator", must, self.generator)
         return found  # type: ignore[return-value]
 
