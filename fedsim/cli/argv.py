@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-
 _NOTHING = {"privacy": "none", "topology": "none", "channel": "[]", "downlink": "[]"}
 """What null means for a group that may be left out."""
 
