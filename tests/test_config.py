@@ -31,6 +31,9 @@ class Inner:
     def __post_init__(self) -> None:
         require(self.pad >= 0, "pad", "be >= 0", self.pad)
 
+    def f(self) -> int:
+        return self.pad
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -91,7 +94,7 @@ def test_nested_nodes_by_target_or_by_annotation() -> None:
     by_annotation = build_object(node(Outer, lr=1.0, inner={"pad": 4}), "a")
     assert by_target == by_annotation
     assert by_target.inner == Inner(4)
-    assert build_object(node(Outer, lr=1.0, free=node(Inner)), "a").free == Inner()  # a Protocol accepts any object
+    assert build_object(node(Outer, lr=1.0, free=node(Inner)), "a").free == Inner()  # it has the method
 
 
 def test_a_plain_class_with_open_keys() -> None:
@@ -236,7 +239,7 @@ def test_a_whole_run_reports_every_problem() -> None:
         foo=1,
         local={"batch_size": 0},
         evaluate={"every": 0},
-        algorithm=node(Outer, lr=0),
+        algorithm={"_target_": "fedsim.algorithms.fedavg.FedAvg", "lr": 0},
         engine=None,
     )
     del bad["data"]

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from fedsim.assembly.nodes import build_channel, build_model, build_object, convert
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
+from fedsim.assembly.targets import expected
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
 
@@ -71,16 +72,13 @@ def _played(node: Any, key: str) -> Any:
 
     if node is None and ROLES[key].optional:
         return None
-    built = build_object(node, key)
+    built = build_object(node, key, ROLES[key].kinds)
     with prefixed(key, ()):
         role = role_of(key, built)
     if role.fits(built):
         return built
-    names, lacks = role.methods, missing(built, role.kind) if role.methods else []
-    must = f"a class with the methods {', '.join(names)}" if names else "that class"
-    without = f" without {', '.join(lacks)}" if lacks else ""
-    where = f"{role.kind.__module__}.{role.kind.__name__}"
-    raise InputError(f"{key}._target_ must be {must} ({where}), got {node['_target_']!r}{without}")
+    without = f" without {', '.join(missing(built, role.kind))}" if role.methods else ""
+    raise InputError(f"{key}._target_ must be {expected(role.kind)}, got {node['_target_']!r}{without}")
 
 
 def _section(kind: type, value: Any, key: str) -> Any:

@@ -1,7 +1,8 @@
 """A node of a configuration -> the object that it describes, every key checked against the class that has it.
 
 A node is a mapping with ``_target_``, the dotted path of a frozen dataclass (or, for models, of a factory); its other
-keys are the options. Keys and types come from the annotations, ranges from ``__post_init__``.
+keys are the options. Keys and types come from the annotations, ranges from ``__post_init__``. A node is built only
+where a part is expected, and only if what it names makes such a part (``assembly.targets``); else nothing is called.
 """
 
 from __future__ import annotations
@@ -9,28 +10,36 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from importlib import import_module
 from typing import Any, Literal
 
 from fedsim.assembly.factory import ModelFactory
-from fedsim.assembly.problems import collect, did_you_mean, prefixed, raise_all, unknown_key
+from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
+from fedsim.assembly.targets import fits, holds_part, located, made_by, require_fit
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
-from fedsim.ground.own_code import FAILURES, error_line, own_code, place
+from fedsim.ground.own_code import own_code
 
 MISSING = "???"  # how yaml marks a key that the user must give
 
 
-def build_object(node: Any, path: str) -> Any:
-    """The object a node describes; ``path`` is the node's place in the configuration, for messages."""
-    target = _locate(node, path)
+def build_object(node: Any, path: str, kinds: tuple[Any, ...] = (object,)) -> Any:
+    """The object a node describes.
+
+    Args:
+        node: ``_target_`` and options.
+        path: the node's place in the configuration, for messages.
+        kinds: the classes or protocols of which one must be what ``_target_`` makes; it is not called else.
+    """
+    target = _target_of(node, path)
+    require_fit(target, kinds, f"{path}._target_", node["_target_"])
     return _construct(target, _checked(target, node, path), path)
 
 
 def build_channel(node: Any, path: str) -> Any:
     """A channel node: ``encode`` and, by name, the layers in order; each may name the ``fields`` that it acts on."""
+    from fedsim.channel.base import Middleware
     from fedsim.channel.channel import Channel
-    from fedsim.channel.onion import Layer
+    from fedsim.channel.onion import Layer, Layerwise
 
     if not isinstance(node, Mapping):
         raise InputError(f"{path} must be layers by name, got {node!r}; choose them with {path}=[NAME,...]")
@@ -48,7 +57,8 @@ def build_channel(node: Any, path: str) -> Any:
                 must = f"{at} must be a layer with _target_, got {value!r}"
                 raise InputError(f"{must}; choose layers with {path}=[NAME,...], or remove its keys with '~{at}'")
             fields: Any = convert(own.get("fields"), tuple[str, ...] | None, f"{at}.fields")
-            layers.append(Layer(str(name), build_object({k: v for k, v in own.items() if k != "fields"}, at), fields))
+            node_ = {k: v for k, v in own.items() if k != "fields"}
+            layers.append(Layer(str(name), build_object(node_, at, (Middleware, Layerwise)), fields))
     raise_all(problems)
     return Channel(tuple(layers), encode)
 
@@ -71,7 +81,8 @@ def build_model(node: Any, path: str) -> ModelFactory | tuple[ModelFactory, ...]
 
 def build_factory(node: Any, path: str) -> ModelFactory:
     """A model node as a factory, its options checked now though the model is built later."""
-    target = _locate(node, path)
+    target = _target_of(node, path)
+    _require_model(target, node["_target_"], path)
     policy: Any = convert(node.get("batchnorm", "error"), Literal["error", "groupnorm"], f"{path}.batchnorm")
     options = {key: value for key, value in node.items() if key != "batchnorm"}
     return ModelFactory(target, _checked(target, options, path, later=("input_shape", "outputs")), policy)
@@ -92,40 +103,37 @@ def _made(value: Any, kind: Any, path: str) -> Any:
     """A node as an object of this class; other values are left to the class that asked for them."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            built = build_object(value, path)
-            strict = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
-            return MISFIT if strict and not isinstance(built, kind) else built
+            if kind is Any:
+                must = "must have an annotation to be built from _target_, such as"
+                raise InputError(f"{path} {must} {path.rpartition('.')[2]}: MyClass, got {value!r}")
+            if not holds_part(kind) or not fits(_target_of(value, path), kind):
+                return MISFIT
+            return build_object(value, path, (kind,))
         if is_dataclass(kind) and isinstance(kind, type):
             return _construct(kind, _checked(kind, value, path), path)
     return MISFIT if is_dataclass(kind) else value
 
 
-def _locate(node: Any, path: str) -> Callable[..., Any]:
-    """The class or function that a node's ``_target_`` names."""
+def _require_model(target: Callable[..., Any], name: Any, path: str) -> None:
+    """Raise InputError unless it is a class of modules, a function annotated to return one, or one for ``input_shape``.
+
+    Functions without a return annotation are told from other functions by the argument ``input_shape`` or ``outputs``.
+    """
+    from torch import nn
+
+    if fits(target, nn.Module):
+        return
+    takes = {"input_shape", "outputs"} & set(inspect.signature(target).parameters)
+    if made_by(target) or not takes or inspect.isclass(target):
+        must = "must be a class of torch.nn.Module, or a function annotated to return one (-> nn.Module)"
+        raise InputError(f"{path}._target_ {must}, got {name!r}")
+
+
+def _target_of(node: Any, path: str) -> Callable[..., Any]:
+    """The class or function that a node names."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise InputError(f"{path} must be a mapping with _target_, got {node!r}; choose one with {path}=NAME")
-    target = node["_target_"]
-    module, _, name = str(target).rpartition(".")
-    must = f"{path}._target_ must be the dotted path of a class or function, got {target!r}; "
-    if not module:
-        raise InputError(must + "for example my_module.MyClass")
-    try:
-        home = import_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
-    except FAILURES as error:  # user code: any type
-        raise InputError(f"{path}: {place(error) or module}: {error_line(error)}") from error
-    found = getattr(home, name, None)
-    if found is None:
-        raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
-    if not callable(found) or (hasattr(found, "forward") and not inspect.isclass(found)):  # a module computes outputs
-        do = f"{name} is an object of {type(found).__name__}: write a function that returns it"
-        raise InputError(f"{must}{module} has no such class or function; {do}")
-    try:
-        inspect.signature(found)
-    except ValueError as error:
-        raise InputError(f"{must}Python cannot tell its arguments: write a function that calls it") from error
-    return found  # type: ignore[no-any-return]
+    return located(node["_target_"], path)
 
 
 def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, later: tuple[str, ...] = ()) -> Any:

@@ -48,6 +48,13 @@ class Role:
     optional: bool = False
 
     @property
+    def kinds(self) -> tuple[type, ...]:
+        """All that will do: the protocols of an algorithm depend on who talks to whom."""
+        if self.kind is ServerAlgorithm:
+            return tuple(PROTOCOLS.values())
+        return (self.kind,) if self.also is None else (self.kind, self.also)
+
+    @property
     def methods(self) -> list[str]:
         """The methods of the protocol; none for a class."""
         return methods(self.kind) if getattr(self.kind, "_is_protocol", False) else []

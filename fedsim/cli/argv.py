@@ -5,14 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_NOTHING = {"privacy": "none", "topology": "none", "channel": "[]", "downlink": "[]"}
+"""What null means for a group that may be left out."""
+
+
+def _without_null(text: str) -> str:
+    """``privacy=null`` as ``privacy=none``, among several values too."""
+    key, equals, value = text.partition("=")
+    if key not in _NOTHING or not equals:
+        return text
+    return f"{key}={re.sub(r'(?i)(?<![^,])null(?![^,])', _NOTHING[key], value)}"
+
 
 def with_own_classes(argv: Sequence[str]) -> list[str]:
     """Let ``GROUP._target_=a.B`` replace the group's whole node, whose former keys do not apply.
 
     ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
     command line that also chooses ``algorithm=NAME`` keeps the keys of that choice. Every layer of a channel may be
-    given its ``fields``, which no layer's own keys include.
+    given its ``fields``, which no layer's own keys include. ``null`` chooses nothing where a group may be left out.
     """
+    argv = [_without_null(text) for text in argv if text.lower() not in ("experiment=null", "sweep=null")]
     argv = [f"channel@{text}" if text.startswith("downlink=") else text for text in argv]  # one group of layers
     keys = [text.lstrip("+").partition("=")[0] for text in argv]
     replaced = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")} - set(keys)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedsim.cli.trust import WORDS
 from fedsim.errors import InputError
 
 COMMANDS = {
@@ -46,14 +47,17 @@ def command(argv: Sequence[str]) -> int:
         return verify(overrides)
     from fedsim.cli.replay import replay
 
-    parser.usage = "fedsim replay RUN_DIR round=R [client=I[,J,...]] [--pdb]"
+    parser.usage = "fedsim replay RUN_DIR round=R [client=I[,J,...]] [trust=true] [--pdb]"
+    parser.epilog = "trust=true: also build the classes in RUN_DIR that are not fedsim's, whose code runs then."
     parser.add_argument("run_dir", type=Path, help="the folder of a run")
     parser.add_argument(
         "keys", nargs="+", metavar="KEY=VALUE", help="round, from 1; client: without it, all of the round"
     )
     parser.add_argument("--pdb", action="store_true", help="stop in the debugger where the client's work begins")
     args = parser.parse_args(rest)
-    return replay(args.run_dir, *_places(args.keys), debug=args.pdb)
+    words = [text for text in args.keys if text in WORDS]
+    places = _places([text for text in args.keys if text not in WORDS])
+    return replay(args.run_dir, *places, words, debug=args.pdb)
 
 
 class _Parser(argparse.ArgumentParser):

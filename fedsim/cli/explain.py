@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.hydra import Hydra
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -58,6 +58,20 @@ def _choice(composer: Hydra, override: Override, error: Exception) -> str | None
     if override.is_add() and f"Multiple values for {group}." in str(error):
         return f"{group} has a choice already, got {override.input_line}; write {group}={value}"
     return None
+
+
+def no_word(composer: Hydra, override: Override) -> str | None:
+    """The line about a choice of a group that is no option's name, such as ``algorithm=null``, or None."""
+    options = _options(composer, override)
+    if not options or override.is_delete():
+        return None
+    value = override.value()
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
+    named = [one for v in values for one in (v if isinstance(v, list) else [v])]
+    if all(isinstance(one, (str, QuotedString, Glob)) for one in named):
+        return None
+    name = override.package or override.key_or_group
+    return f"{name} must be one of its options, got {override.input_line}; options of {name}: {', '.join(options)}"
 
 
 def unknown(cfg: DictConfig, groups: Sequence[str], override: Override) -> str | None:

@@ -34,6 +34,7 @@ from fedsim.cli.commands import COMMANDS, command
 from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
+from fedsim.cli.trust import guarded, word_for
 from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, NotSaved
 from fedsim.ground.files import DISK
 from fedsim.ground.interrupts import PATIENCE_S, heard
@@ -81,7 +82,9 @@ def _borrowed() -> Iterator[None]:
 def _main() -> int:
     """What the command line comes to, as an exit code."""
     try:
-        sys.path.append(_here())  # a user's own classes by dotted path
+        here = _here()
+        if not guarded(sys.argv[1:]):
+            sys.path.append(here)  # a user's own classes by dotted path
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             return command(sys.argv[1:])
         if resume.asked(sys.argv[1:]):
@@ -125,12 +128,13 @@ def go_on(argv: Sequence[str]) -> int:
     from fedsim.ground.console import note
 
     config, run_dir = resume.stopped(argv, config_folder())
+    parts = build_run(config)  # what was typed is checked, whether or not anything is left to do
     done = resume.finished(run_dir)
-    if done is not None and config["rounds"] <= done:
+    if done is not None and parts["rounds"] <= done:
         note(f"the run in {run_dir} has finished its {done} rounds; add rounds=N for more")
         return 0
     names = {key: str(config[key].get("_target_", "several")).rpartition(".")[2] for key in SHOWN}
-    perform(config, run_dir, names, None, resume=True)
+    perform(config, run_dir, names, parts, resume=True)
     return 0
 
 
@@ -176,14 +180,15 @@ def perform(
         _fail(str(error), 2)
     except ClientError as error:
         if error.clients:
-            error.args = (f"{error}, or: {line(run_dir, error.round, error.clients)}",)
+            error.args = (f"{error}, or: {line(run_dir, error.round, error.clients, word_for(config))}",)
         raise
     except OSError as error:
         if not _about(error, run_dir):
             raise
         what = error.strerror or str(error)
-        _fail(f"{what}, the run in {run_dir} stopped; what it wrote is kept: fedsim resume={run_dir}", 1)
-    report(result.summary, run_dir, extra=names)
+        again = " ".join(["fedsim", f"resume={run_dir}", *word_for(config)])
+        _fail(f"{what}, the run in {run_dir} stopped; what it wrote is kept: {again}", 1)
+    report(result.summary, run_dir, extra=names, words=word_for(config))
     if result.status == "interrupted":
         raise KeyboardInterrupt
     if result.status == "diverged":

@@ -88,18 +88,28 @@ class ClientWork(NamedTuple):
     outcome: Outcome
 
 
-def replay(run_dir: Path, round_: int, clients: tuple[int, ...] | None, *, debug: bool = False) -> int:
+def replay(
+    run_dir: Path, round_: int, clients: tuple[int, ...] | None, words: Sequence[str] = (), *, debug: bool = False
+) -> int:
     """Replay and print; returns the exit code: 1 when the client failed under the debugger.
+
+    Args:
+        run_dir: the folder of a run.
+        round_: from 1.
+        clients: whose work; None: everybody's.
+        words: ``trust=true`` for a folder that names other classes than fedsim's.
+        debug: stop in the debugger where a client's work begins.
 
     Raises:
         InputError: the folder holds no run of the command line, or nobody of ``clients`` works in that round.
     """
-    config, folder = stopped([f"resume={run_dir}", "engine=serial"], config_folder())
-    require(round_ <= config["rounds"], "round", f"be 1..{config['rounds']}", round_)
+    config, folder = stopped([f"resume={run_dir}", "engine=serial", *words], config_folder())
+    parts = Parts(**build_run(config))
+    require(round_ <= parts.planned_rounds, "round", f"be 1..{parts.planned_rounds}", round_)
     then, now = recorded_capability(folder), cpu_capability()
     if then not in (None, now):
         note(f"the run's CPU capability was {then}, here it is {now}: numbers may differ from the run's in rounding")
-    assembled = assemble(Parts(**build_run(config)))
+    assembled = assemble(parts)
     setup = assembled.prepared.setup
     each: Kernel = "loop"
     kernels = (each,) * len(setup.kernels)
@@ -212,7 +222,7 @@ def _norm(tree: Any) -> str:
     return number(float(sum(parts)) ** 0.5) if parts else "-"
 
 
-def line(run_dir: Path, round_: int, clients: Sequence[int]) -> str:
-    """The command that replays these clients of a round."""
-    who = f" client={','.join(map(str, clients))}" if 0 < len(clients) <= MOST_NAMED else ""
-    return f"fedsim replay {run_dir} round={round_}{who}"
+def line(run_dir: Path, round_: int, clients: Sequence[int], words: Sequence[str] = ()) -> str:
+    """The command that replays these clients of a round; ``words`` are said beside it."""
+    who = [f"client={','.join(map(str, clients))}"] if 0 < len(clients) <= MOST_NAMED else []
+    return " ".join([f"fedsim replay {run_dir} round={round_}", *who, *words])

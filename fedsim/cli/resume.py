@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from fedsim.assembly.problems import did_you_mean
+from fedsim.cli.trust import WORDS, require_trusted
 from fedsim.errors import InputError, require
 from fedsim.record.run_folder import summary_of
 
@@ -25,19 +26,20 @@ def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
     """The configuration of a run that was stopped, with what may change, and its folder.
 
     Args:
-        argv: ``resume=FOLDER``, and any of ``rounds=N``, ``engine=NAME`` (its backend), ``engine.KEY=VALUE`` and
-            ``checkpoint.KEY=VALUE``.
+        argv: ``resume=FOLDER``, and any of ``rounds=N``, ``engine=NAME`` (its backend), ``engine.KEY=VALUE``,
+            ``checkpoint.KEY=VALUE`` and ``trust=true``.
         configs: the folder of fedsim's configurations.
 
     Raises:
-        InputError: there is no run, or another word; one line for each.
+        InputError: there is no run, another word, or the folder asks for code that is not fedsim's and is not trusted;
+            one line for each.
     """
     folders = [text.removeprefix(PREFIX) for text in argv if text.startswith(PREFIX)]
-    others = [text for text in argv if not text.startswith(PREFIX)]
+    others = [text for text in argv if not text.startswith(PREFIX) and text not in WORDS]
     require(len(folders) == 1, "resume", "be the folder of one run", folders)
     wrong = [text for text in others if not _may_change(text)]
     if wrong:
-        words = "engine=NAME, engine.KEY=VALUE, checkpoint.KEY=VALUE and rounds=N"
+        words = "engine=NAME, engine.KEY=VALUE, checkpoint.KEY=VALUE, rounds=N and trust=true"
         raise InputError("\n".join(f"beside resume=FOLDER there may be {words}, got {text}" for text in wrong))
     folder = Path(folders[0]).absolute()
     config = _read(folder / "config.yaml")
@@ -47,8 +49,17 @@ def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
             config["engine"]["backend"] = _backend(configs / "engine", value)
             continue
         *group, name = key.split(".")
-        (config[group[0]] if group else config)[name] = yaml.safe_load(value)
+        (config[group[0]] if group else config)[name] = _value(text, value)
+    require_trusted(config, folder, argv)
     return config, folder
+
+
+def _value(text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        why = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
 
 
 def finished(folder: Path) -> int | None:

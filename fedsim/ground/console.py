@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -122,6 +122,7 @@ def report(
     *,
     extra: Mapping[str, str] | None = None,
     logdir: str | Path | None = None,
+    words: Sequence[str] = (),
     console: Console | None = None,
 ) -> None:
     """Print what a run came to, where it is, and how to look at it.
@@ -131,6 +132,7 @@ def report(
         folder: the run's folder.
         extra: further rows, by name, shown first (for example the algorithm and the data).
         logdir: what TensorBoard should open, default ``folder``; the parent shows runs side by side.
+        words: what to say beside the folder to go on.
         console: where to, default standard output.
     """
     console = console or Terminal()
@@ -160,7 +162,7 @@ def report(
     table.add_row("digest", summary["digest"][:16] + (f"  (CPU capability {capability})" if capability else ""))
     console.print(table)
     command = shlex.join(["tensorboard", "--logdir", str(logdir or folder)])
-    more = [("go on", shlex.join(["fedsim", f"resume={folder}"]))] if summary["status"] == "interrupted" else []
+    more = [("go on", shlex.join(["fedsim", f"resume={folder}", *words]))] if summary["status"] == "interrupted" else []
     for name, value in (("folder", str(folder)), ("curves", command), *more):
         console.print(Text.assemble((f"{name}  ", "bold"), value), soft_wrap=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 
 from fedsim.errors import InputError, require
+from fedsim.fields import hints_of
 from fedsim.topology.graphs import WeightedGraph, first_connected
 from fedsim.topology.mixing import Mixing
 from fedsim.topology.reading import numbered, read_graph
@@ -61,7 +62,8 @@ class Networkx(WeightedGraph):
     """The graph of any networkx generator; drawn again until it is connected if the generator takes a seed.
 
     Attributes:
-        generator: dotted path of a function that returns a graph, such as ``networkx.circulant_graph``.
+        generator: dotted path of a generator or reader of networkx, such as ``networkx.circulant_graph``, or of a
+            function of yours that takes ``n`` or is annotated to return a ``networkx.Graph``; no other is called.
         options: its arguments; ``n`` (the number of peers) and ``seed`` are passed if it takes them and they are not
             given here.
         fresh: a graph of its own for every round, for generators that take a seed; false: that of round 0.
@@ -110,10 +112,29 @@ class Networkx(WeightedGraph):
         module, _, name = self.generator.rpartition(".")
         try:
             found = getattr(import_module(module), name, None) if module else None
-        except ImportError:
+        except (ImportError, ValueError):
             found = None
         require(callable(found), "generator", "be the dotted path of a function", self.generator)
+        must = "be a generator of networkx, or a function that takes n or is annotated to return a networkx.Graph"
+        require(_draws_graphs(found), "generator", must, self.generator)
         return found  # type: ignore[return-value]
+
+
+def _draws_graphs(function: Any) -> bool:
+    """Whether it is known, before it is called, to make graphs: ``os.system`` is a function too."""
+    home = str(getattr(function, "__module__", ""))
+    if home.startswith("networkx.generators.") or (home.startswith("networkx.readwrite.") and _reads(function)):
+        return True
+    if not inspect.isfunction(function):
+        return False
+    returned = hints_of(function).get("return")
+    if returned is None:
+        return "n" in inspect.signature(function).parameters
+    return inspect.isclass(returned) and issubclass(returned, nx.Graph)
+
+
+def _reads(function: Any) -> bool:
+    return str(getattr(function, "__name__", "")).startswith("read_")
 
 
 def _require_size(graph: nx.Graph, n: int, key: str, must: str) -> None:

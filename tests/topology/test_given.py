@@ -372,7 +372,7 @@ def test_networkx_generators():
             r"^topology.generator: the graph of networkx.empty_graph must be connected, got 6 components",
         ),
         (
-            lambda: Networkx(generator="networkx.is_tree", options={"G": nx.path_graph(2)}).mixing(2, 0, 0),
+            lambda: Networkx(generator="networkx.graph_atlas_g").mixing(2, 0, 0),
             r"^topology.generator must return a graph",
         ),
     ],

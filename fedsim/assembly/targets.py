@@ -1,0 +1,161 @@
+"""What a ``_target_`` names, found out before it is called: only what makes a part of the expected kind is called.
+
+A class fits a class that it extends, and a protocol whose methods it has, with their arguments. A function fits by the
+class that its return annotation names. So a wrong or hostile name (``os.system``) is refused and never called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from fedsim.assembly.problems import did_you_mean
+from fedsim.errors import InputError
+from fedsim.fields import hints_of, methods
+from fedsim.ground.own_code import FAILURES, error_line, place
+
+OWN = "fedsim"
+"""The package whose classes are built from a run folder without more ado."""
+
+_NO_PART = sys.stdlib_module_names | {"numpy", "torch"}
+"""Packages whose classes follow no protocol of fedsim's, whatever their methods are called: ``str`` has a ``split``."""
+
+
+def located(target: Any, path: str) -> Callable[..., Any]:
+    """The class or function that ``_target_`` names; its module is imported, nothing is called.
+
+    Raises:
+        InputError: there is none, or its module cannot be imported.
+    """
+    module, _, name = str(target).rpartition(".")
+    must = f"{path}._target_ must be the dotted path of a class or function, got {target!r}; "
+    if not module:
+        raise InputError(must + "for example my_module.MyClass")
+    try:
+        home = import_module(module)
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
+    except FAILURES as error:  # user code: any type
+        raise InputError(f"{path}: {place(error) or module}: {error_line(error)}") from error
+    found = getattr(home, name, None)
+    if found is None:
+        raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
+    if not callable(found) or (hasattr(found, "forward") and not inspect.isclass(found)):  # a module computes outputs
+        do = f"{name} is an object of {type(found).__name__}: write a function that returns it"
+        raise InputError(f"{must}{module} has no such class or function; {do}")
+    try:
+        inspect.signature(found)
+    except ValueError as error:
+        raise InputError(f"{must}Python cannot tell its arguments: write a function that calls it") from error
+    return found  # type: ignore[no-any-return]
+
+
+def holds_part(kind: Any) -> bool:
+    """Whether an annotation asks for a part: a class or protocol that is not Python's own, as ``dict`` is."""
+    base = get_origin(kind) or kind
+    return inspect.isclass(base) and base.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def made_by(found: Callable[..., Any]) -> tuple[Any, ...]:
+    """The classes of which a call of this class or function returns an object; () where a function does not say.
+
+    >>> made_by(dict)
+    (<class 'dict'>,)
+    >>> def factory() -> int | str: ...
+    >>> made_by(factory)
+    (<class 'int'>, <class 'str'>)
+    """
+    if isinstance(found, functools.partial):
+        return made_by(found.func)
+    if inspect.isclass(found):
+        return (found,)
+    hints = hints_of(found if inspect.isroutine(found) else type(found).__call__)
+    returned = hints.get("return", Any)
+    choices = get_args(returned) if get_origin(returned) in (Union, UnionType) else (returned,)
+    classes = tuple(get_origin(choice) or choice for choice in choices)
+    return classes if all(inspect.isclass(one) and one is not Any for one in classes) else ()
+
+
+def fits(found: Callable[..., Any], kind: Any) -> bool:
+    """Whether all that a class or function makes is of this class, or has the methods of this protocol."""
+    made = made_by(found)
+    return bool(made) and all(not lacks(cls, kind) for cls in made)
+
+
+def lacks(cls: type, kind: Any) -> list[str]:
+    """What keeps the objects of a class from being of a kind: methods that it has not, or with other arguments."""
+    base = get_origin(kind) or kind
+    if not getattr(base, "_is_protocol", False):
+        return [] if issubclass(cls, base) else [f"the base class {base.__name__}"]
+    names = [*methods(base), *(["__call__"] if "__call__" in vars(base) else [])]
+    if cls.__module__.partition(".")[0] in _NO_PART:
+        return names
+    return [text for name in names for text in _lacks_method(cls, base, name)]
+
+
+def _lacks_method(cls: type, protocol: type, name: str) -> Iterator[str]:
+    arguments = list(inspect.signature(getattr(protocol, name)).parameters)[1:]
+    there = next((vars(home)[name] for home in cls.__mro__ if name in vars(home)), None)
+    if there is None:
+        yield name
+        return
+    own = () if isinstance(there, (staticmethod, classmethod)) else (None,)
+    method = getattr(cls, name) if not own else there
+    if not inspect.isfunction(inspect.unwrap(method)) and own:  # a property, say: known when it is built
+        return
+    try:
+        inspect.signature(method).bind(*own, *arguments)
+    except TypeError:
+        yield f"{name}({', '.join(arguments)})"
+    except ValueError:  # written in C, without a signature
+        return
+
+
+def expected(kind: Any) -> str:
+    """What a class must be to be of a kind, in words."""
+    base = get_origin(kind) or kind
+    names = methods(base) if getattr(base, "_is_protocol", False) else []
+    must = f"a class with the methods {', '.join(names)}" if names else "that class"
+    return f"{must} ({base.__module__}.{base.__name__})"
+
+
+def require_fit(found: Callable[..., Any], kinds: tuple[Any, ...], where: str, name: Any) -> None:
+    """Raise InputError unless what a class or function makes is of one of these kinds.
+
+    Args:
+        found: what ``_target_`` names.
+        kinds: classes and protocols.
+        where: the place of ``_target_``, for messages.
+        name: what stands there.
+    """
+    if any(fits(found, kind) for kind in kinds):
+        return
+    made = made_by(found)
+    if not made:
+        must = f"{expected(kinds[0])} or a function annotated to return one"
+        raise InputError(f"{where} must be {must}, got {name!r}, which does not say what it returns")
+    near = min(kinds, key=lambda kind: len(lacks(made[0], kind)))
+    without = f" without {', '.join(lacks(made[0], near))}" if getattr(near, "_is_protocol", False) else ""
+    raise InputError(f"{where} must be {expected(near)}, got {name!r}{without}")
+
+
+def strangers(config: Any) -> list[str]:
+    """The names in a configuration that are not fedsim's: what building it would import and call."""
+    return list(dict.fromkeys(_strangers(config)))
+
+
+def _strangers(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        for key in ("_target_", "generator"):  # topology.generator: a function of networkx, or of a user
+            name = config.get(key)
+            own = (OWN,) if key == "_target_" else (OWN, "networkx")
+            if isinstance(name, str) and name.partition(".")[0] not in own:
+                yield name
+        config = list(config.values())
+    for value in config if isinstance(config, list) else ():
+        yield from _strangers(value)
