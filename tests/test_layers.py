@@ -135,6 +135,11 @@ def require_no_generators_and_prints(module: str, parsed: ast.Module) -> None:
             drawn = {"torch.manual_seed", "np.random.seed", "random.seed", "np.random.rand", "np.random.randn"}
             assert scoped or call not in drawn, (module, call)
         if isinstance(node, ast.Import):
-            watched = module in ("fedsim.ground.rng", "fedsim.models.pure", "fedsim.models.reach")
+            watched = module in (
+                "fedsim.ground.process",
+                "fedsim.ground.rng",
+                "fedsim.models.pure",
+                "fedsim.models.reach",
+            )
             plain = "random" not in {alias.name for alias in node.names}
             assert watched or plain, module  # Python's is put back and watched
