@@ -78,14 +78,14 @@ def _may_change(text: str) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A run's config.yaml."""
     try:
-        config = yaml.safe_load(path.read_text())
+        config: Any = yaml.safe_load(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or f"which is no yaml ({error})".replace("\n", " ")
         raise InputError(f"resume must be the folder of a run, got {path}: {reason}") from error
     whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in GROUPS)
     if not whole or not isinstance(config.get("rounds"), int):
         raise InputError(f"resume must be the folder of a run of the command line, got {path} without its keys")
-    return config
+    return dict(config)
 
 
 def _backend(folder: Path, name: str) -> str:
