@@ -315,10 +315,17 @@ def observed(where: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def slow(where: str) -> list[pytest.MarkDecorator]:
+    """Four starts of Ray take a minute: the fast suite looks at processes without it."""
+    return [pytest.mark.slow] if where == "ray" else []
+
+
 @pytest.mark.parametrize(
     ("where", "case"),
     [
-        pytest.param(where, f"{kind} {ending.__name__}", marks=pytest.mark.xdist_group(f"process {where}"))
+        pytest.param(
+            where, f"{kind} {ending.__name__}", marks=[pytest.mark.xdist_group(f"process {where}"), *slow(where)]
+        )
         for where, rows in CASES.items()
         for kind, ending in rows
     ],  # one worker for each process that is observed
