@@ -18,6 +18,7 @@ from fedsim.ground.console import Progress
 from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
 from fedsim.record.checkpoint import Checkpointing, Checkpoints, Saved
+from fedsim.record.drawings import draw_confusion
 from fedsim.record.fingerprint import check_fingerprint, fingerprint
 from fedsim.record.provenance import cpu_capability
 from fedsim.record.run_folder import RunFolder, Status, run_summary
@@ -97,6 +98,22 @@ class History:
         self._saved = None if self.open else saved.done
         if self.bar:
             self.bar.update(self.records[-1])
+
+    def play(self, stopping: Stopping) -> tuple[Status, str]:
+        """Run what is left and save it; returns how it ended and why. What fails is on record, and raised."""
+        try:
+            status, message = self.loop(stopping)
+        except Exception as error:
+            self.catch_up()
+            if not isinstance(error, OSError):
+                self.save()
+            self.finish("failed", str(error))
+            raise
+        if status != "diverged":
+            self.save()
+        if self.folder and self.run.confusion is not None and status != "interrupted":  # that one may go on
+            draw_confusion(self.folder, self.run.confusion, self.run.done)
+        return status, message
 
     def loop(self, stopping: Stopping) -> tuple[Status, str]:
         """All rounds, or as many as go well; every finished round is on record whatever happens next."""
