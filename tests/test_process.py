@@ -45,8 +45,9 @@ from fedsim.errors import ClientError, InputError, Interrupted
 from fedsim.models import linear
 from fedsim.objective import Objective
 from fedsim.partition import Iid
-from fedsim.schedule import Asynchronous, Events, Uniform
+from fedsim.schedule import Asynchronous, Events
 from fedsim.topology import Ring
+from tests.stopped import Stopped
 
 SOURCE = Synthetic(clients=4, max_size=60)
 ROOT = Path(__file__).parents[1]
@@ -349,19 +350,6 @@ def test_every_state_can_be_seen_to_change(monkeypatch: pytest.MonkeyPatch, tmp_
         torch.set_num_threads(threads)
         signal.signal(signal.SIGUSR1, handler)
     assert changed == {"signal handlers", "torch threads", "environment", "current folder", "sys.path"}
-
-
-@dataclass(frozen=True)
-class Stopped(Uniform):
-    """Uniform cohorts; Ctrl-C comes as one of these rounds begins."""
-
-    rounds: ClassVar[set[int]] = set()
-
-    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        if index in self.rounds and sys._getframe(1).f_code.co_name == "cohort_of":
-            self.rounds.discard(index)
-            signal.raise_signal(signal.SIGINT)
-        return super().clients(index, population, seed)
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.run_folder import RunFolder
 from fedsim.runs.run import Run
 from fedsim.runs.store import Store
-from fedsim.schedule import Uniform
+from tests.stopped import Stopped
 from tests.test_cli import ROOT, composed, main  # noqa: F401 - a fixture
 
 SMALL = (
@@ -58,19 +57,6 @@ CASES = {
     "dfedsam": ("algorithm=dfedsam", "evaluate.clients=true", "schedule=all", "topology=ring"),
     "choco": ("algorithm=choco_sgd", *PEERS),
 }
-
-
-@dataclass(frozen=True)
-class Stopped(Uniform):
-    """Uniform cohorts; Ctrl-C comes as one of these rounds begins."""
-
-    rounds: ClassVar[set[int]] = set()
-
-    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        if index in self.rounds and sys._getframe(1).f_code.co_name == "cohort_of":
-            self.rounds.discard(index)
-            raise KeyboardInterrupt
-        return super().clients(index, population, seed)
 
 
 @pytest.fixture(autouse=True)
