@@ -21,7 +21,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -47,7 +46,7 @@ from fedsim.objective import Objective
 from fedsim.partition import Iid
 from fedsim.schedule import Asynchronous, Events
 from fedsim.topology import Ring
-from tests.stopped import Stopped
+from tests.stopped import Stopped, late_ctrl_c_ignored, signalled
 
 SOURCE = Synthetic(clients=4, max_size=60)
 ROOT = Path(__file__).parents[1]
@@ -171,28 +170,6 @@ def small(kind: str, folder: Path | None, **changes: Any) -> Result:
     return simulate(**parts | KINDS[kind] | {"run_dir": folder} | changes)
 
 
-@contextmanager
-def ctrl_c(folder: Path, *, times: int = 1) -> Iterator[None]:
-    """Ctrl-C once a run has written three lines of records."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        metrics = folder / "metrics.jsonl"
-        while not ended.wait(0.002):
-            if metrics.exists() and metrics.read_bytes().count(b"\n") > 2:
-                for _ in range(times):
-                    os.kill(os.getpid(), signal.SIGINT)
-                return
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
 def finished(kind: str, folder: Path, **more: Any) -> None:
     assert small(kind, folder, **more).status == "finished"
 
@@ -203,7 +180,7 @@ def diverged(kind: str, folder: Path, **more: Any) -> None:
 
 
 def interrupted(kind: str, folder: Path, **more: Any) -> None:
-    with ctrl_c(folder), pytest.raises(Interrupted):
+    with signalled(folder, signal.SIGINT), pytest.raises(Interrupted):
         small(kind, folder, **LONG, **more)
 
 
@@ -260,7 +237,7 @@ def command_refused(kind: str, folder: Path) -> None:
 
 
 def command_interrupted(kind: str, folder: Path) -> None:
-    with ctrl_c(folder, times=2):
+    with late_ctrl_c_ignored(), signalled(folder, signal.SIGINT, signal.SIGINT):
         command(kind, folder, 130, "rounds=50000", "evaluate.every=50000")
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -29,7 +28,7 @@ from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.run_folder import RunFolder
 from fedsim.runs.run import Run
 from fedsim.runs.store import Store
-from tests.stopped import Stopped
+from tests.stopped import Stopped, late_ctrl_c_ignored, signalled
 from tests.test_cli import ROOT, composed, main  # noqa: F401 - a fixture
 
 SMALL = (
@@ -371,21 +370,8 @@ def test_the_command_line_goes_on_after_ctrl_c(
     tmp_path: Path,
 ) -> None:
     long = [*LINE, "rounds=40", "hydra.run.dir=other"]
-    metrics, ended = tmp_path / "other/metrics.jsonl", threading.Event()
-
-    def stop_after_two_rounds() -> None:
-        while not ended.wait(0.002):
-            if metrics.exists() and metrics.read_bytes().count(b"\n") > 2:
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-
-    watcher = threading.Thread(target=stop_after_two_rounds)
-    watcher.start()
-    try:
+    with late_ctrl_c_ignored(), signalled(tmp_path / "other", signal.SIGINT):
         assert main(*long) == 130
-    finally:
-        ended.set()
-        watcher.join()
     captured = capsys.readouterr()
     assert captured.err == ""
     assert f"fedsim resume={tmp_path / 'other'}" in captured.out.replace("\n", "")
