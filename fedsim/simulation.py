@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,13 @@ from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
 from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.divide import load
-from fedsim.assembly.keeping import Kept, draw_pictures, keep
+from fedsim.assembly.keeping import Kept, draw_pictures, keep, require_place
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
-from fedsim.errors import Interrupted, NotSaved, require
+from fedsim.errors import Interrupted
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
 from fedsim.ground.interrupts import Stopping
@@ -37,7 +36,6 @@ from fedsim.pool.engine import Engine
 from fedsim.pool.jobs import Rows
 from fedsim.privacy.config import Privacy
 from fedsim.record.checkpoint import Checkpointing
-from fedsim.record.drawings import draw_confusion
 from fedsim.record.history import History
 from fedsim.record.run_folder import Status
 from fedsim.runs.run import Run
@@ -174,9 +172,26 @@ def simulate(
             of them: only the last checkpoint is missing.
     """
     begun = time.perf_counter()
-    method = (algorithm, data, partition, model, rounds, schedule, local, aggregate)
-    links = (topology, channel, downlink, privacy)
-    parts = Parts(*method, *links, engine, evaluate, checkpoint, seed, trajectory, events)
+    parts = Parts(
+        algorithm=algorithm,
+        data=data,
+        partition=partition,
+        model=model,
+        rounds=rounds,
+        schedule=schedule,
+        local=local,
+        aggregate=aggregate,
+        topology=topology,
+        channel=channel,
+        downlink=downlink,
+        privacy=privacy,
+        engine=engine,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        seed=seed,
+        trajectory=trajectory,
+        events=events,
+    )
     require_kind(progress, "progress", bool, "be True or False")
     require_place(run_dir, config, resume)
     with ExitStack() as stack:
@@ -202,28 +217,19 @@ def simulate(
         if progress:
             warn(assembled, run)
         points: list[Tensor] | None = [] if trajectory else None
-        places = (kept.folder, bar, kept.checkpoints, kept.mark)
-        history = History(run, *places, points, assembled.ledger, begun, events=events)
+        ledger, mark = assembled.ledger, kept.mark
+        history = History(run, kept.folder, bar, kept.checkpoints, mark, points, ledger, begun, events=events)
         if kept.saved:
             history.resume(kept.saved)
-        status, message = play(history, stopping)
+        status, message = history.play(stopping)
         final = assembled.prepared.module(run.model())  # before anything says that the run has finished
         summary = history.finish(status, message)
-    where = kept.folder.path if kept.folder else None
-    came = (history.records, summary, final, run.server, history.trajectory(), where, message)
-    result = Result(status, *came, tuple(run.stores))
+    path = kept.folder.path if kept.folder else None
+    points_kept, stores = history.trajectory(), tuple(run.stores)
+    result = Result(status, history.records, summary, final, run.server, points_kept, path, message, stores)
     if status == "interrupted":
         raise Interrupted(message, result)
     return result
-
-
-def require_place(run_dir: Any, config: Any, resume: Any) -> None:
-    """Raise InputError unless a run can be kept, or goes on, where ``simulate`` was told."""
-    require_kind(resume, "resume", bool, "be True or False")
-    require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
-    require(run_dir != "", "run_dir", "be a path or None", run_dir, "for the current folder pass '.'")
-    require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
-    require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
 
 
 def warn(assembled: Assembled, run: Run) -> None:
@@ -232,26 +238,3 @@ def warn(assembled: Assembled, run: Run) -> None:
     order = order_of(mixing.graph) if mixing is not None else ()
     for note in (*assembled.prepared.notes, *run.notes, *order):
         warning(note)
-
-
-def play(history: History, stopping: Stopping) -> tuple[Status, str]:
-    """Run what is left of a run and save it; returns how it ended and why. What fails is on record, and raised."""
-    folder, run = history.folder, history.run
-    try:
-        status, message = history.loop(stopping)
-    except Exception as error:
-        with suppress(OSError):  # a disk that is full or gone; the first error is the one to see
-            history.catch_up()
-            if not isinstance(error, OSError):
-                history.save()
-            history.finish("failed", str(error))
-        raise
-    if status != "diverged":
-        try:
-            history.save(last=True)
-        except NotSaved as error:  # what the run came to is whole all the same
-            history.finish(status, str(error))
-            raise
-    if folder and run.confusion is not None and status != "interrupted":  # that one may go on, to another matrix
-        draw_confusion(folder, run.confusion, run.done)
-    return status, message

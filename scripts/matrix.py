@@ -65,6 +65,9 @@ def tested(version: str, python: str, arguments: Sequence[str]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Test the versions before ``--`` with the arguments of pytest after it."""
+    if not argv or {"-h", "--help"} & {*argv}:
+        say(__doc__ or "")
+        return 0 if argv else 2
     at = argv.index("--") if "--" in argv else len(argv)
     versions, arguments = argv[:at], argv[at + 1 :]
     where = "not on the PATH, nor known to uv or pyenv"

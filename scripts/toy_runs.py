@@ -8,6 +8,7 @@ functions that have stood in several modules. It must not rely on anything else 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -197,8 +198,18 @@ def _imported(places: tuple[tuple[str, str], ...]) -> Any:
     raise ImportError(f"none of {places} in {sys.path}")
 
 
-def main(checkout: str, out: str, *only: str) -> None:
-    """Run the cases whose name holds one of ``only`` (all without any) and write their numbers to ``out``."""
+def main() -> None:
+    """Run the cases whose name holds a substring that was given (all without any) and write their numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", help="the folder whose configs/ are run; PYTHONPATH must name it too")
+    parser.add_argument("out", help="the JSON to write")
+    parser.add_argument("only", nargs="*", metavar="SUBSTRING", help="runs whose name holds one of these")
+    args = parser.parse_args()
+    numbered(args.checkout, args.out, args.only)
+
+
+def numbered(checkout: str, out: str, only: Sequence[str]) -> None:
+    """Run the cases whose name holds one of ``only`` and write their numbers to ``out``, after each of them."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # CIFAR-10 is read with many options; inflating it each time would take longest of all.
@@ -226,4 +237,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fedsim.cli.argv import with_own_classes
 from fedsim.cli.compose import check
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
+from tests.stopped import late_ctrl_c_ignored, signalled
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("engine=serial", "partition.clients=4", "schedule=all", "rounds=2")
@@ -288,23 +288,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 def test_a_stopped_run_keeps_its_results(
     main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    metrics = tmp_path / "out" / "metrics.jsonl"
-    ended = threading.Event()
-
-    def stop_after_two_rounds() -> None:
-        while not ended.wait(0.05):
-            if metrics.exists() and metrics.read_bytes().count(b"\n") > 2:
-                os.kill(os.getpid(), number)
-                ended.wait(0.02)
-                os.kill(os.getpid(), signal.SIGINT)  # an impatient second one changes nothing
-                return
-
-    watcher = threading.Thread(target=stop_after_two_rounds)
-    watcher.start()
-    try:
+    # an impatient second one, Ctrl-C, changes nothing
+    with late_ctrl_c_ignored(), signalled(tmp_path / "out", number, signal.SIGINT, pause=0.02):
         assert main(*SMALL, "rounds=1000000", "hydra.run.dir=out") == code
-    finally:
-        ended.set()
-        watcher.join()
     assert capsys.readouterr().err == ""
     assert status(tmp_path / "out") == "interrupted"

@@ -13,11 +13,15 @@ import pytest
 import yaml
 from torch import nn
 
+from fedsim import Engine
 from fedsim.assembly.configuration import build_run
 from fedsim.assembly.factory import ModelFactory
+from fedsim.assembly.facts import as_node
 from fedsim.assembly.nodes import build_factory, build_model, build_object
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
+from fedsim.record.checkpoint import Checkpointing
+from fedsim.schedule import All, Asynchronous
 
 
 class Anything(Protocol):
@@ -286,3 +290,37 @@ def test_every_shipped_node_builds_and_lists_all_its_keys(path: Path, tmp_path: 
         names = set(inspect.signature(getattr(import_module(home), target)).parameters)
     assert set(given) - {"_target_", "batchnorm"} == names
     assert text.startswith("# "), "the first line says what it is"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("fedsim.checkpoint", "Checkpointing"),
+        ("fedsim.config", "ModelFactory"),
+        ("fedsim.delays", "Asynchronous"),
+        ("fedsim.engine.config", "Engine"),
+        ("fedsim.rng", "numpy_stream"),
+        ("fedsim.algorithms.base", "ServerAlgorithm"),
+        ("fedsim.algorithms.around", "Around"),
+        ("fedsim.algorithms.local_sgd", "LocalSGD"),
+    ],
+)
+def test_paths_of_earlier_versions_lead_to_the_same_thing(module: str, name: str) -> None:
+    """One class each, not a copy: a part built by its old name is taken where the new one is asked for."""
+    found = getattr(import_module(module), name)
+    assert found is getattr(import_module(found.__module__), name)
+    assert found.__module__ != module
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (All(), "fedsim.schedule.All"),
+        (Asynchronous(concurrency=2), "fedsim.delays.Asynchronous"),
+        (Checkpointing(), "fedsim.checkpoint.Checkpointing"),
+        (Engine(), "fedsim.engine.config.Engine"),
+        (ModelFactory(nn.Linear, {}), "fedsim.config.ModelFactory"),
+    ],
+)
+def test_a_part_is_written_by_the_path_that_run_folders_have(part: Any, name: str) -> None:
+    assert as_node(part)["_target_"] == name

@@ -21,7 +21,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -45,8 +44,9 @@ from fedsim.errors import ClientError, InputError, Interrupted
 from fedsim.models import linear
 from fedsim.objective import Objective
 from fedsim.partition import Iid
-from fedsim.schedule import Asynchronous, Events, Uniform
+from fedsim.schedule import Asynchronous, Events
 from fedsim.topology import Ring
+from tests.stopped import Stopped, late_ctrl_c_ignored, signalled
 
 SOURCE = Synthetic(clients=4, max_size=60)
 ROOT = Path(__file__).parents[1]
@@ -170,28 +170,6 @@ def small(kind: str, folder: Path | None, **changes: Any) -> Result:
     return simulate(**parts | KINDS[kind] | {"run_dir": folder} | changes)
 
 
-@contextmanager
-def ctrl_c(folder: Path, *, times: int = 1) -> Iterator[None]:
-    """Ctrl-C once a run has written three lines of records."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        metrics = folder / "metrics.jsonl"
-        while not ended.wait(0.002):
-            if metrics.exists() and metrics.read_bytes().count(b"\n") > 2:
-                for _ in range(times):
-                    os.kill(os.getpid(), signal.SIGINT)
-                return
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
 def finished(kind: str, folder: Path, **more: Any) -> None:
     assert small(kind, folder, **more).status == "finished"
 
@@ -202,7 +180,7 @@ def diverged(kind: str, folder: Path, **more: Any) -> None:
 
 
 def interrupted(kind: str, folder: Path, **more: Any) -> None:
-    with ctrl_c(folder), pytest.raises(Interrupted):
+    with signalled(folder, signal.SIGINT), pytest.raises(Interrupted):
         small(kind, folder, **LONG, **more)
 
 
@@ -259,7 +237,7 @@ def command_refused(kind: str, folder: Path) -> None:
 
 
 def command_interrupted(kind: str, folder: Path) -> None:
-    with ctrl_c(folder, times=2):
+    with late_ctrl_c_ignored(), signalled(folder, signal.SIGINT, signal.SIGINT):
         command(kind, folder, 130, "rounds=50000", "evaluate.every=50000")
 
 
@@ -349,19 +327,6 @@ def test_every_state_can_be_seen_to_change(monkeypatch: pytest.MonkeyPatch, tmp_
         torch.set_num_threads(threads)
         signal.signal(signal.SIGUSR1, handler)
     assert changed == {"signal handlers", "torch threads", "environment", "current folder", "sys.path"}
-
-
-@dataclass(frozen=True)
-class Stopped(Uniform):
-    """Uniform cohorts; Ctrl-C comes as one of these rounds begins."""
-
-    rounds: ClassVar[set[int]] = set()
-
-    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        if index in self.rounds and sys._getframe(1).f_code.co_name == "cohort_of":
-            self.rounds.discard(index)
-            signal.raise_signal(signal.SIGINT)
-        return super().clients(index, population, seed)
 
 
 @pytest.fixture(autouse=True)

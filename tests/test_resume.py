@@ -7,13 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +28,7 @@ from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.run_folder import RunFolder
 from fedsim.runs.run import Run
 from fedsim.runs.store import Store
-from fedsim.schedule import Uniform
+from tests.stopped import Stopped, late_ctrl_c_ignored, signalled
 from tests.test_cli import ROOT, composed, main  # noqa: F401 - a fixture
 
 SMALL = (
@@ -58,19 +56,6 @@ CASES = {
     "dfedsam": ("algorithm=dfedsam", "evaluate.clients=true", "schedule=all", "topology=ring"),
     "choco": ("algorithm=choco_sgd", *PEERS),
 }
-
-
-@dataclass(frozen=True)
-class Stopped(Uniform):
-    """Uniform cohorts; Ctrl-C comes as one of these rounds begins."""
-
-    rounds: ClassVar[set[int]] = set()
-
-    def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
-        if index in self.rounds and sys._getframe(1).f_code.co_name == "cohort_of":
-            self.rounds.discard(index)
-            raise KeyboardInterrupt
-        return super().clients(index, population, seed)
 
 
 @pytest.fixture(autouse=True)
@@ -385,21 +370,8 @@ def test_the_command_line_goes_on_after_ctrl_c(
     tmp_path: Path,
 ) -> None:
     long = [*LINE, "rounds=40", "hydra.run.dir=other"]
-    metrics, ended = tmp_path / "other/metrics.jsonl", threading.Event()
-
-    def stop_after_two_rounds() -> None:
-        while not ended.wait(0.002):
-            if metrics.exists() and metrics.read_bytes().count(b"\n") > 2:
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-
-    watcher = threading.Thread(target=stop_after_two_rounds)
-    watcher.start()
-    try:
+    with late_ctrl_c_ignored(), signalled(tmp_path / "other", signal.SIGINT):
         assert main(*long) == 130
-    finally:
-        ended.set()
-        watcher.join()
     captured = capsys.readouterr()
     assert captured.err == ""
     assert f"fedsim resume={tmp_path / 'other'}" in captured.out.replace("\n", "")

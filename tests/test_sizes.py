@@ -22,6 +22,9 @@ LONG_CALLS = {
     ("algorithms/adom_plus.py", "ADOMPlusPeer"): "the ten vectors that a peer holds, all new in every round",
     ("algorithms/fedspeed.py", "FedSpeed"): "all keys of the method, one of which has another name in configurations",
     ("assembly/setup.py", "Setup"): "everything that workers are given, by name",
+    ("simulation.py", "History"): "in simulate, whose arguments these are",
+    ("simulation.py", "Parts"): "in simulate, whose arguments these are",
+    ("simulation.py", "Result"): "in simulate: everything that a run came to, by name",
     ("topology/figure.py", "axes.scatter"): "matplotlib's: positions, sizes, colours and their range",
 }
 """{(file, what is called): why it has more than 8 arguments}."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled
+from fedsim.assembly.part_roles import require_kind
+from fedsim.errors import require
 from fedsim.record.checkpoint import Checkpoints, Saved
 from fedsim.record.drawings import draw_network, draw_split
 from fedsim.record.opening import opened
@@ -21,6 +24,15 @@ class Kept(NamedTuple):
     checkpoints: Checkpoints | None = None
     mark: Mapping[str, Any] = {}  # the run's fingerprint, for its checkpoints
     saved: Saved | None = None  # the checkpoint that the run goes on from
+
+
+def require_place(run_dir: Any, config: Any, resume: Any) -> None:
+    """Raise InputError unless a run can be kept, or goes on, where ``simulate`` was told."""
+    require_kind(resume, "resume", bool, "be True or False")
+    require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
+    require(run_dir != "", "run_dir", "be a path or None", run_dir, "for the current folder pass '.'")
+    require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
+    require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
 
 
 def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | None, *, resume: bool) -> Kept:
@@ -37,8 +49,8 @@ def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | 
     """
     parts = assembled.parts
     written = facts.config(assembled) if config is None else config
-    place = (run_dir, written, facts.machine(assembled), facts.method(assembled))
-    return Kept(*opened(*place, parts.checkpoint, parts.planned_rounds, resume=resume))
+    machine, method = facts.machine(assembled), facts.method(assembled)
+    return Kept(*opened(run_dir, written, machine, method, parts.checkpoint, parts.planned_rounds, resume=resume))
 
 
 def draw_pictures(assembled: Assembled, folder: RunFolder) -> None:

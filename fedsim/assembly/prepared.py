@@ -78,8 +78,9 @@ class Prepared:
         """The run, before its first round."""
         beginning = Beginning(self.x0, self.rows, self.memory)
         between = Between(self.channel, self.topology, self.graphs)
-        cut = (self.blocks, engine.jobs)
-        return begin(Start(self.setup, schedule, evaluation, rounds, *cut, beginning, between), backend)
+        jobs = engine.jobs
+        start = Start(self.setup, schedule, evaluation, rounds, self.blocks, jobs, beginning, between)
+        return begin(start, backend)
 
     @property
     def number(self) -> int | None:

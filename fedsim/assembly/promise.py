@@ -29,8 +29,8 @@ def private(
         return parts.algorithm, None
     sizes = [len(rows) for rows in population.train]
     d = Layout.of(models[0]).d if len(models) == 1 else None
-    how = (network.schedule, sizes, parts.planned_rounds, parts.local, parts.seed, d)
-    algorithm, ledger = promised(parts.privacy, parts.algorithm, *how)
+    rounds, local, seed = parts.planned_rounds, parts.local, parts.seed
+    algorithm, ledger = promised(parts.privacy, parts.algorithm, network.schedule, sizes, rounds, local, seed, d)
     check_rule(algorithm, parts.aggregate)
     check_links(algorithm, parts.channel, parts.downlink, unit_of(ledger.releases(1)))
     return algorithm, ledger

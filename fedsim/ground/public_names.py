@@ -1,7 +1,7 @@
 """The dotted paths by which configurations and run folders name fedsim's parts: they stay when code moves.
 
-A path is looked up here before it is imported, and written as it was always written, so that a run of an earlier
-version goes on, and two of different versions compare.
+A part is written as it was always written, so that a run of an earlier version goes on, and runs of two versions
+compare. Modules at these paths can still be imported (``assembly.former``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HOMES = {
     "fedsim.engine.config": "fedsim.pool.engine",
     "fedsim.schedule": "fedsim.schedule.rules",
 }
-"""Module as it is named: module where its classes lie. The former ones can be imported (``assembly.former``)."""
+"""Module as it is named: module where its classes lie."""
 _NAMES = {home: name for name, home in HOMES.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import Diverged, InputError
+from fedsim.errors import Diverged, InputError, NotSaved
 from fedsim.ground.console import Progress
 from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
 from fedsim.record.checkpoint import Checkpoints, Saved
+from fedsim.record.drawings import draw_confusion
 from fedsim.record.provenance import cpu_capability
 from fedsim.record.run_folder import RunFolder, Status, run_summary
 from fedsim.runs.run import Run
@@ -73,6 +75,27 @@ class History:
         self._saved = None if self.open else saved.done
         if self.bar:
             self.bar.update(self.records[-1])
+
+    def play(self, stopping: Stopping) -> tuple[Status, str]:
+        """Run what is left and save it; returns how it ended and why. What fails is on record, and raised."""
+        try:
+            status, message = self.loop(stopping)
+        except Exception as error:
+            with suppress(OSError):  # a disk that is full or gone; the first error is the one to see
+                self.catch_up()
+                if not isinstance(error, OSError):
+                    self.save()
+                self.finish("failed", str(error))
+            raise
+        if status != "diverged":
+            try:
+                self.save(last=True)
+            except NotSaved as error:  # what the run came to is whole all the same
+                self.finish(status, str(error))
+                raise
+        if self.folder and self.run.confusion is not None and status != "interrupted":  # that one may go on
+            draw_confusion(self.folder, self.run.confusion, self.run.done)
+        return status, message
 
     def loop(self, stopping: Stopping) -> tuple[Status, str]:
         """All rounds, or as many as go well; every finished round is on record whatever happens next."""
