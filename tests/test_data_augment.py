@@ -78,7 +78,11 @@ def test_draws_of_one_image_do_not_depend_on_how_many_are_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"flip": 1.5}, "flip must be in"), ({"crop_pad": -1}, "crop_pad must be >= 0"), ({"crop": -0.1}, "crop must be")],
+    [
+        ({"flip": 1.5}, "flip must be in"),
+        ({"crop_pad": -1}, "crop_pad must be in"),
+        ({"crop": -0.1}, "crop must be"),
+    ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -25,14 +25,14 @@ from matplotlib.image import imsave
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fedsim.ground.interrupts import heard
+from fedsim.ground.interrupts import heard_signals
 from fedsim.record import checkpoint
 from fedsim.record.checkpoint import Checkpointing, Checkpoints
 from fedsim.record.run_folder import RunFolder
 from fedsim.record.tensorboard import EventFile
 from fedsim.report.__main__ import main as report
+from tests.stopped import late_ctrl_c_ignored, signalled
 from tests.test_cli import SMALL, environment, main  # noqa: F401 - a fixture
-from tests.test_process import ctrl_c
 from tests.test_resume import recorded, summary
 
 LINE = (*SMALL, "model.hidden=[4]", "local.steps=1", "checkpoint.seconds=0", "checkpoint.keep=3")
@@ -123,7 +123,7 @@ def test_nothing_foreign_changes(main: Command, tmp_path: Path) -> None:  # noqa
         now = content(tmp_path)
         assert {name: now.get(name) for name in before} == before, after
 
-    with ctrl_c(tmp_path / "out"):
+    with late_ctrl_c_ignored(), signalled(tmp_path / "out", signal.SIGINT):
         assert main(*LINE, "rounds=5000", "evaluate.every=5000", "hydra.run.dir=out") == 130
     unchanged("a run that was stopped")
     done = int(summary(tmp_path / "out")["rounds"])
@@ -507,7 +507,7 @@ def test_a_stopped_run_whose_checkpoint_fails_says_so(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    with ctrl_c(tmp_path / "out"):
+    with late_ctrl_c_ignored(), signalled(tmp_path / "out", signal.SIGINT):
         assert main(*LINE, "rounds=5000", "evaluate.every=5000", "hydra.run.dir=out") == 1
     warned, last = capsys.readouterr().err.splitlines()
     assert "no checkpoint after round 1" in warned
@@ -549,8 +549,8 @@ def test_a_closed_terminal_saves_what_the_run_has(tmp_path: Path) -> None:
 def test_a_run_that_was_begun_to_outlive_its_terminal_does() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert signal.SIGHUP not in heard()
+        assert signal.SIGHUP not in heard_signals()
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        assert signal.SIGHUP in heard()
+        assert signal.SIGHUP in heard_signals()
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -238,8 +238,8 @@ def test_what_a_killed_sweep_leaves_is_seen(tmp_path: Path) -> None:
 
 def test_a_damaged_state_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "a.json").write_text("{")
-    with pytest.raises(InputError, match=r"a\.json must be a job's state"):
+    (tmp_path / "jobs" / f"{'a' * 16}.json").write_text("{")
+    with pytest.raises(InputError, match=r"aaaa\.json must be a job's state"):
         SweepFolder(tmp_path).states()
 
 

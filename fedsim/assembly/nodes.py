@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fedsim.assembly.factory import ModelFactory
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
-from fedsim.assembly.targets import fits, holds_part, located, made_by, require_fit
+from fedsim.assembly.targets import fits, holds_part, located, made_by, require_makes
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
 from fedsim.ground.own_code import own_code
@@ -31,7 +31,7 @@ def build_object(node: Any, path: str, kinds: tuple[Any, ...] = (object,)) -> An
         kinds: the classes or protocols of which one must be what ``_target_`` makes; it is not called else.
     """
     target = _target_of(node, path)
-    require_fit(target, kinds, f"{path}._target_", node["_target_"])
+    require_makes(target, kinds, f"{path}._target_", node["_target_"])
     return _construct(target, _checked(target, node, path), path)
 
 

@@ -124,7 +124,7 @@ def expected(kind: Any) -> str:
     return f"{must} ({base.__module__}.{base.__name__})"
 
 
-def require_fit(found: Callable[..., Any], kinds: tuple[Any, ...], where: str, name: Any) -> None:
+def require_makes(found: Callable[..., Any], kinds: tuple[Any, ...], where: str, name: Any) -> None:
     """Raise InputError unless what a class or function makes is of one of these kinds.
 
     Args:

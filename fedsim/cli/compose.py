@@ -24,12 +24,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError
 
 from fedsim.assembly.configuration import build_run
 from fedsim.assembly.problems import collect
 from fedsim.cli.argv import with_own_classes
-from fedsim.cli.explain import COMPOSE_ERRORS, explained, no_word, translated, unknown
+from fedsim.cli.explain import COMPOSE_ERRORS, explained, no_word, require_values, unknown
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
 
@@ -108,7 +107,7 @@ def _checked(composer: Hydra, args: argparse.Namespace) -> Ready | None:
 def _alone(composer: Hydra, config_name: str, ready: Ready) -> bool:
     """Whether Hydra runs this alone; if so it is told to, and notes that in the run's folder as it always does."""
     cfg = composer.compose_config(config_name, ready.overrides, RunMode.RUN)
-    _require_values(cfg, ready.overrides, "hydra.run.dir")
+    require_values(cfg, ready.overrides, "hydra.run.dir")
     if cfg.hydra.mode is None:
         cfg.hydra.mode = RunMode.RUN
         cfg.hydra.overrides.hydra.append("hydra.mode=RUN")
@@ -196,7 +195,7 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
         own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := unknown(known, [], o))]
         lines = own or explained(composer, args.config_name, fixed, error)
         raise InputError("\n".join(lines).replace("hydra.sweeper", "sweep")) from error
-    _require_values(composed, args.overrides, "hydra.sweep.dir")
+    require_values(composed, args.overrides, "hydra.sweep.dir")
     given: Any = OmegaConf.to_container(master.sweeper)
     texts = [*overrides_of(given.get("params") or {}), *args.overrides, *given.get("arguments", ())]
     parsed = _parsed(composer, texts)
@@ -211,22 +210,6 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
         grid = settings["sampler"] == "grid"
         require(p.interval is None or not grid, p.key, "be values to run all of", "an interval", do)
     return [list(job.overrides) for job in covering(params, master.runtime.choices)]
-
-
-def _require_values(cfg: DictConfig, overrides: Sequence[str], folder: str) -> None:
-    """Raise InputError where a key of Hydra's that the user set has no value, or the folder no name."""
-    for key in [folder, *(text.lstrip("+").partition("=")[0] for text in overrides if text.startswith("hydra."))]:
-        try:
-            value = OmegaConf.select(cfg, key)
-        except InterpolationToMissingValueError:  # known when the job runs, such as its number
-            continue
-        except COMPOSE_ERRORS as error:
-            raise InputError(f"{key} must have a value, got none: {translated(error)}") from error
-        if key == folder:
-            require(bool(str(value).strip()), key, "be a folder", value)
-        if key == "hydra.output_subdir" and value is not None:
-            inside = not Path(value).is_absolute() and ".." not in Path(value).parts
-            require(inside, key, "be a folder inside the run's", value)
 
 
 def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:

@@ -6,6 +6,7 @@ Knows what was composed and what Hydra raised; composes without the overrides in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.hydra import Hydra
@@ -13,10 +14,11 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
 from fedsim.assembly.problems import did_you_mean, unknown_key
+from fedsim.errors import InputError, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
@@ -90,6 +92,22 @@ def unknown(cfg: DictConfig, groups: Sequence[str], override: Override) -> str |
         path.append(part)
         node = OmegaConf.select(node, part)
     return None
+
+
+def require_values(cfg: DictConfig, overrides: Sequence[str], folder: str) -> None:
+    """Raise InputError where a key of Hydra's that the user set has no value, or the folder no name."""
+    for key in [folder, *(text.lstrip("+").partition("=")[0] for text in overrides if text.startswith("hydra."))]:
+        try:
+            value = OmegaConf.select(cfg, key)
+        except InterpolationToMissingValueError:  # known when the job runs, such as its number
+            continue
+        except COMPOSE_ERRORS as error:
+            raise InputError(f"{key} must have a value, got none: {translated(error)}") from error
+        if key == folder:
+            require(bool(str(value).strip()), key, "be a folder", value)
+        if key == "hydra.output_subdir" and value is not None:
+            inside = not Path(value).is_absolute() and ".." not in Path(value).parts
+            require(inside, key, "be a folder inside the run's", value)
 
 
 def translated(error: Exception) -> str:

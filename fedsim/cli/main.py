@@ -37,7 +37,7 @@ from fedsim.cli.folder import config_folder
 from fedsim.cli.trust import guarded, word_for
 from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, NotSaved
 from fedsim.ground.files import DISK
-from fedsim.ground.interrupts import PATIENCE_S, heard
+from fedsim.ground.interrupts import PATIENCE_S, heard_signals
 from fedsim.ground.version import __version__
 
 SHOWN = ("algorithm", "data", "partition", "model")  # choices in a run's final table
@@ -61,7 +61,7 @@ def _borrowed() -> Iterator[None]:
     full, collecting, frozen = os.environ.get("HYDRA_FULL_ERROR"), gc.isenabled(), gc.get_freeze_count()
     main_thread = threading.current_thread() is threading.main_thread()
     _stopped.clear()
-    before = {number: signal.signal(number, _stop) for number in heard()} if main_thread else {}
+    before = {number: signal.signal(number, _stop) for number in heard_signals()} if main_thread else {}
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
     gc.disable()  # importing torch makes a million objects; looking for garbage among them takes a fifth of the time
     try:

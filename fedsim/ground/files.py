@@ -45,7 +45,7 @@ def piece(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def pieces(folder: Path, name: str) -> list[Path]:
+def leftovers(folder: Path, name: str) -> list[Path]:
     """What killed processes left of files that they were writing; links are never among them.
 
     Args:

@@ -16,7 +16,7 @@ PATIENCE_S = 5.0
 """Signals that follow the first one so soon are ignored: a run that was told to stop is saving what it has."""
 
 
-def heard() -> list[int]:
+def heard_signals() -> list[int]:
     """The signals that end a command: SIGHUP, of a closed terminal, unless whoever began it had it ignored (nohup)."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 

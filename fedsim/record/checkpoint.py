@@ -34,7 +34,7 @@ from torch import Tensor
 from fedsim.errors import InputError, NotSaved, require
 from fedsim.fields import check_fields
 from fedsim.ground.console import warning
-from fedsim.ground.files import is_own_file, piece, pieces, publish
+from fedsim.ground.files import is_own_file, leftovers, piece, publish
 from fedsim.types import SavedRows
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class Checkpoints:
     def _write(self, done: int, arrays: dict[str, np.ndarray], header: str) -> None:
         """Write one, remove those that are too many, and whatever was begun and not finished."""
         self.folder.mkdir(exist_ok=True)
-        for left in pieces(self.folder, r"round-\d+"):
+        for left in leftovers(self.folder, r"round-\d+"):
             _remove(left)
         # In a folder of its own, for safetensors may write beside the file first, under a name that nobody can know.
         place = piece(self.folder / f"round-{done:08}")

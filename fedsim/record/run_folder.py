@@ -32,7 +32,7 @@ import yaml
 
 from fedsim.errors import InputError
 from fedsim.ground.console import warning
-from fedsim.ground.files import atomic_file, is_own_file, pieces
+from fedsim.ground.files import atomic_file, is_own_file, leftovers
 from fedsim.record.papers import papers
 from fedsim.record.tensorboard import EventFile, own_event_files
 
@@ -119,7 +119,7 @@ class RunFolder:
             metrics.seek(end)
             for name in ("summary.json", "trajectory.npz"):
                 (path / name).unlink(missing_ok=True)
-            for left in filter(is_own_file, pieces(path, ATOMIC)):
+            for left in filter(is_own_file, leftovers(path, ATOMIC)):
                 left.unlink()
             if done is None:
                 for file in own_event_files(path / "tensorboard"):

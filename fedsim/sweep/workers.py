@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from fedsim.errors import InputError
-from fedsim.ground.interrupts import SIGNALS, heard
+from fedsim.ground.interrupts import SIGNALS, heard_signals
 from fedsim.ground.process import claim
 
 METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -171,7 +171,7 @@ def _begin(
         if len(came) == 1:  # further ones change nothing: it is saving what it has
             raise KeyboardInterrupt
 
-    for number in heard():
+    for number in heard_signals():
         signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     target(*rest)
