@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedsim.assembly.problems import did_you_mean
-from fedsim.cli.trust import WORDS, require_trusted
+from fedsim.cli.trust import WORDS, require_trusted, word_for
 from fedsim.errors import InputError, require
 from fedsim.record.run_folder import summary_of
 
@@ -60,6 +60,12 @@ def _value(text: str, value: str) -> Any:
     except yaml.YAMLError as error:
         why = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
+
+
+def resume_line(what: str, run_dir: Path, config: Mapping[str, Any]) -> str:
+    """The line about a run that something outside it has stopped, with the command that goes on with it."""
+    again = " ".join(["fedsim", f"resume={run_dir}", *word_for(config)])
+    return f"{what}, the run in {run_dir} stopped; what it wrote is kept: {again}"
 
 
 def finished(folder: Path) -> int | None:
