@@ -70,7 +70,7 @@ def test_messages_keep_a_short_line_of_what_others_say(text: str) -> None:
 def test_an_ended_and_a_stopped_raylet_are_seen(tmp_path: Path) -> None:
     path = tmp_path / "session_1" / "sockets" / "raylet"
     with listener(path) as process:
-        watch = ray_watch.Watch(str(path), "127.0.0.1:1")
+        watch = ray_watch.RayWatch(str(path), "127.0.0.1:1")
         assert watch.problem() == watch.problem(stopped=True) == ""
         process.send_signal(signal.SIGSTOP)
         while ray_watch._state(process.pid)[0] != "T":
@@ -90,7 +90,7 @@ def test_a_control_service_of_others_that_is_gone_is_seen(tmp_path: Path, monkey
     path = tmp_path / "session_1" / "sockets" / "raylet"
     with listener(path), socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        watch = ray_watch.Watch(str(path), address)
+        watch = ray_watch.RayWatch(str(path), address)
         assert watch.problem() == ""
         server.close()
         assert watch.problem() == f"Ray's control service at {address} is gone"
@@ -255,8 +255,10 @@ def test_a_cluster_turns_strangers_away_in_one_line_and_serves_two_runs_and_a_sw
     try:
         assert started.returncode == 0, started.stderr
         address = json.loads((cluster / "cluster.json").read_text())["address"]
-        for wrong in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}):
-            stranger = fedsim(f"engine.address={address}", f"hydra.run.dir={short / 'stranger'}", **wrong)
+        wrongs: list[dict[str, str]] = [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
+        for number, wrong in enumerate(wrongs):
+            place = short / f"stranger{number}"
+            stranger = fedsim(f"engine.address={address}", f"hydra.run.dir={place}", **wrong)
             assert stranger.returncode == 2
             assert stranger.stderr.count("\n") == 1, stranger.stderr
             assert "it asks for a token" in stranger.stderr

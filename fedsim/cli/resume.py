@@ -10,7 +10,7 @@ import yaml
 
 from fedsim.assembly.problems import did_you_mean
 from fedsim.cli.trust import WORDS, require_trusted, word_for
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.record.run_folder import summary_of
 
 PREFIX = "resume="
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config: Any = yaml.safe_load(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or f"which is no yaml ({error})".replace("\n", " ")
+        reason = getattr(error, "strerror", None) or f"which is no yaml ({first_line(error)})".replace("\n", " ")
         raise InputError(f"resume must be the folder of a run, got {path}: {reason}") from error
     whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in GROUPS)
     if not whole or not isinstance(config.get("rounds"), int):

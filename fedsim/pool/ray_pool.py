@@ -267,11 +267,11 @@ def _silent(*arguments: Any, **named: Any) -> None:
     """What Ray prints by itself where log_to_driver is off: state dumps and warnings of its own processes."""
 
 
-def _watch() -> ray_watch.Watch:
+def _watch() -> ray_watch.RayWatch:
     """A watch over the Ray that this process is connected to."""
     here = ray.get_runtime_context()
     node = next(node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
-    return ray_watch.Watch(node["RayletSocketName"], here.gcs_address)
+    return ray_watch.RayWatch(node["RayletSocketName"], here.gcs_address)
 
 
 def _start(engine: Engine, room: int) -> _Started:

@@ -29,7 +29,7 @@ SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_(?P<pid>\d+)")
 """The name of a session's folder; it ends in the process that began it."""
 
 
-class Watch:
+class RayWatch:
     """Whether the Ray that this process is connected to is still there.
 
     Args:
