@@ -179,8 +179,8 @@ class Run:
         return found
 
     def gone(self) -> bool:
-        """Whether none of its processes is left, after the seconds that Ray gives them."""
-        for _ in range(150):
+        """Whether none is left; where its control service was killed, two agents of Ray take 61 seconds to notice."""
+        for _ in range(900):
             if not self.processes():
                 return True
             time.sleep(0.1)
