@@ -27,6 +27,10 @@ class ClientError(RuntimeError):
         self.round, self.clients = round_, clients
 
 
+class PoolLost(ClientError):
+    """Ray, or the memory for its actors, is gone; everything recorded before is kept, and the run can go on."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped a run between its first and its last round; what it had is saved and in ``result``.
 
@@ -65,3 +69,16 @@ def require(ok: bool, name: str, must: str, got: object, do: str = "") -> None:
     """
     if not ok:
         raise InputError(f"{name} must {must}, got {got!r}" + (f"; {do}" if do else ""))
+
+
+LINE = 1000
+"""Characters of a message that are kept at most."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut where it is very long, or its type where it has none.
+
+    What other programs write into their errors may be pages, other people's command lines among them.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LINE else f"{line[:LINE]}..."

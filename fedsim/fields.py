@@ -17,7 +17,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 
 MISFIT: Any = object()
 """What stands for a value that does not fit."""
@@ -91,7 +91,9 @@ def hints_of(holder: Any) -> dict[str, Any]:
     try:
         return get_type_hints(of)
     except NameError as error:
-        raise InputError(f"annotations of {holder.__qualname__} must exist at run time, got {error}") from error
+        raise InputError(
+            f"annotations of {holder.__qualname__} must exist at run time, got {first_line(error)}"
+        ) from error
 
 
 def methods(role: type) -> list[str]:

@@ -164,7 +164,8 @@ def simulate(
 
     Raises:
         InputError: something cannot be run; raised before anything is spawned.
-        ClientError: a client's computation failed.
+        ClientError: a client's computation failed. ``fedsim.errors.PoolLost``, one of them: Ray or the memory for its
+            actors is gone.
         Interrupted: Ctrl-C, a KeyboardInterrupt, after records, checkpoint and summary (status ``interrupted``) were
             saved; ``error.result`` is what the run had. Another Ctrl-C within five seconds does not cut the saving.
             Before the first round a KeyboardInterrupt is raised as it came.

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from fedsim.data.batches import Feed, Samples
 from fedsim.data.losses import Loss
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.ground import addresses
 from fedsim.ground.layout import Layout
 from fedsim.ground.rng import stream
-from fedsim.kernels.kernel import Kernel, first_line
+from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle, answer
 from fedsim.models import pure, twin
 from fedsim.types import Batch

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from fedsim.assembly.problems import did_you_mean
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.fields import hints_of, methods
 from fedsim.ground.own_code import FAILURES, error_line, place
 
@@ -39,7 +39,7 @@ def located(target: Any, path: str) -> Callable[..., Any]:
     try:
         home = import_module(module)
     except (ImportError, SyntaxError, ValueError) as error:
-        raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
+        raise InputError(f"{must}{first_line(error)} (installed, or a file of the current folder?)") from error
     except FAILURES as error:  # user code: any type
         raise InputError(f"{path}: {place(error) or module}: {error_line(error)}") from error
     found = getattr(home, name, None)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fedsim.assembly.problems import did_you_mean
 from fedsim.cli.folder import config_folder
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.ground.console import Terminal
 
 ALIASES = {"downlink": "channel", "presets": "experiment"}
@@ -68,7 +68,7 @@ class Option:
         try:
             return inspect.getdoc(getattr(import_module(module), name)) or "" if module else ""
         except (ImportError, AttributeError) as error:
-            return f"({error})"
+            return f"({first_line(error)})"
 
 
 def show(group: str | None, option: str | None, config_dir: Path | None) -> int:

@@ -2,7 +2,7 @@
 
 Exit codes: 0 finished, 1 diverged, a failed job of a sweep or an unexpected error (with its traceback), 2 a user's
 error (one line for each), 129 hung up (its terminal was closed), 130 interrupted, 143 terminated. A disk that is full,
-broken or gone, and a process that may open no more files, end a run with one line and 1.
+broken or gone, too many open files, and a Ray that is gone or out of memory, end a run with one line and 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
 from fedsim.cli.trust import guarded, word_for
-from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, NotSaved
+from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, NotSaved, PoolLost, first_line
 from fedsim.ground.files import DISK
 from fedsim.ground.interrupts import PATIENCE_S, heard_signals
 from fedsim.ground.version import __version__
@@ -159,6 +159,7 @@ def perform(
         The last evaluation.
     """
     from fedsim.cli.replay import line
+    from fedsim.cli.resume import resume_line
     from fedsim.ground.console import report
     from fedsim.simulation import simulate
 
@@ -178,6 +179,8 @@ def perform(
         result = stop.result
     except InputError as error:
         _fail(str(error), 2)
+    except PoolLost as error:
+        _fail(resume_line(str(error), run_dir, config), 1)
     except ClientError as error:
         if error.clients:
             error.args = (f"{error}, or: {line(run_dir, error.round, error.clients, word_for(config))}",)
@@ -185,9 +188,7 @@ def perform(
     except OSError as error:
         if not _about(error, run_dir):
             raise
-        what = error.strerror or str(error)
-        again = " ".join(["fedsim", f"resume={run_dir}", *word_for(config)])
-        _fail(f"{what}, the run in {run_dir} stopped; what it wrote is kept: {again}", 1)
+        _fail(resume_line(error.strerror or first_line(error), run_dir, config), 1)
     report(result.summary, run_dir, extra=names, words=word_for(config))
     if result.status == "interrupted":
         raise KeyboardInterrupt

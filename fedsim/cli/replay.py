@@ -24,7 +24,7 @@ from fedsim.assembly.configuration import build_run
 from fedsim.assembly.parts import Parts
 from fedsim.cli.folder import config_folder
 from fedsim.cli.resume import stopped
-from fedsim.errors import Diverged, InputError, require
+from fedsim.errors import Diverged, InputError, first_line, require
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Terminal, error, note, number
 from fedsim.ground.tree import leaves, tree_map
@@ -128,7 +128,7 @@ def replay(
     except BdbQuit:
         return 0
     except Exception as failure:
-        error(f"client {at} failed in round {round_}: {type(failure).__name__}: {failure}")
+        error(f"client {at} failed in round {round_}: {type(failure).__name__}: {first_line(failure)}")
         if debugger is None:
             raise
         pdb.post_mortem(failure.__traceback__)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedsim.assembly.problems import did_you_mean
-from fedsim.cli.trust import WORDS, require_trusted
-from fedsim.errors import InputError, require
+from fedsim.cli.trust import WORDS, require_trusted, word_for
+from fedsim.errors import InputError, first_line, require
 from fedsim.record.run_folder import summary_of
 
 PREFIX = "resume="
@@ -62,6 +62,12 @@ def _value(text: str, value: str) -> Any:
         raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
 
 
+def resume_line(what: str, run_dir: Path, config: Mapping[str, Any]) -> str:
+    """The line about a run that something outside it has stopped, with the command that goes on with it."""
+    again = " ".join(["fedsim", f"resume={run_dir}", *word_for(config)])
+    return f"{what}, the run in {run_dir} stopped; what it wrote is kept: {again}"
+
+
 def finished(folder: Path) -> int | None:
     """Rounds of a run that came to its end, else None."""
     summary = summary_of(folder) or {}
@@ -80,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config: Any = yaml.safe_load(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or f"which is no yaml ({error})".replace("\n", " ")
+        reason = getattr(error, "strerror", None) or f"which is no yaml ({first_line(error)})".replace("\n", " ")
         raise InputError(f"resume must be the folder of a run, got {path}: {reason}") from error
     whole = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in GROUPS)
     if not whole or not isinstance(config.get("rounds"), int):

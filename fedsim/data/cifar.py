@@ -21,7 +21,7 @@ from fedsim.data.arrays import with_digest
 from fedsim.data.augment import Augment
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.published import DataFile, data_root, read_files
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
 _TEN = "cifar-10/cifar-10-batches-py/"
@@ -179,7 +179,9 @@ def unpickle(content: bytes, where: str) -> Any:
     try:
         return _NumpyUnpickler(io.BytesIO(content), encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise InputError(f"{where}: cannot be opened as a batch of images ({error}); download it again") from error
+        raise InputError(
+            f"{where}: cannot be opened as a batch of images ({first_line(error)}); download it again"
+        ) from error
 
 
 class _NumpyUnpickler(pickle.Unpickler):

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from fedsim.data.published import DataFile, md5_of
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 
 TIMEOUT_S = 30
 CHUNK_BYTES = 1 << 18
@@ -94,7 +94,7 @@ def unpack(archive: Path, root: Path, files: Sequence[DataFile]) -> None:
             if file is not None:
                 _place(root / file.path, content(), file.md5.get(""), archive)
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{archive}: cannot be unpacked ({error}); delete it and run again") from error
+        raise InputError(f"{archive}: cannot be unpacked ({first_line(error)}); delete it and run again") from error
     if wanted:
         raise InputError(f"{archive}: holds no {', '.join(wanted)}; delete it and get the published archive")
 

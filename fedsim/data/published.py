@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.fields import check_fields
 
 _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -160,7 +160,7 @@ def _content(stored: _Stored, do: str) -> bytes:
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         if form in md5:
             raise InputError(_damaged(path, md5[form], md5_of(raw), len(raw), do)) from error
-        raise InputError(f"{path}: cannot be decompressed ({error}); {do}") from error
+        raise InputError(f"{path}: cannot be decompressed ({first_line(error)}); {do}") from error
     if form and not trusted and "" in md5 and md5_of(content) != md5[""]:
         raise InputError(_damaged(path, md5.get(form, md5[""]), md5_of(raw), len(raw), do))
     return content

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedsim.data.arrays import check_memory, with_digest
 from fedsim.data.dataset import Dataset, Split
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
@@ -111,7 +111,9 @@ def _stored(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     except FileNotFoundError as error:
         raise InputError(f"data.path must be an existing .npz file, got {str(path)!r}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as an .npz archive of numbers ({error}); {_DO}") from error
+        raise InputError(
+            f"{path}: cannot be read as an .npz archive of numbers ({first_line(error)}); {_DO}"
+        ) from error
     raise InputError(f"{path}: must be an .npz archive, got a single .npy array; {_DO}")
 
 

@@ -11,7 +11,7 @@ from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
-from fedsim.errors import ClientError, Diverged, InputError
+from fedsim.errors import LINE, ClientError, Diverged, InputError
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -52,6 +52,7 @@ def error_line(error: BaseException) -> str:
         message = " ".join(str(error).split())
     except Exception:  # a user's own __str__
         message = "its message cannot be printed"
+    message = message if len(message) <= LINE else f"{message[:LINE]}..."
     return ": ".join(text for text in (type(error).__name__, message) if text)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.errors import first_line
 from fedsim.ground.layout import Layout
 from fedsim.kernels.stacked import Unstackable, stack
 from fedsim.kernels.stacked_ops import WIDE
@@ -131,11 +132,6 @@ class _Embeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif "embedding_bag" in name:
             self.option = "the bags"
         return func(*args, **(kwargs or {}))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def block(model: nn.Module, layout: Layout, sample: Tensor, device: str) -> int:

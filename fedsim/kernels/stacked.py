@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.ground.layout import Layout
 from fedsim.kernels import stacked_ops as ops
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
@@ -133,7 +133,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
             tracer = _Tracer()
             graph = tracer.trace(model)
     except Exception as error:  # fx raises many types; user code runs inside
-        raise Unstackable(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
+        raise Unstackable(f"torch.fx cannot trace {type(model).__name__}: {first_line(error)}") from error
     finally:
         for module, attributes in own:  # fx leaves the tensors that it met in the module, forward may leave proxies
             vars(module).clear()

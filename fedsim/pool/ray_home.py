@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
 
 LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """Bytes of a folder's name below which Ray's sockets fit."""
@@ -24,6 +28,20 @@ SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """By what a user says how Ray tells friends from strangers."""
+
+
+WELCOME_S = 30
+REFUSED = 77
+WELCOME = f"""
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1])
+except AuthenticationError:
+    sys.exit({REFUSED})
+"""
+"""Asks a cluster's control service who may join, and exits with REFUSED where this process may not."""
 
 
 def folder() -> tempfile.TemporaryDirectory[str] | None:
@@ -65,6 +83,40 @@ def ensure_token(environ: MutableMapping[str, str] = os.environ) -> None:
     chosen = environ.get("RAY_AUTH_MODE") == "disabled" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(environ)
     if not chosen and not _secret_at_home(environ.get("HOME")):
         environ["RAY_AUTH_TOKEN_PATH"] = str(Path(_own_secret().name) / "token")
+
+
+def require_token(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise InputError where the file with the token that the user named has none: Ray would abort the process."""
+    path = environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if not path or environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_MODE") == "disabled":
+        return
+    try:
+        reason = "" if Path(path).read_bytes().strip() else "an empty file"
+    except OSError as error:
+        reason = str(error.strerror)
+    require(not reason, "RAY_AUTH_TOKEN_PATH", f"be a file with the token ({reason})", path)
+
+
+def knock(address: str | None) -> None:
+    """Raise OSError at once where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def require_welcome(address: str | None) -> None:
+    """Raise ConnectionError at once where a cluster does not take this process's token; Ray would ask for a minute.
+
+    A process of its own asks, for Ray prints a warning of its own and aborts where it cannot read its token.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or host.startswith("ray:"):
+        return
+    asked = [sys.executable, "-c", WELCOME, f"{host}:{port}"]
+    with suppress(subprocess.TimeoutExpired):  # then Ray itself shall find out why nobody answers
+        done = subprocess.run(asked, capture_output=True, check=False, timeout=WELCOME_S, stdin=subprocess.DEVNULL)
+        if done.returncode == REFUSED:
+            raise ConnectionError("it asks for a token, and has refused this process's, or got none")
 
 
 def ray_auth() -> dict[str, str]:

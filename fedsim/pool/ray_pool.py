@@ -16,14 +16,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from fedsim.errors import ClientError, InputError, require
+from fedsim.errors import ClientError, InputError, PoolLost, first_line, require
 from fedsim.ground.process import claim, given_back
-from fedsim.kernels.kernel import first_line
-from fedsim.pool import ray_home
+from fedsim.pool import ray_home, ray_watch
 from fedsim.pool.engine import Engine
 from fedsim.pool.worker import Setup, Worker, torch_given_back
 
@@ -42,6 +41,7 @@ with given_back(*VARIABLES), warnings.catch_warnings():
     _told()
     import ray
     import torch
+    from ray._private import worker as ray_worker
     from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -51,6 +51,15 @@ STORE_BYTES = 256 * 2**20
 
 PATIENCE_S = 30
 """How long to wait for CPUs that others use."""
+
+LOOK_S = 0.25
+"""Seconds between looks whether Ray is still there."""
+
+PAUSE_S = 5.0
+"""How long to wait after the first actor that the memory monitor ended, twice as long after the second, and so on."""
+
+DEADLINE_S = 20.0
+"""How long Ray may take to end before it is ended by force."""
 
 MOST_NAMED = 20
 """Clients that a message names."""
@@ -92,7 +101,7 @@ class RayPool:
         self._engine = engine
         self._owner = not ray.is_initialized()
         self._places: Any = None  # CPUs reserved for the actors
-        self._folder: TemporaryDirectory[str] | None = None  # of Ray's files, where it needs one of ours
+        self._ray: _Started | None = None  # by this pool
         self._borrowed = ExitStack()
         self._borrowed.enter_context(torch_given_back())
         self._borrowed.enter_context(given_back(*VARIABLES))
@@ -101,7 +110,8 @@ class RayPool:
             if not self._owner:
                 _require_same(engine.address)
             else:
-                self._folder = _start(engine, _room(setup, engine, message_bytes, row_bytes))
+                self._ray = _start(engine, _room(setup, engine, message_bytes, row_bytes))
+            self._watch = self._borrowed.enter_context(closing(_watch()))
             gpus = 1 / engine.actors if engine.device == "cuda" else 0
             self._places = _reserve(engine, gpus)
             where = PlacementGroupSchedulingStrategy(self._places)
@@ -121,6 +131,7 @@ class RayPool:
 
     def map(self, method: str, jobs: Sequence[Any], costs: Sequence[float], shared: Any) -> list[Any]:
         """Answers in job order; the share of a lost or silent actor is computed again, ``engine.retries`` times."""
+        self._require_ray()
         reference = ray.put(shared)
         answers: dict[int, Any] = {}
         pending: dict[Any, _Call] = {}
@@ -135,29 +146,58 @@ class RayPool:
                 send(a, share, 1)
         while pending:
             done = self._wait(pending)
-            a, share, attempt, deadline = pending.pop(done)
+            call = pending.pop(done)
             try:
-                answers.update(zip(share, ray.get(done), strict=True))
+                answers.update(zip(call.share, ray.get(done), strict=True))
             except RayTaskError as error:
                 cause = error.cause
-                raise (cause if isinstance(cause, ClientError) else ClientError(str(error))) from error
-            except (RayActorError, OutOfMemoryError) as error:
-                if getattr(error, "actor_init_failed", False):
-                    raise ClientError(f"a Ray actor could not start: {error}") from error
-                if attempt > self._engine.retries:
-                    silent = f"no answer within engine.timeout_s={patience:g}; raise it if a round may take so long"
-                    why = silent if deadline == math.inf != patience else error
-                    who = _named([jobs[j] for j in share])
-                    raise ClientError(f"{method} of {who} lost their actor {attempt} times: {why}") from error
-                self._actors[a] = self._spawn()
-                send(a, share, attempt + 1)
+                raise (cause if isinstance(cause, ClientError) else ClientError(first_line(cause))) from error
+            except RayError as error:
+                self._bear(error, call, f"{method} of {_named([jobs[j] for j in call.share])}")
+                self._actors[call.actor] = self._spawn()
+                send(call.actor, call.share, call.attempt + 1)
         return [answers[j] for j in range(len(jobs))]
+
+    def _bear(self, error: RayError, call: _Call, what: str) -> None:
+        """Return when a lost call may be sent again; what Ray says of it may be pages, and is cut.
+
+        Raises:
+            PoolLost: Ray is gone, or has no memory for the actors.
+            ClientError: too many actors were lost.
+        """
+        self._require_ray(stopped=True)
+        if getattr(error, "actor_init_failed", False):
+            raise ClientError(f"a Ray actor could not start: {first_line(error)}") from None
+        memory = isinstance(error, OutOfMemoryError)
+        if not memory and not isinstance(error, RayActorError):
+            raise PoolLost(f"Ray failed: {first_line(error)}") from None
+        if call.attempt <= self._engine.retries:
+            time.sleep(PAUSE_S * call.attempt if memory else 0.0)
+            return
+        times = f"{what} lost their actor {call.attempt} times"
+        if memory:
+            do = "use fewer actors (engine.actors=...) or smaller blocks (engine.block=...)"
+            raise PoolLost(f"{times}: the machine's memory is full and Ray's monitor ended it; {do}") from None
+        silent = (
+            f"no answer within engine.timeout_s={self._engine.timeout_s or 0:g}; raise it if a round may take so long"
+        )
+        timed_out = call.deadline == math.inf and self._engine.timeout_s is not None
+        raise ClientError(f"{times}: {silent if timed_out else first_line(error)}") from None
+
+    def _require_ray(self, *, stopped: bool = False) -> None:
+        """Raise PoolLost unless Ray is there; another look into its object store would end this process."""
+        problem = self._watch.problem(stopped=stopped)
+        if problem:
+            if self._ray is not None:
+                self._ray.broken = True
+            raise PoolLost(problem)
 
     def _wait(self, pending: dict[Any, _Call]) -> Any:
         """A call that has ended. An actor past its deadline (stopped, deadlocked) is ended, and with it its call."""
         while True:
             left = min(call.deadline for call in pending.values()) - time.monotonic()
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=None if left == math.inf else max(left, 0.0))
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=min(max(left, 0.0), LOOK_S))
+            self._require_ray()
             if done:
                 return done[0]
             for key, call in pending.items():
@@ -170,10 +210,8 @@ class RayPool:
     def close(self) -> None:
         """Stop the actors, and Ray when this pool started it; give the process back what it lent."""
         with self._borrowed:
-            if self._owner:
-                ray.shutdown()
-                if self._folder is not None:
-                    self._folder.cleanup()
+            if self._ray is not None:
+                self._ray.close()
             elif self._places is not None:
                 remove_placement_group(self._places)  # ends its actors
 
@@ -186,17 +224,69 @@ def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> i
     return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES
 
 
-def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
-    """Start Ray on this machine, or connect to ``engine.address``; returns the folder made for its files, if any."""
+class _Started:
+    """A Ray that this process began, or a cluster that it joined.
+
+    Args:
+        own: the folder made for Ray's files, if any.
+        local: whether Ray was begun here.
+
+    Attributes:
+        broken: whether it may not end by itself.
+    """
+
+    def __init__(self, own: TemporaryDirectory[str] | None, local: bool):
+        self._own, self._local, self.broken = own, local, False
+        self._hear, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, _silent
+        with closing(_watch()) as watch:
+            self._raylet, self._session = watch.raylet, watch.session
+
+    def close(self) -> None:
+        """End it, or leave it; by force where that takes too long."""
+        if self._local and self.broken:
+            ray_watch.tell(self._session.name, signal.SIGCONT)  # one that was stopped can end by itself
+        timer = threading.Timer(DEADLINE_S / 4 if self.broken else DEADLINE_S, self._force)
+        timer.daemon = True
+        timer.start()
+        ray.shutdown()
+        timer.cancel()
+        ray_worker.print_to_stdstream = self._hear
+        if self._own is not None:
+            self._own.cleanup()
+        elif self._local:
+            ray_watch.remove(self._session)
+
+    def _force(self) -> None:
+        if self._local:
+            ray_watch.tell(self._session.name, signal.SIGKILL)
+        else:
+            ray_watch.let_go(self._raylet)
+
+
+def _silent(*arguments: Any, **named: Any) -> None:
+    """What Ray prints by itself where log_to_driver is off: state dumps and warnings of its own processes."""
+
+
+def _watch() -> ray_watch.RayWatch:
+    """A watch over the Ray that this process is connected to."""
+    here = ray.get_runtime_context()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    return ray_watch.RayWatch(node["RayletSocketName"], here.gcs_address)
+
+
+def _start(engine: Engine, room: int) -> _Started:
+    """Start Ray on this machine, or connect to ``engine.address``."""
     _told()
     own = None if engine.address else ray_home.folder()
     if not engine.address:
         ray_home.ensure_token()
+    ray_home.require_token()
     local: dict[str, Any] = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
     local |= {"_temp_dir": own.name} if own else {}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        _knock(engine.address)
+        ray_home.knock(engine.address)
+        ray_home.require_welcome(engine.address)
         ray.init(
             address=engine.address or "local",  # None would join any cluster that it finds on this machine
             include_dashboard=False,
@@ -204,21 +294,25 @@ def _start(engine: Engine, room: int) -> TemporaryDirectory[str] | None:
             logging_level="ERROR",
             **({} if engine.address else local),
         )
-    except (OSError, ValueError, RuntimeError, RayError) as error:
+        return _Started(own, local=not engine.address)
+    except BaseException as error:
+        ray.shutdown()
         if own is not None:
             own.cleanup()
+        if not isinstance(error, (OSError, ValueError, RuntimeError, RayError)) or isinstance(error, InputError):
+            raise
         if not engine.address:
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = first_line(error)
             do = "use engine=serial, or set TMPDIR or HOME to writable folders"
             raise InputError(f"engine=ray must be able to start Ray on this machine, got {why}; {do}") from error
         raise InputError(
-            f"engine.address must be a running Ray cluster, got {engine.address!r} ({error}); start one with "
-            "`ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave engine.address=null"
+            f"engine.address must be a running Ray cluster, got {engine.address!r} ({first_line(error)}); "
+            "start one with `ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave "
+            "engine.address=null"
         ) from error
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
-    return own
 
 
 def _require_same(address: str | None) -> None:
@@ -255,24 +349,12 @@ def shared(address: str | None, cpus: int) -> Iterator[Shared]:
     """
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     with given_back(*VARIABLES):
-        own = _start(Engine(address=address, actors=cpus), room)
+        started = _start(Engine(address=address, actors=cpus), room)
         try:
             have = int(ray.cluster_resources().get("CPU", 0))
             yield Shared(address or ray.get_runtime_context().gcs_address, have, ray_home.ray_auth())
         finally:
-            ray.shutdown()
-            if own is not None:
-                own.cleanup()
-
-
-def _knock(address: str | None) -> None:
-    """Raise ConnectionError at once where nobody listens at host:port; Ray itself would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except OSError as error:
-            raise ConnectionError(str(error)) from error
+            started.close()
 
 
 def _reserve(engine: Engine, gpus: float) -> Any:

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from fedsim.errors import InputError, NotSaved, require
+from fedsim.errors import InputError, NotSaved, first_line, require
 from fedsim.fields import check_fields
 from fedsim.ground.console import warning
 from fedsim.ground.files import is_own_file, leftovers, piece, publish
@@ -138,7 +138,7 @@ class Checkpoints:
         try:
             self._write(done, arrays, header)
         except (OSError, SafetensorError) as error:
-            problem = f"no checkpoint after round {done}, the one before it stays: {error}"
+            problem = f"no checkpoint after round {done}, the one before it stays: {first_line(error)}"
             if last:
                 raise NotSaved(problem) from error
             if not self._said:
@@ -211,7 +211,7 @@ def _read(path: Path) -> Saved | str:
         done, written = header["round"], header["format"]
         numbers, notes = dict(header["numbers"]), dict(header["notes"])
     except OSError as error:
-        return f"it cannot be read, {error}"
+        return f"it cannot be read, {first_line(error)}"
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         return f"it is no checkpoint ({type(error).__name__})"  # whoever wrote it gave it its digest
     require(written == FORMAT, str(path), f"have format {FORMAT}", written, "use its fedsim")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import Diverged, InputError, NotSaved
+from fedsim.errors import Diverged, InputError, NotSaved, first_line
 from fedsim.ground.console import Progress
 from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
@@ -69,7 +69,9 @@ class History:
         except InputError:
             raise
         except Exception as error:  # of whoever made a file of the right shape and digest, and other content
-            raise InputError(f"the checkpoint after round {saved.done} must hold a run's state, got {error}") from error
+            raise InputError(
+                f"the checkpoint after round {saved.done} must hold a run's state, got {first_line(error)}"
+            ) from error
         self.spent, self.open = saved.notes["wall_s"], saved.notes["open"]
         self.records += self.folder.records if self.folder else []
         self._saved = None if self.open else saved.done
@@ -85,13 +87,13 @@ class History:
                 self.catch_up()
                 if not isinstance(error, OSError):
                     self.save()
-                self.finish("failed", str(error))
+                self.finish("failed", first_line(error))
             raise
         if status != "diverged":
             try:
                 self.save(last=True)
             except NotSaved as error:  # what the run came to is whole all the same
-                self.finish(status, str(error))
+                self.finish(status, first_line(error))
                 raise
         if self.folder and self.run.confusion is not None and status != "interrupted":  # that one may go on
             draw_confusion(self.folder, self.run.confusion, self.run.done)
@@ -113,7 +115,7 @@ class History:
                     self.save()
             _require_finite(self.records[-1])
         except Diverged as error:
-            return "diverged", str(error)
+            return "diverged", first_line(error)
         except KeyboardInterrupt as stop:
             stopping.begin()
             self.catch_up()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.record.tensorboard import flat_hyperparameters
 
 UNFINISHED = "unfinished"  # no summary.json: still running, or killed
@@ -134,7 +134,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline yet
                 return
-            raise InputError(f"{path} is not one JSON record a line (line {number}: {error})") from error
+            raise InputError(f"{path} is not one JSON record a line (line {number}: {first_line(error)})") from error
         if not isinstance(record, dict) or not isinstance(record.get("round"), int):
             raise InputError(f"{path} is not a run's record (line {number} has no round)")
         yield record
@@ -166,7 +166,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error})") from error
+        raise InputError(f"{path} is not JSON ({first_line(error)})") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(content, dict):

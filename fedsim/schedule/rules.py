@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
@@ -193,7 +193,7 @@ class Cohorts:
         try:
             read = json.loads(Path(self.path).expanduser().read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"path must be a readable JSON file, got {self.path!r} ({error})") from error
+            raise InputError(f"path must be a readable JSON file, got {self.path!r} ({first_line(error)})") from error
         require(
             _is_cohorts(read), "path", "hold a JSON list of lists of client ids, such as [[0, 3], [1, 2]]", self.path
         )

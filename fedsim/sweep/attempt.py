@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.assembly.configuration import build_run
-from fedsim.errors import Interrupted
+from fedsim.errors import Interrupted, first_line
 from fedsim.record.run_folder import summary_of
 from fedsim.simulation import Result, simulate
 from fedsim.sweep.state import SweepFolder, identity, now
@@ -53,8 +53,7 @@ def attempt(
         sweep.write(replace(state, status="interrupted", message="stopped before its first round", ended=now()))
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        sweep.write(replace(state, status="failed", message=lines[0], ended=now()))
+        sweep.write(replace(state, status="failed", message=first_line(error), ended=now()))
         raise
     finally:
         sys.argv = command

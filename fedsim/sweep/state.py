@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.ground.files import atomic_file
 from fedsim.record.fingerprint import FREE
 from fedsim.record.run_folder import summary_of
@@ -224,4 +224,6 @@ def _read(path: Path) -> State:
             content[key] = tuple(content[key])
         return State(**content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} must be a job's state, got {error}; remove it to run the job anew") from error
+        raise InputError(
+            f"{path} must be a job's state, got {first_line(error)}; remove it to run the job anew"
+        ) from error

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, PoolLost
 from fedsim.ground.interrupts import SIGNALS, heard_signals
 from fedsim.ground.process import claim
 
@@ -110,7 +110,7 @@ def serve(line: Connection, sweep: Path) -> None:
                 stopped = attempt(folder, config, address=ray and ray.address).status == "interrupted"
             except (KeyboardInterrupt, SystemExit):  # the latter from Ray's own handler, in force while Ray starts
                 stopped = True
-            except InputError as error:
+            except (InputError, PoolLost) as error:
                 stopped = False
                 sys.stderr.write(f"{error}\n")
             except Exception:

@@ -12,7 +12,7 @@ from typing import Any
 
 import networkx as nx
 
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import hints_of
 from fedsim.topology.graphs import WeightedGraph, first_connected
 from fedsim.topology.mixing import Mixing
@@ -94,7 +94,9 @@ class Networkx(WeightedGraph):
             try:
                 graph = function(**options, **more)
             except (nx.NetworkXException, TypeError, ValueError) as error:
-                raise InputError(f"topology.options must suit {self.generator}, got {options} ({error})") from error
+                raise InputError(
+                    f"topology.options must suit {self.generator}, got {options} ({first_line(error)})"
+                ) from error
             must = "return a graph (networkx.Graph or DiGraph without parallel edges)"
             good = isinstance(graph, nx.Graph) and not graph.is_multigraph()
             require(good, "topology.generator", must, self.generator)

@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 from scipy import sparse
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.topology.mixing import Mixing, checked, edge_array, matrix
 
 Weights = Literal["metropolis", "max_degree", "lazy", "uniform", "push_sum", "given", "fastest_mixing"]
@@ -95,7 +95,9 @@ def _given(graph: nx.Graph, edges: np.ndarray) -> np.ndarray:
     try:
         values = np.array([float(of[i, j]) for i, j in edges.tolist()])
     except (TypeError, ValueError) as error:
-        raise InputError(f"topology.weights=given: the weight of every edge must be a number ({error})") from error
+        raise InputError(
+            f"topology.weights=given: the weight of every edge must be a number ({first_line(error)})"
+        ) from error
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         at = int(bad.argmax())

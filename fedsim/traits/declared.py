@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, first_line
 from fedsim.traits import HOOKS, METHODS, LayerTraits, RuleTraits, Traits, Words
 
 W = TypeVar("W", bound=Words)
@@ -103,7 +103,7 @@ def _said_by(part: Any, kind: type[W]) -> W:
     except InputError:
         raise
     except Exception as error:  # user code: any type
-        raise InputError(f"{where}.traits failed: {type(error).__name__}: {error}") from error
+        raise InputError(f"{where}.traits failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(said, kind):
         raise InputError(f"{where}.traits must be a fedsim.traits.{kind.__name__}, got {said!r}")
     return said
