@@ -74,6 +74,7 @@ def test_a_checkpoint_of_a_store_takes_a_part_of_it_in_memory(tmp_path: Path) ->
         assert tracemalloc.get_traced_memory()[1] < store.nbytes + 5 * CHUNK_BYTES
     finally:
         tracemalloc.stop()
-    for one, other in zip(store.read(range(each - 1, 9 * each, each)), fresh.read(range(each - 1, 9 * each, each))):
+    some = range(each - 1, 9 * each, each)
+    for one, other in zip(store.read(some), fresh.read(some), strict=True):
         np.testing.assert_array_equal(one, other)
     assert fresh.nbytes == store.nbytes

@@ -85,8 +85,9 @@ class Store:
     def restore(self, rows: SavedRows) -> None:
         """Fill a store that is still empty with a snapshot, chunk by chunk."""
         for start in range(0, len(rows.ids), self._chunk_rows):
-            some = rows.ids[start : start + self._chunk_rows].tolist()
-            self.write(some, tree_map(lambda v, a=start, n=len(some): v.rows(a, a + n), rows.values))
+            stop = min(start + self._chunk_rows, len(rows.ids))
+            values = tree_map(lambda v, a=start, b=stop: v.rows(a, b), rows.values)
+            self.write(rows.ids[start:stop].tolist(), values)
             self.commit()
 
     def _places(self, clients: Sequence[int]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
