@@ -5,10 +5,10 @@
 
 SCAFFOLD on handwritten digits, all clients in every round, a state for each, and a checkpoint when one is due.
 Everything that the run started counts: driver, actors, Ray's own processes. The first quarter of the rounds is warm-up;
-after it the figures are fitted by a line (least squares), whose slope is printed for 100 rounds. RSS counts memory that
-processes share once for each of them.
+after it the figures are fitted by a line (least squares), whose slope is printed for 100 rounds.
+Memory is the proportional set size: a page that several processes share counts once in all.
 
-Exit code 0: on every backend RSS and shared memory grow by less than 1 MB in 100 rounds, files and threads by less
+Exit code 0: on every backend memory and its shared part grow by less than 1 MB in 100 rounds, files and threads by less
 than 1. 1: something grows faster. 2: a run failed.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-UNITS = {"rss": "MB", "shm": "MB", "files": "", "threads": ""}
+UNITS = {"memory": "MB", "shm": "MB", "files": "", "threads": ""}
 BAR = 1.0
 """Of each figure, in its unit, in 100 rounds."""
 SAMPLES = 200
@@ -97,19 +97,20 @@ def figures(session: int) -> Figures:
             if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) != session:
                 continue
             status = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
+            memory = dict(line.split(":", 1) for line in (entry / "smaps_rollup").read_text().splitlines()[1:])
             files = len(list((entry / "fd").iterdir()))
         except OSError:
             continue
-        total["rss"] += _kilobytes(status, "VmRSS") / 1000
-        total["shm"] += _kilobytes(status, "RssShmem") / 1000
+        total["memory"] += _kilobytes(memory, "Pss") / 1000
+        total["shm"] += _kilobytes(memory, "Pss_Shmem") / 1000
         total["threads"] += int(status.get("Threads", 0))
         total["files"] += files
     return total
 
 
-def _kilobytes(status: Mapping[str, str], name: str) -> float:
-    """A line of /proc/PID/status, 1,000 bytes each; 0 of a process that has ended."""
-    return int(status.get(name, "0 kB").split()[0]) * 1.024
+def _kilobytes(lines: Mapping[str, str], name: str) -> float:
+    """A line of a file in /proc, 1,000 bytes each; 0 of a process that has ended."""
+    return int(lines.get(name, "0 kB").split()[0]) * 1.024
 
 
 def slopes(rounds: list[int], samples: list[Figures], total: int) -> Figures:
