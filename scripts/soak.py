@@ -6,10 +6,10 @@
 SCAFFOLD on handwritten digits, all clients in every round, a state for each, and a checkpoint when one is due.
 Everything that the run started counts: driver, actors, Ray's own processes. The first quarter of the rounds is warm-up;
 after it the figures are fitted by a line (least squares), whose slope is printed for 100 rounds.
-Memory is the proportional set size: a page that several processes share counts once in all.
+RSS counts a page that processes share once for each of them; memory, the proportional set size, once in all.
 
-Exit code 0: on every backend memory and its shared part grow by less than 1 MB in 100 rounds, files and threads by less
-than 1. 1: something grows faster. 2: a run failed.
+Exit code 0: on every backend RSS, memory and its shared part grow by less than 1 MB in 100 rounds, files and threads by
+less than 1. 1: something grows faster. 2: a run failed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-UNITS = {"memory": "MB", "shm": "MB", "files": "", "threads": ""}
+UNITS = {"rss": "MB", "memory": "MB", "shm": "MB", "files": "", "threads": ""}
 BAR = 1.0
 """Of each figure, in its unit, in 100 rounds."""
 SAMPLES = 200
@@ -101,6 +101,7 @@ def figures(session: int) -> Figures:
             files = len(list((entry / "fd").iterdir()))
         except OSError:
             continue
+        total["rss"] += _kilobytes(status, "VmRSS") / 1000
         total["memory"] += _kilobytes(memory, "Pss") / 1000
         total["shm"] += _kilobytes(memory, "Pss_Shmem") / 1000
         total["threads"] += int(status.get("Threads", 0))
