@@ -3,7 +3,7 @@ PYTHON ?= python
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-slow test-matrix bench token image
+.PHONY: help check test test-slow test-matrix soak bench token image
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ token: ## a new secret for the docker cluster, readable by you only
 
 image: ## the docker image of docker/compose.yaml
 	docker build -f docker/Dockerfile -t fedsim .
+
+soak: ## 2,000 rounds x 200 stateful clients on both backends: what grows, and how fast (about ten minutes)
+	$(PYTHON) scripts/soak.py
 
 bench: ## engine against hand-written loops, one table (a few minutes; close everything else)
 	$(PYTHON) scripts/bench.py

@@ -39,7 +39,7 @@ class SavedRows(NamedTuple):
     """The part of a saved state that grows during a run: one row for each client, say, that ever took part."""
 
     ids: Any  # [r] int64, whose they are: clients for example
-    values: Any  # tree of [r, ...] arrays or tensors
+    values: Any  # tree of [r, ...] arrays or tensors, or of what is read in parts (``ground.streamed``)
 
 
 class Batch(NamedTuple):

@@ -21,15 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PINNED_FROM = (3, 11)
-"""constraints.txt pins releases (numpy 2.4, scipy 1.17) that have dropped older versions of Python; these take the
-newest that pyproject.toml allows."""
 
 
 def interpreter(version: str) -> str | None:
     """The path of an interpreter of this version, such as ``3.10``; None if there is none."""
-    if found := shutil.which(f"python{version}"):
-        return found
+    found = shutil.which(f"python{version}")
+    if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
+        return found  # else a shim of pyenv, of a version that is not switched on
     if uv := shutil.which("uv"):
         asked = subprocess.run([uv, "python", "find", version], capture_output=True, text=True, check=False)
         if asked.returncode == 0:
@@ -49,8 +47,7 @@ def tested(version: str, python: str, arguments: Sequence[str]) -> str:
     """Install this checkout for an interpreter and run pytest: ``passes``, or what failed."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedsim-matrix" / version
     own = str(home / "bin" / "python")
-    pinned = tuple(map(int, version.split("."))) >= PINNED_FROM
-    constraints = ["-c", str(ROOT / "constraints.txt")] if pinned else []
+    constraints = ["-c", str(ROOT / "constraints.txt")]
     steps = {
         "making an environment": [python, "-m", "venv", str(home)],
         "installing": [own, "-m", "pip", "install", "--quiet", *constraints, "-e", f"{ROOT}[dev]"],

@@ -459,7 +459,7 @@ PLACES = {
     "fsync": failing(os, "fsync"),
     "replace": failing(os, "replace"),
     "a checkpoint": failing(checkpoint, "save_file"),
-    "mkdir": failing(os, "mkdir"),
+    "chmod": failing(Path, "chmod"),
 }
 ERRORS = ("EIO", "EROFS", "EMFILE", "EFBIG", "ENOSPC", "EDQUOT")
 

@@ -22,19 +22,21 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedsim.errors import InputError, NotSaved, first_line, require
 from fedsim.fields import check_fields
 from fedsim.ground.console import warning
 from fedsim.ground.files import is_own_file, leftovers, piece, publish
+from fedsim.ground.streamed import Streamed
+from fedsim.record.tensor_file import Array, open_file, save_file
 from fedsim.types import SavedRows
 
 T = TypeVar("T")
@@ -70,13 +72,13 @@ class Saved:
 
     Attributes:
         done: rounds done.
-        arrays: leaves of the state that are tensors or arrays, by path.
+        arrays: leaves of the state that are tensors or arrays, by path; those with rows are read when they are used.
         numbers: its other leaves.
         notes: what the run wanted to remember beside its state.
     """
 
     done: int
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Array]
     numbers: Mapping[str, Any]
     notes: Mapping[str, Any]
 
@@ -117,7 +119,7 @@ class Checkpoints:
 
         Args:
             done: rounds done.
-            state: tree of tensors, arrays and plain numbers.
+            state: tree of tensors, arrays, streamed ones too, and plain numbers.
             notes: JSON, whatever else is needed.
             last: no other attempt will follow.
 
@@ -128,16 +130,16 @@ class Checkpoints:
             NotSaved: the last one cannot be written.
         """
         begun = time.monotonic()
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Array] = {}
         numbers: dict[str, Any] = {}
         for path, leaf in _leaves(state, ""):
             if path in arrays or path in numbers:
                 raise ValueError(f"two leaves of a state are called {path}")
-            (arrays if isinstance(leaf, np.ndarray) else numbers)[path] = leaf
+            (arrays if isinstance(leaf, (np.ndarray, Streamed)) else numbers)[path] = leaf
         header = json.dumps({"format": FORMAT, "round": done, "numbers": numbers, "notes": notes})
         try:
             self._write(done, arrays, header)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             problem = f"no checkpoint after round {done}, the one before it stays: {first_line(error)}"
             if last:
                 raise NotSaved(problem) from error
@@ -151,21 +153,18 @@ class Checkpoints:
         self._said = False
         return True
 
-    def _write(self, done: int, arrays: dict[str, np.ndarray], header: str) -> None:
+    def _write(self, done: int, arrays: Mapping[str, Array], header: str) -> None:
         """Write one, remove those that are too many, and whatever was begun and not finished."""
         self.folder.mkdir(exist_ok=True)
         for left in leftovers(self.folder, r"round-\d+"):
             _remove(left)
-        # In a folder of its own, for safetensors may write beside the file first, under a name that nobody can know.
-        place = piece(self.folder / f"round-{done:08}")
-        place.mkdir()
+        temp = piece(self.folder / f"round-{done:08}")
         try:
-            temp = place / "whole"
-            save_file(arrays, temp, {"fedsim": header})
-            temp.chmod(self.folder.stat().st_mode & 0o666)  # safetensors makes files for the owner's eyes only
-            publish(temp, self.folder / f"round-{done:08}-{_digest(temp)}.safetensors")
+            digest = save_file(arrays, temp, {"fedsim": header})
+            temp.chmod(self.folder.stat().st_mode & 0o666)  # whoever may read the folder may read the file
+            publish(temp, self.folder / f"round-{done:08}-{digest}.safetensors")
         finally:
-            _remove(place)
+            _remove(temp)
         before = [path for path in self.files() if _round(path) <= done]  # later ones were damaged and passed over
         for old in filter(is_own_file, before[self.policy.keep :]):
             old.unlink()
@@ -205,9 +204,8 @@ def _read(path: Path) -> Saved | str:
         # The digest stands in the name, outside what it is of: damage shows before any number is believed.
         if _digest(path) != path.stem.split("-")[2]:
             return "it is damaged, its bytes are not those of its sha256"
-        with safe_open(path, framework="np") as file:
-            header = json.loads(file.metadata()["fedsim"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        metadata, arrays = open_file(path)
+        header = json.loads(metadata["fedsim"])
         done, written = header["round"], header["format"]
         numbers, notes = dict(header["numbers"]), dict(header["notes"])
     except OSError as error:
@@ -253,6 +251,8 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, (Tensor, np.ndarray)):
         array = tree.detach().cpu().numpy() if isinstance(tree, Tensor) else tree
         yield path, np.asarray(array, order="C")
+    elif isinstance(tree, Streamed):
+        yield path, tree
     else:
         yield path, tree.item() if isinstance(tree, np.generic) else tree
 
@@ -266,7 +266,7 @@ def _rebuilt(fresh: Any, path: str, saved: Saved, wanted: set[str], *, rows: boo
             return built
         return type(fresh)(*built.values()) if hasattr(fresh, "_fields") else tuple(built.values())
     wanted.discard(path)
-    if not isinstance(fresh, (Tensor, np.ndarray)):
+    if not isinstance(fresh, (Tensor, np.ndarray, Streamed)):
         if path not in saved.numbers:
             raise InputError(f"the checkpoint must hold this run's state, got none of {path}")
         number = saved.numbers[path]
@@ -280,4 +280,11 @@ def _rebuilt(fresh: Any, path: str, saved: Saved, wanted: set[str], *, rows: boo
     if found is None or found.dtype != empty.dtype or found.shape[rows:] != empty.shape[rows:]:
         got = "none" if found is None else f"{found.dtype} {list(found.shape)}"
         raise InputError(f"the checkpoint must hold {path} as {empty.dtype} {list(empty.shape)}, got {got}")
-    return torch.from_numpy(found).clone().to(fresh.device) if isinstance(fresh, Tensor) else found  # aligned by torch
+    if isinstance(fresh, Streamed):
+        return found if isinstance(found, Streamed) else Streamed(found.dtype, found.shape, partial(_between, found))
+    whole = np.asarray(found)
+    return torch.from_numpy(whole).clone().to(fresh.device) if isinstance(fresh, Tensor) else whole  # aligned by torch
+
+
+def _between(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return array[start:stop]

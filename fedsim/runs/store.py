@@ -6,10 +6,12 @@ Memory grows with the clients that ever took part, not with the population. What
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from fedsim.ground.streamed import Streamed
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.types import SavedRows, State
 
@@ -69,14 +71,24 @@ class Store:
         self._staged.clear()
 
     def snapshot(self) -> SavedRows:
-        """The committed rows that there are, in the order in which their clients first took part (copies)."""
-        ids = list(self._slot)
-        return SavedRows(np.array(ids, dtype=np.int64), self.read(ids))
+        """The committed rows that there are, in the order in which their clients first took part.
+
+        They are not copied: whoever reads them later than the next commit finds those of that commit.
+        """
+        ids = np.fromiter(self._slot, np.int64, len(self._slot))
+
+        def streamed(blank: np.ndarray, *chunks: np.ndarray) -> Streamed:
+            return Streamed(blank.dtype, (len(ids), *blank.shape), partial(_rows, chunks, self._chunk_rows))
+
+        return SavedRows(ids, tree_map(streamed, self.initial, *self._chunks))
 
     def restore(self, rows: SavedRows) -> None:
-        """Fill a store that is still empty with a snapshot."""
-        self.write(rows.ids.tolist(), rows.values)
-        self.commit()
+        """Fill a store that is still empty with a snapshot, chunk by chunk."""
+        for start in range(0, len(rows.ids), self._chunk_rows):
+            stop = min(start + self._chunk_rows, len(rows.ids))
+            values = tree_map(lambda v, a=start, b=stop: v.rows(a, b), rows.values)
+            self.write(rows.ids[start:stop].tolist(), values)
+            self.commit()
 
     def _places(self, clients: Sequence[int]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
         """Where these clients' rows are: (chunk, positions in ``clients``, rows of the chunk)."""
@@ -85,3 +97,9 @@ class Store:
         for number in np.unique(which[slots >= 0]).tolist():
             at = np.flatnonzero(which == number)
             yield self._chunks[number], at, row[at]
+
+
+def _rows(chunks: Sequence[np.ndarray], each: int, start: int, stop: int) -> np.ndarray:
+    """Rows of an array that is kept in chunks of so many: a view where they lie in one chunk."""
+    found = [chunks[n][max(0, start - n * each) : stop - n * each] for n in range(start // each, -(-stop // each))]
+    return found[0] if len(found) == 1 else np.concatenate(found)
