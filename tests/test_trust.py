@@ -16,6 +16,7 @@ from fedsim.assembly.configuration import build_run
 from fedsim.cli import resume
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
+from fedsim.report.__main__ import main as report
 from tests.test_cli import SMALL, composed, options
 
 CALLS: list[str] = []
@@ -240,3 +241,13 @@ def test_with_the_word_a_users_own_run_goes_on(
         assert console(*command) == 2
         assert "got evil.Data, which" in capsys.readouterr().err
         assert console(*command, "trust=true") == 0
+
+
+def test_a_report_names_strangers_and_imports_none(capsys: pytest.CaptureFixture[str], sent: Path) -> None:
+    planted(sent, "evil.Data")
+    (sent / "metrics.jsonl").write_text('{"round": 0, "eval/loss": 1.0}\n')
+    assert report([str(sent), "--no-figures"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Classes that are not fedsim's, of which nothing was imported or run here: evil.Data." in said
+    assert "evil" not in sys.modules
+    assert {path.name for path in sent.parent.iterdir()} == {"evil.py", "sent"}

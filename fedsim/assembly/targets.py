@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -18,9 +18,6 @@ from fedsim.assembly.problems import did_you_mean
 from fedsim.errors import InputError, first_line
 from fedsim.fields import hints_of, methods
 from fedsim.ground.own_code import FAILURES, error_line, place
-
-OWN = "fedsim"
-"""The package whose classes are built from a run folder without more ado."""
 
 _NO_PART = sys.stdlib_module_names | {"numpy", "torch"}
 """Packages whose classes follow no protocol of fedsim's, whatever their methods are called: ``str`` has a ``split``."""
@@ -142,20 +139,3 @@ def require_makes(found: Callable[..., Any], kinds: tuple[Any, ...], where: str,
     near = min(kinds, key=lambda kind: len(lacks(made[0], kind)))
     without = f" without {', '.join(lacks(made[0], near))}" if getattr(near, "_is_protocol", False) else ""
     raise InputError(f"{where} must be {expected(near)}, got {name!r}{without}")
-
-
-def strangers(config: Any) -> list[str]:
-    """The names in a configuration that are not fedsim's: what building it would import and call."""
-    return list(dict.fromkeys(_strangers(config)))
-
-
-def _strangers(config: Any) -> Iterator[str]:
-    if isinstance(config, Mapping):
-        for key in ("_target_", "generator"):  # topology.generator: a function of networkx, or of a user
-            name = config.get(key)
-            own = (OWN,) if key == "_target_" else (OWN, "networkx")
-            if isinstance(name, str) and name.partition(".")[0] not in own:
-                yield name
-        config = list(config.values())
-    for value in config if isinstance(config, list) else ():
-        yield from _strangers(value)

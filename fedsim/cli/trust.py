@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.assembly.targets import strangers
 from fedsim.errors import InputError
+from fedsim.record.strangers import strangers
 
 TRUST = "trust=true"
 WORDS = (TRUST, "trust=false")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedsim.record.strangers import strangers
 from fedsim.report.compare import Comparison
 from fedsim.report.runs import UNFINISHED, RecordedRun
 
@@ -29,7 +30,7 @@ def _count(number: int, what: str) -> str:
 
 
 def warnings(runs: Sequence[RecordedRun], repeats: Sequence[RecordedRun]) -> tuple[str, ...]:
-    """Sentences on what makes the numbers less comparable: runs that did not finish, other code, other machines."""
+    """Sentences on what makes the numbers less comparable: runs that did not finish, other code, machines."""
     notes = []
     states = [run.status for run in runs]
     if UNFINISHED in states:
@@ -41,6 +42,9 @@ def warnings(runs: Sequence[RecordedRun], repeats: Sequence[RecordedRun]) -> tup
     if repeats:
         paths = ", ".join(str(run.path) for run in repeats)
         notes.append(f"{_count(len(repeats), 'repeat')} of another run's configuration and seed left out: {paths}")
+    names = dict.fromkeys(name for run in runs for name in strangers(run.config))
+    if names:
+        notes.append(f"Classes that are not fedsim's, of which nothing was imported or run here: {', '.join(names)}.")
     codes = {str(run.provenance.get("git")) + str(run.provenance.get("versions")) for run in runs}
     if len(codes) > 1:
         notes.append(f"The runs come from {len(codes)} different versions of the code or its libraries.")
