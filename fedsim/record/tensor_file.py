@@ -70,7 +70,7 @@ def save_file(arrays: Mapping[str, Array], path: Path, metadata: Mapping[str, st
             file.write(part)
         for name in names:
             for rows in _parts(arrays[name]):
-                data = rows.reshape(-1).view(np.uint8)
+                data = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs before Python 3.12
                 hashed.update(data)
                 file.write(data)
     return hashed.hexdigest()
@@ -87,7 +87,7 @@ def open_file(path: Path) -> tuple[Mapping[str, str], dict[str, Array]]:
         SafetensorError: it is none of the format.
         KeyError: it has no metadata, or a kind of number that numpy lacks.
     """
-    file = safe_open(path, framework="np")
+    file: Any = safe_open(path, framework="np")
     arrays: dict[str, Array] = {}
     for name in file.keys():  # noqa: SIM118 - no mapping
         lazy = file.get_slice(name)
