@@ -36,7 +36,7 @@ from tests.laws.test_catalogue import ALGORITHMS, run
 
 pytestmark = pytest.mark.xdist_group("ray")  # one worker starts one Ray for the file
 ray = pytest.importorskip("ray")
-ray_pool = pytest.importorskip("fedsim.pool.ray_pool")
+ray_start = pytest.importorskip("fedsim.pool.ray_start")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -218,7 +218,7 @@ def test_what_cannot_reach_the_actors_is_refused(squares: Dataset) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
     with pytest.raises(InputError, match=r"engine.address must be a running Ray cluster, got '.*ray start --head"):
-        ray_pool._start(Engine(address=address), 0)
+        ray_start.begin_ray(Engine(address=address), 0)
 
 
 def test_a_lost_actor_changes_no_bit(squares: Dataset, tmp_path: Path) -> None:

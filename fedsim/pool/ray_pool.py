@@ -1,4 +1,4 @@
-"""The Ray backend: a pool of actors, each hosting many virtual clients; the only file that imports ray.
+"""The Ray backend: a pool of actors, each hosting many virtual clients.
 
 Few big calls: a round's broadcast is put into the object store once, as numpy, and every actor gets one call with its
 share of the jobs. The data set lies in the object store once per node and is read in place. Jobs are pure, so the share
@@ -9,42 +9,25 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import socket
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from tempfile import TemporaryDirectory
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
+
+import torch
 
 from fedsim.errors import ClientError, InputError, PoolLost, first_line, require
 from fedsim.ground.process import claim, given_back
-from fedsim.pool import ray_home, ray_watch
 from fedsim.pool.engine import Engine
+from fedsim.pool.ray_start import VARIABLES, Started, begin_ray, require_same, watch
 from fedsim.pool.worker import Setup, Worker, torch_given_back
 
-VARIABLES = ("RAY_", "PYTHONBREAKPOINT")
-"""How the environment variables begin that fedsim and Ray set while Ray runs."""
-
-
-def _told() -> None:
-    """Tell Ray what fedsim wants of it, unless the user has said otherwise."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
-
-
-# Ray reads some of them when it is imported, and sets a hook and a filter of its own.
-with given_back(*VARIABLES), warnings.catch_warnings():
-    _told()
-    import ray
-    import torch
-    from ray._private import worker as ray_worker
-    from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
-    from ray.util.placement_group import placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+# After ray_start, which imports ray as fedsim wants it to be.
+import ray  # isort: skip
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError  # isort: skip
+from ray.util.placement_group import placement_group, remove_placement_group  # isort: skip
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # isort: skip
 
 STORE_BYTES = 256 * 2**20
 """Object store room beyond the data sets, the messages of two rounds and the clients' states."""
@@ -57,9 +40,6 @@ LOOK_S = 0.25
 
 PAUSE_S = 5.0
 """How long to wait after the first actor that the memory monitor ended, twice as long after the second, and so on."""
-
-DEADLINE_S = 20.0
-"""How long Ray may take to end before it is ended by force."""
 
 MOST_NAMED = 20
 """Clients that a message names."""
@@ -101,17 +81,17 @@ class RayPool:
         self._engine = engine
         self._owner = not ray.is_initialized()
         self._places: Any = None  # CPUs reserved for the actors
-        self._ray: _Started | None = None  # by this pool
+        self._ray: Started | None = None  # by this pool
         self._borrowed = ExitStack()
         self._borrowed.enter_context(torch_given_back())
         self._borrowed.enter_context(given_back(*VARIABLES))
         try:
             torch.set_num_threads(setup.threads)  # the server's step rounds as it does on the serial backend
             if not self._owner:
-                _require_same(engine.address)
+                require_same(engine.address)
             else:
-                self._ray = _start(engine, _room(setup, engine, message_bytes, row_bytes))
-            self._watch = self._borrowed.enter_context(closing(_watch()))
+                self._ray = begin_ray(engine, _room(setup, engine, message_bytes, row_bytes))
+            self._watch = self._borrowed.enter_context(closing(watch()))
             gpus = 1 / engine.actors if engine.device == "cuda" else 0
             self._places = _reserve(engine, gpus)
             where = PlacementGroupSchedulingStrategy(self._places)
@@ -222,139 +202,6 @@ def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> i
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows = min(3 * row_bytes, memory // 4)  # sent, returned, and the last round's not yet collected
     return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES
-
-
-class _Started:
-    """A Ray that this process began, or a cluster that it joined.
-
-    Args:
-        own: the folder made for Ray's files, if any.
-        local: whether Ray was begun here.
-
-    Attributes:
-        broken: whether it may not end by itself.
-    """
-
-    def __init__(self, own: TemporaryDirectory[str] | None, local: bool):
-        self._own, self._local, self.broken = own, local, False
-        self._hear, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, _silent
-        with closing(_watch()) as watch:
-            self._raylet, self._session = watch.raylet, watch.session
-
-    def close(self) -> None:
-        """End it, or leave it; by force where that takes too long."""
-        if self._local and self.broken:
-            ray_watch.tell(self._session.name, signal.SIGCONT)  # one that was stopped can end by itself
-        timer = threading.Timer(DEADLINE_S / 4 if self.broken else DEADLINE_S, self._force)
-        timer.daemon = True
-        timer.start()
-        ray.shutdown()
-        timer.cancel()
-        ray_worker.print_to_stdstream = self._hear
-        if self._own is not None:
-            self._own.cleanup()
-        elif self._local:
-            ray_watch.remove(self._session)
-
-    def _force(self) -> None:
-        if self._local:
-            ray_watch.tell(self._session.name, signal.SIGKILL)
-        else:
-            ray_watch.let_go(self._raylet)
-
-
-def _silent(*arguments: Any, **named: Any) -> None:
-    """What Ray prints by itself where log_to_driver is off: state dumps and warnings of its own processes."""
-
-
-def _watch() -> ray_watch.RayWatch:
-    """A watch over the Ray that this process is connected to."""
-    here = ray.get_runtime_context()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
-    return ray_watch.RayWatch(node["RayletSocketName"], here.gcs_address)
-
-
-def _start(engine: Engine, room: int) -> _Started:
-    """Start Ray on this machine, or connect to ``engine.address``."""
-    _told()
-    own = None if engine.address else ray_home.folder()
-    if not engine.address:
-        ray_home.ensure_token()
-    ray_home.require_token()
-    local: dict[str, Any] = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
-    local |= {"_temp_dir": own.name} if own else {}
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray_home.knock(engine.address)
-        ray_home.require_welcome(engine.address)
-        ray.init(
-            address=engine.address or "local",  # None would join any cluster that it finds on this machine
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({} if engine.address else local),
-        )
-        return _Started(own, local=not engine.address)
-    except BaseException as error:
-        ray.shutdown()
-        if own is not None:
-            own.cleanup()
-        if not isinstance(error, (OSError, ValueError, RuntimeError, RayError)) or isinstance(error, InputError):
-            raise
-        if not engine.address:
-            why = first_line(error)
-            do = "use engine=serial, or set TMPDIR or HOME to writable folders"
-            raise InputError(f"engine=ray must be able to start Ray on this machine, got {why}; {do}") from error
-        raise InputError(
-            f"engine.address must be a running Ray cluster, got {engine.address!r} ({first_line(error)}); "
-            "start one with `ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave "
-            "engine.address=null"
-        ) from error
-    finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
-
-
-def _require_same(address: str | None) -> None:
-    """Raise InputError when this process is connected to another Ray than the one at ``engine.address``."""
-    here = ray.get_runtime_context().gcs_address
-    same = address in (None, "auto") or _resolved(str(address)) == _resolved(here)
-    must = f"be null or {here!r}, the Ray that this process is connected to"
-    require(same, "engine.address", must, address, "or disconnect first with ray.shutdown()")
-
-
-def _resolved(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    try:
-        return f"{socket.gethostbyname(host)}:{port}"
-    except OSError:
-        return address
-
-
-class Shared(NamedTuple):
-    """A Ray that several processes use."""
-
-    address: str
-    cpus: int
-    auth: dict[str, str]  # what in the environment says who may
-
-
-@contextmanager
-def shared(address: str | None, cpus: int) -> Iterator[Shared]:
-    """A Ray for several runs, whose pools connect to it; one that ran before lives on after the block.
-
-    Args:
-        address: of a running cluster; None starts Ray on this machine.
-        cpus: how many it shall have at least when it starts.
-    """
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    with given_back(*VARIABLES):
-        started = _start(Engine(address=address, actors=cpus), room)
-        try:
-            have = int(ray.cluster_resources().get("CPU", 0))
-            yield Shared(address or ray.get_runtime_context().gcs_address, have, ray_home.ray_auth())
-        finally:
-            started.close()
 
 
 def _reserve(engine: Engine, gpus: float) -> Any:

@@ -29,7 +29,7 @@ METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 class Ray(NamedTuple):
-    """The Ray that jobs share: ``fedsim.pool.ray_pool.Shared`` for processes that have not imported ray."""
+    """The Ray that jobs share: ``fedsim.pool.ray_start.Shared`` for processes that have not imported ray."""
 
     address: str
     cpus: int
@@ -124,7 +124,7 @@ def serve(line: Connection, sweep: Path) -> None:
 
 def keep_ray(line: Connection, address: str | None, cpus: int) -> None:
     """One Ray for all jobs: answers with a ``Ray``, or with why there is none, and waits for the end."""
-    from fedsim.pool.ray_pool import shared
+    from fedsim.pool.ray_start import shared
 
     try:
         with shared(address, cpus) as ray:

@@ -49,7 +49,7 @@ def warm(folder: Path) -> None:
     from fedsim.ground.process import claim
 
     for module in walk_packages(fedsim.__path__, "fedsim."):
-        if module.name not in ("fedsim.pool.ray_pool", "fedsim.pool.ray_home"):
+        if module.name not in ("fedsim.pool.ray_pool", "fedsim.pool.ray_start", "fedsim.pool.ray_home"):
             import_module(module.name)
     claim()
     torch.set_num_threads(1)
