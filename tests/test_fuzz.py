@@ -77,8 +77,8 @@ def case(**content: Any) -> list[str]:
     return lines[:-1]
 
 
-def test_it_sees_a_traceback_and_a_file_elsewhere(tmp_path: Path) -> None:
-    """Both are the user's own doing here."""
+def test_it_sees_a_file_elsewhere(tmp_path: Path) -> None:
+    """Which is the user's own doing here."""
     written = f"hydra.run.dir={tmp_path}/elsewhere"
     lines = case(argv=["engine=serial", "rounds=1", "partition.clients=4", "schedule.cohort=2", written])
     assert any(line.startswith("os.mkdir") and str(tmp_path) in line for line in lines)

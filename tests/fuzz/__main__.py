@@ -85,11 +85,18 @@ def main() -> int:
             faults, outcome = tried(case, home)
             counts["broken" if faults else f"exit {outcome.code}"] += 1
             if args.all:
-                pass
+                say(f"{outcome.code} {outcome.seconds:.1f}s {json.dumps(case)} | {outcome.err[:300]}")
             if faults or args.case:
-                ([] if outcome.code == 0 and not args.case else outcome.err.splitlines()[-3 if not args.case else 0 :])
-                f"python -m tests.fuzz --case {shlex.quote(json.dumps(case))}"
+                again = f"python -m tests.fuzz --case {shlex.quote(json.dumps(case))}"
+                say("\n".join([*faults, *outcome.err.splitlines()[0 if args.case else -3 :], again, ""]))
+    say(json.dumps({"cases": len(made), **counts}))
     return int(counts["broken"] > 0)
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
