@@ -518,6 +518,12 @@ def test_a_stopped_run_whose_checkpoint_fails_says_so(
 # A closed terminal
 
 
+def at_a_terminal() -> None:
+    """In the child: its input is its terminal, and SIGHUP is heard even where the tests run under nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_a_closed_terminal_saves_what_the_run_has(tmp_path: Path) -> None:
     """The master side of a pseudo-terminal is closed: SIGHUP comes, and every write to the terminal fails from then."""
     command = [sys.executable, "-m", "fedsim", *LINE, "rounds=100000", "evaluate.every=100000", "hydra.run.dir=out"]
@@ -530,7 +536,7 @@ def test_a_closed_terminal_saves_what_the_run_has(tmp_path: Path) -> None:
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+        preexec_fn=at_a_terminal,
     )
     os.close(theirs)
     metrics = tmp_path / "out/metrics.jsonl"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,17 @@ import numpy as np
 PART_BYTES = 2**24
 
 
-@dataclass(frozen=True, eq=False)
 class Streamed:
     """An array of rows that lies somewhere else; ``np.asarray`` makes a whole one of it.
 
-    Attributes:
+    Args:
         dtype: of its entries.
         shape: [r, ...].
         rows: copies or views of rows ``start`` to ``stop``, without the latter; as they are when they are asked for.
     """
 
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    rows: Callable[[int, int], np.ndarray]
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], rows: Callable[[int, int], np.ndarray]) -> None:
+        self.dtype, self.shape, self.rows = dtype, shape, rows
 
     def parts(self) -> Iterator[np.ndarray]:
         """All rows in order, some megabytes at a time."""
