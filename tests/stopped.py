@@ -30,8 +30,8 @@ class Stopped(Uniform):
 
 
 @contextmanager
-def signalled(folder: Path, *numbers: int, pause: float = 0.0) -> Iterator[None]:
-    """Signals to this process, ``pause`` seconds apart, once the run in ``folder`` has written three lines."""
+def signalled(folder: Path, *numbers: int) -> Iterator[None]:
+    """Signals to this process, one right after the other, once the run in ``folder`` has written three lines."""
     metrics, ended = folder / "metrics.jsonl", threading.Event()
 
     def watch() -> None:
@@ -39,7 +39,6 @@ def signalled(folder: Path, *numbers: int, pause: float = 0.0) -> Iterator[None]
             if metrics.exists() and metrics.read_bytes().count(b"\n") > 2:
                 for number in numbers:
                     os.kill(os.getpid(), number)
-                    ended.wait(pause)
                 return
 
     watcher = threading.Thread(target=watch)

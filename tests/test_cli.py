@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fedsim.cli.argv import with_own_classes
 from fedsim.cli.compose import check
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
-from tests.stopped import late_ctrl_c_ignored, signalled
+from tests.stopped import signalled
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("engine=serial", "partition.clients=4", "schedule=all", "rounds=2")
@@ -286,10 +287,24 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl_c", "terminated"]
 )
 def test_a_stopped_run_keeps_its_results(
-    main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, number: signal.Signals, code: int
+    main: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
 ) -> None:
-    # an impatient second one, Ctrl-C, changes nothing
-    with late_ctrl_c_ignored(), signalled(tmp_path / "out", number, signal.SIGINT, pause=0.02):
+    replace_file, while_saving = os.replace, []
+
+    def and_again(source: Any, target: Any) -> None:
+        if import_module("fedsim.cli.main")._stopped:  # an impatient second one, Ctrl-C, changes nothing
+            while_saving.append(target)
+            signal.raise_signal(signal.SIGINT)
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", and_again)
+    with signalled(tmp_path / "out", number):
         assert main(*SMALL, "rounds=1000000", "hydra.run.dir=out") == code
+    assert while_saving, "nothing was saved: the second one came to nothing"
     assert capsys.readouterr().err == ""
     assert status(tmp_path / "out") == "interrupted"
