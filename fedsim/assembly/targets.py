@@ -22,8 +22,40 @@ from fedsim.ground.own_code import FAILURES, error_line, place
 OWN = "fedsim"
 """The package whose classes are built from a run folder without more ado."""
 
+PATHS = {"_target_": (OWN,), "generator": (OWN, "networkx"), "loss": (OWN,), "metrics": (OWN,)}
+"""Keys whose values are dotted paths, and the packages that may stand there without more ado: ``topology.generator`` is
+a function of networkx or of a user, ``task.loss`` and ``evaluate.metrics`` hold names and paths."""
+
 _NO_PART = sys.stdlib_module_names | {"numpy", "torch"}
 """Packages whose classes follow no protocol of fedsim's, whatever their methods are called: ``str`` has a ``split``."""
+
+
+def imported(target: Any, path: str, what: str = "an object") -> Any:
+    """What a dotted path names; its module is imported, nothing is called.
+
+    Args:
+        target: the dotted path.
+        path: where it stands, for messages.
+        what: the kind of thing that is meant.
+
+    Raises:
+        InputError: there is none, or its module cannot be imported.
+    """
+    module, _, name = str(target).rpartition(".")
+    must = f"{path} must be the dotted path of {what}, got {target!r}; "
+    if not module:
+        raise InputError(f"{must}for example my_module.{'MyClass' if 'class' in what else 'name'}")
+    try:
+        home = import_module(module)
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
+    except FAILURES as error:  # user code: any type
+        where = path.removesuffix("._target_")
+        raise InputError(f"{where}: {place(error) or module}: {error_line(error)}") from error
+    found = getattr(home, name, None)
+    if found is None:
+        raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such {what.partition(' ')[2]}")
+    return found
 
 
 def located(target: Any, path: str) -> Callable[..., Any]:
@@ -32,19 +64,9 @@ def located(target: Any, path: str) -> Callable[..., Any]:
     Raises:
         InputError: there is none, or its module cannot be imported.
     """
+    found = imported(target, f"{path}._target_", "a class or function")
     module, _, name = str(target).rpartition(".")
     must = f"{path}._target_ must be the dotted path of a class or function, got {target!r}; "
-    if not module:
-        raise InputError(must + "for example my_module.MyClass")
-    try:
-        home = import_module(module)
-    except (ImportError, SyntaxError, ValueError) as error:
-        raise InputError(f"{must}{error} (installed, or a file of the current folder?)") from error
-    except FAILURES as error:  # user code: any type
-        raise InputError(f"{path}: {place(error) or module}: {error_line(error)}") from error
-    found = getattr(home, name, None)
-    if found is None:
-        raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
     if not callable(found) or (hasattr(found, "forward") and not inspect.isclass(found)):  # a module computes outputs
         do = f"{name} is an object of {type(found).__name__}: write a function that returns it"
         raise InputError(f"{must}{module} has no such class or function; {do}")
@@ -145,17 +167,17 @@ def require_fit(found: Callable[..., Any], kinds: tuple[Any, ...], where: str, n
 
 
 def strangers(config: Any) -> list[str]:
-    """The names in a configuration that are not fedsim's: what building it would import and call."""
+    """The names in a configuration that are not fedsim's: what building it would import, and perhaps call."""
     return list(dict.fromkeys(_strangers(config)))
 
 
 def _strangers(config: Any) -> Iterator[str]:
     if isinstance(config, Mapping):
-        for key in ("_target_", "generator"):  # topology.generator: a function of networkx, or of a user
-            name = config.get(key)
-            own = (OWN,) if key == "_target_" else (OWN, "networkx")
-            if isinstance(name, str) and name.partition(".")[0] not in own:
-                yield name
+        for key, own in PATHS.items():
+            value = config.get(key)
+            for name in value if isinstance(value, list) else [value]:
+                if isinstance(name, str) and ("." in name or key == "_target_") and name.partition(".")[0] not in own:
+                    yield name
         config = list(config.values())
     for value in config if isinstance(config, list) else ():
         yield from _strangers(value)
