@@ -23,6 +23,7 @@ from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.losses import Task
 from fedsim.errors import Interrupted
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
@@ -107,6 +108,7 @@ def simulate(
     privacy: Privacy | None = None,
     engine: Engine = Engine(backend="serial"),  # noqa: B008
     evaluate: Evaluate = Evaluate(),  # noqa: B008
+    task: Task | None = None,
     seed: int = 0,
     trajectory: bool = False,
     events: bool = False,
@@ -149,6 +151,7 @@ def simulate(
         privacy: the mechanism around the algorithm, its noise, and how epsilon is computed.
         engine: how the run is executed.
         evaluate: when and what to evaluate.
+        task: loss and metrics of one's own, in the place of what the data set says.
         seed: of everything random in the run.
         trajectory: keep the global model, or every peer's, after every round.
         events: keep the events of a run in virtual time, in the run's folder.
@@ -188,6 +191,7 @@ def simulate(
         privacy=privacy,
         engine=engine,
         evaluate=evaluate,
+        task=task,
         checkpoint=checkpoint,
         seed=seed,
         trajectory=trajectory,

@@ -29,7 +29,7 @@ from fedsim.errors import InputError
 from fedsim.sweep.board import last_record, last_score
 from fedsim.sweep.expand import SweepJob, covering, expand, folder_name, overrides_of, params_of
 from fedsim.sweep.search import Search, search
-from fedsim.sweep.side_by_side import Limits, Task, in_one_process
+from fedsim.sweep.side_by_side import Limits, QueuedJob, in_one_process
 from fedsim.sweep.state import State, SweepFolder, identity, pairing
 from hydra_plugins.fedsim_sweep._composer import Composer
 
@@ -271,10 +271,10 @@ def test_values_set_on_a_copy_are_what_hydra_composes(overrides: list[str]) -> N
 # Packing
 
 
-def task(seed: int = 0, overrides: tuple[str, ...] = (), **engine: Any) -> Task:
+def task(seed: int = 0, overrides: tuple[str, ...] = (), **engine: Any) -> QueuedJob:
     whole = config(seed=seed, engine={**config()["engine"], "backend": "ray", **engine})
     state = State(identity(whole), pairing(whole), seed, f"seed{seed}", overrides, (), seed, 2)
-    return Task(state, whole, overrides)
+    return QueuedJob(state, whole, overrides)
 
 
 def test_jobs_run_in_one_process_each_where_that_fills_the_machine() -> None:

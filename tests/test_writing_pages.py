@@ -31,6 +31,11 @@ WRONG: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("available.py", 'numpy_stream(seed, "available", t)', 'numpy_stream(0, "available", t)'),
         ("available.py", "1 - rule.leave, rule.back", "rule.leave, rule.back"),
     ),
+    "writing-a-task.md": (
+        ("focal.py", "** 2", "** 3"),
+        ("focal.py", "(1 - p.exp())", "p.exp()"),
+    ),
+    "writing-a-metric.md": (("mine.py", "- best[..., 1]", ""), ("mine.py", "best[..., 0] -", "best[..., 1] -")),
     "writing-a-partition.md": (
         ("owners.py", "owners == client)", "owners == client - 1)"),
         ("owners.py", "populate(data, train, numpy", "populate(data, train[::-1], numpy"),

@@ -13,6 +13,9 @@ from fedsim.assembly.targets import expected
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
 
+LATER = ("task",)
+"""Keys that configurations of earlier versions do not have, which leave out what they are for."""
+
 Maker: TypeAlias = Callable[[Any, str], Any]
 """From the value of a key, and the key, to a part."""
 
@@ -41,7 +44,7 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """
     makers = _makers()
     problems = [unknown_key("", key, makers, value) for key, value in cfg.items() if key not in makers]
-    problems += [f"{key} must be given, got nothing; add {key}=..." for key in makers if key not in cfg]
+    problems += [f"{key} must be given, got nothing; add {key}=..." for key in makers if key not in (*cfg, *LATER)]
     built: dict[str, Any] = {}
     for key, make in makers.items():
         if key in cfg:
@@ -58,7 +61,7 @@ def _makers() -> dict[str, Maker]:
     from fedsim.local import Local
     from fedsim.record.checkpoint import Checkpointing
 
-    objects = ("algorithm", "data", "partition", "schedule", "aggregate", "engine", "topology", "privacy")
+    objects = ("algorithm", "data", "partition", "schedule", "aggregate", "engine", "topology", "privacy", "task")
     sections = {"local": Local, "evaluate": Evaluate, "logger": Logger, "checkpoint": Checkpointing}
     makers: dict[str, Maker] = dict.fromkeys(objects, _played)
     makers |= {"channel": build_channel, "downlink": build_channel, "model": build_model}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,12 +19,13 @@ def load(parts: Parts) -> Dataset:
     """The data set of a source, or the one that is in memory already; raises InputError when there is none."""
     data = parts.data
     if isinstance(data, Dataset):
-        return data
-    with own_code("data", data):
-        dataset = data.load(parts.seed)
-    name = f"data: {type(data).__name__}.load"
-    require(isinstance(dataset, Dataset), name, "return a fedsim.data.Dataset", type(dataset).__name__)
-    return dataset
+        dataset = data
+    else:
+        with own_code("data", data):
+            dataset = data.load(parts.seed)
+        name = f"data: {type(data).__name__}.load"
+        require(isinstance(dataset, Dataset), name, "return a fedsim.data.Dataset", type(dataset).__name__)
+    return dataset if parts.task is None else replace(dataset, task=parts.task)
 
 
 def divided(parts: Parts, dataset: Dataset) -> Population:

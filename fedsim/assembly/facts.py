@@ -20,7 +20,7 @@ from fedsim.schedule import Events
 
 PARTS = (
     *("algorithm", "partition", "model", "data", "schedule", "local", "aggregate", "engine", "channel", "downlink"),
-    *("privacy", "topology", "evaluate", "rounds", "seed", "checkpoint"),
+    *("privacy", "topology", "task", "evaluate", "rounds", "seed", "checkpoint"),
 )
 """Keys of config.yaml, in its order, that are fields of ``Parts``; the others are under ``logger``."""
 

@@ -8,13 +8,14 @@ where a part is expected, and only if what it names makes such a part (``assembl
 from __future__ import annotations
 
 import inspect
+from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from fedsim.assembly.factory import ModelFactory
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
-from fedsim.assembly.targets import fits, holds_part, located, made_by, require_makes
+from fedsim.assembly.targets import fits, holds_part, imported, located, made_by, require_makes
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
 from fedsim.ground.own_code import own_code
@@ -111,6 +112,8 @@ def _made(value: Any, kind: Any, path: str) -> Any:
             return build_object(value, path, (kind,))
         if is_dataclass(kind) and isinstance(kind, type):
             return _construct(kind, _checked(kind, value, path), path)
+    if isinstance(value, str) and get_origin(kind) is abc.Callable:
+        return imported(value, path, "a function")
     return MISFIT if is_dataclass(kind) else value
 
 

@@ -15,6 +15,7 @@ from fedsim.aggregate import Aggregate
 from fedsim.algorithms.kit.protocols import EventAlgorithm, PeerAlgorithm, ServerAlgorithm
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.losses import Task
 from fedsim.errors import InputError, require
 from fedsim.evaluate import Evaluate
 from fedsim.fields import methods
@@ -86,6 +87,7 @@ ROLES = {
     "channel": Role(Channel, _CHANNEL),
     "downlink": Role(Channel, _CHANNEL),
     "privacy": Role(Privacy, f"{_PRIVACY}, or None", optional=True),
+    "task": Role(Task, "a fedsim.data.Task of a loss, such as Task(my_loss), or None", optional=True),
     "engine": Role(Engine, "a fedsim.Engine, such as Engine(backend='serial')"),
     "evaluate": Role(Evaluate, "a fedsim.Evaluate, such as Evaluate(every=5)"),
     "checkpoint": Role(Checkpointing, "a fedsim.record.checkpoint.Checkpointing"),

@@ -17,6 +17,7 @@ from fedsim.aggregate import Aggregate, Mean
 from fedsim.assembly.part_roles import ROLES, require_kind, require_models, require_parts, whole
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.losses import Task
 from fedsim.errors import require
 from fedsim.evaluate import Evaluate
 from fedsim.local import Local
@@ -51,6 +52,7 @@ class Parts:
         engine: how the run is executed.
         evaluate: when and what to evaluate.
         checkpoint: when what the run needs to go on is saved.
+        task: what the model is trained for, if it is not what the data set says.
         seed: of everything random in the run.
         trajectory: whether the model after every round is kept.
         events: whether the events of a run in virtual time are kept.
@@ -74,6 +76,7 @@ class Parts:
     engine: Engine = Engine(backend="serial")  # noqa: RUF009
     evaluate: Evaluate = Evaluate()  # noqa: RUF009
     checkpoint: Checkpointing = Checkpointing()  # noqa: RUF009
+    task: Task | None = None
     seed: int = 0
     trajectory: bool = False
     events: bool = False

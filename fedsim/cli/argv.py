@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_NOTHING = {"privacy": "none", "topology": "none", "channel": "[]", "downlink": "[]"}
+_NOTHING = {"privacy": "none", "topology": "none", "task": "none", "channel": "[]", "downlink": "[]"}
 """What null means for a group that may be left out."""
 
 

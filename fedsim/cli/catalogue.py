@@ -34,6 +34,7 @@ GROUPS = {
     "privacy": "the mechanism and its promise",
     "schedule": "who takes part when",
     "sweep": "several runs from a file, with -m",
+    "task": "the loss and the metrics, where not what the data set says",
     "topology": "who gossips with whom, for methods without a server",
 }
 

@@ -12,6 +12,8 @@ from fedsim.data.gas_sensor_drift import GasSensorDrift
 from fedsim.data.housing import CaliforniaHousing
 from fedsim.data.idx import MNIST, FashionMNIST
 from fedsim.data.libsvm import LibSVM
+from fedsim.data.losses import Task
+from fedsim.data.metrics import Metric
 from fedsim.data.quadratic import Quadratic
 from fedsim.data.shakespeare import TinyShakespeare
 from fedsim.data.synthetic import Synthetic
@@ -27,9 +29,11 @@ __all__ = [
     "FashionMNIST",
     "GasSensorDrift",
     "LibSVM",
+    "Metric",
     "Quadratic",
     "Source",
     "Split",
     "Synthetic",
+    "Task",
     "TinyShakespeare",
 ]

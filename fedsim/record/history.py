@@ -165,6 +165,9 @@ class History:
         wall_s = self.spent + time.perf_counter() - self.begun
         summary = run_summary(self.records, status, self.run.digest(), wall_s)
         summary |= {"cpu_capability": cpu_capability()} | ({"message": message} if message else {})
+        if (best := self.run.evaluation.best) in summary:
+            found = summary[best]
+            summary["best"] = {"metric": best, "value": found["best"], "round": found["best_round"]}
         if self.ledger is not None:
             summary |= self.ledger.summary(int(summary["rounds"]))
         if self.run.notes:

@@ -31,6 +31,7 @@ import numpy as np
 import yaml
 
 from fedsim.errors import InputError
+from fedsim.evaluate import is_better
 from fedsim.ground.console import warning
 from fedsim.ground.files import atomic_file, is_own_file, leftovers
 from fedsim.record.papers import papers
@@ -43,13 +44,6 @@ Status = Literal["finished", "diverged", "failed", "interrupted"]
 
 ATOMIC = r"(config\.yaml|provenance\.json|summary\.json|trajectory\.npz|events\.npz)"
 """Names of files that are written under another name first, as a regular expression."""
-
-LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std", "norm2"})
-
-
-def lower_is_better(tag: str) -> bool:
-    """Whether a metric such as ``eval/loss`` is good when it is small."""
-    return bool(LOWER_IS_BETTER & set(tag.rpartition("/")[2].split("_")))
 
 
 class RunFolder:
@@ -223,7 +217,7 @@ def run_summary(
 
     Returns:
         ``status``; ``rounds`` completed; for every ``eval/*`` tag ``{"last", "best", "best_round"}``: best is the
-        smallest value if a word of the tag is in ``LOWER_IS_BETTER``, else the largest, at the earliest round that
+        smallest value of a tag that ``fedsim.evaluate.lower_is_better``, else the largest, at the earliest round that
         reached it, round 0 included; non-finite values are never best (None if there is no other). For every
         ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last
         ``comm/*_ratio``, ``privacy/*`` and ``gossip/*``;
@@ -234,10 +228,11 @@ def run_summary(
     for tag in tags:
         series = [(int(record["round"]), record[tag]) for record in records if tag in record]
         if tag.startswith("eval/"):
-            sign = -1 if lower_is_better(tag) else 1
-            finite = [(at, value) for at, value in series if math.isfinite(value)]
-            at, value = max(finite, key=lambda point: sign * point[1], default=(None, None))
-            summary[tag] = {"last": series[-1][1], "best": value, "best_round": at}
+            at, best = None, None
+            for number, value in series:
+                if is_better(tag, value, best):
+                    at, best = number, value
+            summary[tag] = {"last": series[-1][1], "best": best, "best_round": at}
         elif tag.startswith("comm/") and tag.endswith("_bytes") and "_total_" not in tag:
             summary[tag] = sum(value for _, value in series)
         elif tag.startswith(("privacy/", "gossip/")) or tag.endswith("_ratio"):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.evaluate import lower_is_better
 from fedsim.ground.console import headline
-from fedsim.record.run_folder import lower_is_better
 from fedsim.report.axes import AXES, Axis, spent_until
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, SharedSetting
 from fedsim.report.runs import UNFINISHED, RecordedRun
 from fedsim.report.statistics import Estimate, estimate, paired
+
+OVERALL = re.compile(r"eval/(?!client_|peer_|unmixed_peer_|train_loss$|grad_norm2$)(?!\w*_\d+$)")
+"""Metrics of the global model on all test samples, but for those of single classes."""
 
 TOWARDS = 0.95  # the default target, as a share of the way from the initial model to the best method
 
@@ -105,7 +109,8 @@ def compare(
 
     Args:
         setting: methods and runs.
-        metrics: tags to show, the main one first; empty: accuracy or the first score, loss, consensus distance.
+        metrics: tags to show, the main one first; empty: accuracy or the first score, loss, what else is measured of
+            the global model, consensus distance.
         target: metric and value whose first reaching is costed; None: 95 % of the way to the best method's final.
         baseline: label of the method to compare with; "" or absent here: plain FedAvg, else the first method.
     """
@@ -144,7 +149,8 @@ def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ..
     if asked:
         return tuple(tag for tag in asked if tag in there) or tuple(asked[:1])
     known = [f"eval/{name}" for name in headline(dict.fromkeys(there, 0.0))]
-    return (*known, *(tag for tag in ("gossip/consensus_distance",) if tag in there)) or ("eval/loss",)
+    others = (tag for tag in there if tag not in known and OVERALL.match(tag))
+    return (*known, *others, *(tag for tag in ("gossip/consensus_distance",) if tag in there)) or ("eval/loss",)
 
 
 def _last(run: RecordedRun, tag: str) -> int | None:

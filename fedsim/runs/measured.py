@@ -15,20 +15,20 @@ from fedsim.runs.evaluation import Evaluation, evaluate, gradient, peers_scores
 def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluate) -> Evaluation:
     """Metrics of the mean of the peers' models [n, d], and of their own models if asked for."""
     mean = to_numpy(mean_of(models))
-    found = evaluate(backend, mean, setup.test, setup.task, clients=False)
+    found = evaluate(backend, mean, setup.test, setup.measures, clients=False)
     metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
     if evaluation.clients:
-        metrics |= own(backend, models, "peer")
+        metrics |= own(backend, setup, models, "peer")
     if evaluation.gradient:
         metrics |= gradient(backend, mean, setup.train, np.full(len(models), 1 / len(models)))
     return Evaluation(metrics, found.confusion)
 
 
-def own(backend: Backend, models: Tensor, who: str) -> dict[str, float]:
+def own(backend: Backend, setup: Setup, models: Tensor, who: str) -> dict[str, float]:
     """Metrics of the peers' own models [n, d], each on all test samples; ``who`` is as of ``peers_scores``."""
     jobs = [Models(models[a : a + 8].numpy()) for a in range(0, len(models), 8)]
     answers = backend.map("evaluate_models", jobs, [len(job.x) for job in jobs], {})
-    return peers_scores(np.concatenate(answers), who)
+    return peers_scores(np.concatenate(answers), setup.measures.shared, who)
 
 
 def consensus(models: Tensor) -> float:

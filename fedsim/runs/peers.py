@@ -81,7 +81,7 @@ class Peers(PeersRun):
         """What peers are before they mix."""
         models = self.models(states)
         found = {"gossip/consensus_before": consensus(models)}
-        return found | (own(self.backend, models, "unmixed_peer") if self.evaluation.clients else {})
+        return found | (own(self.backend, self.setup, models, "unmixed_peer") if self.evaluation.clients else {})
 
 
 def _like(mixing: Mixing, states: State) -> Any:

@@ -49,7 +49,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Task:
+class QueuedJob:
     """A job to be run.
 
     Attributes:
@@ -84,7 +84,7 @@ class Task:
         return bool(self.config["engine"]["device"] == "cuda" and self.address is None)
 
 
-def in_one_process(tasks: Sequence[Task], limits: Limits) -> list[Task]:
+def in_one_process(tasks: Sequence[QueuedJob], limits: Limits) -> list[QueuedJob]:
     """Jobs without actors of their own where there are at least as many jobs as CPUs: same bits, less work.
 
     A job whose command chooses the engine keeps it.
@@ -99,7 +99,7 @@ def in_one_process(tasks: Sequence[Task], limits: Limits) -> list[Task]:
     ]
 
 
-def run_all(sweep: SweepFolder, tasks: Sequence[Task], limits: Limits, board: Board) -> None:
+def run_all(sweep: SweepFolder, tasks: Sequence[QueuedJob], limits: Limits, board: Board) -> None:
     """Run jobs; what became of each is in its state file, whatever happens to the others.
 
     Raises:
@@ -130,10 +130,10 @@ class _Pool:
     sweep: SweepFolder
     limits: Limits
     idle: list[Process] = field(default_factory=list)
-    busy: dict[Process, Task] = field(default_factory=dict)
+    busy: dict[Process, QueuedJob] = field(default_factory=dict)
     rays: dict[str | None, tuple[Process, Ray]] = field(default_factory=dict)
 
-    def fits(self, task: Task) -> bool:
+    def fits(self, task: QueuedJob) -> bool:
         """Whether a job can start now; one that wants more than there is starts when it has everything."""
         running = list(self.busy.values())
         if not running:  # else a job that wants more than the machine has would wait for ever
@@ -146,7 +146,7 @@ class _Pool:
             and (not task.gpu or sum(other.gpu for other in running) < gpus)
         )
 
-    def start(self, task: Task) -> None:
+    def start(self, task: QueuedJob) -> None:
         ray = self._ray(task.address) if task.ray else None
         worker = self.idle.pop() if self.idle else Process(serve, self.sweep.path)
         worker.line.send((task.state.folder, task.config, ray))
@@ -186,7 +186,7 @@ class _Pool:
         for process, _ in self.rays.values():
             process.close(GRACE_S)
 
-    def _mark(self, task: Task, why: str) -> None:
+    def _mark(self, task: QueuedJob, why: str) -> None:
         """A job whose process is no more: it goes on from its checkpoint when the command is given again."""
         state = self.sweep.find(task.state.identity) or task.state
         if state.status in ("pending", "running"):

@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from fedsim.sweep.side_by_side import Task
+    from fedsim.sweep.side_by_side import QueuedJob
     from fedsim.sweep.state import State, SweepFolder
 
 
@@ -31,7 +31,7 @@ class FedsimLauncher(Launcher):
         self._loader = hydra_context.config_loader
         self._config = config
 
-    def run_tasks(self, folder: SweepFolder, states: Sequence[State], tasks: Sequence[Task]) -> None:
+    def run_tasks(self, folder: SweepFolder, states: Sequence[State], tasks: Sequence[QueuedJob]) -> None:
         """Run jobs that are claimed; their state files say what became of them.
 
         Args:
@@ -52,7 +52,7 @@ class FedsimLauncher(Launcher):
         from fedsim.errors import JobFailed
         from fedsim.sweep.board import last_score
         from fedsim.sweep.expand import SweepJob
-        from fedsim.sweep.side_by_side import Task
+        from fedsim.sweep.side_by_side import QueuedJob
         from fedsim.sweep.state import SweepFolder
 
         from ._composer import Composer
@@ -63,7 +63,7 @@ class FedsimLauncher(Launcher):
         with folder.held([], []):
             jobs = [(SweepJob(tuple(given), tuple(given)), composer(given)) for given in job_overrides]
             claimed = folder.claim(jobs)
-            tasks = [Task(s, c, j.overrides) for s, (j, c) in zip(claimed, jobs, strict=True) if s.unfinished]
+            tasks = [QueuedJob(s, c, j.overrides) for s, (j, c) in zip(claimed, jobs, strict=True) if s.unfinished]
             self.run_tasks(folder, claimed, tasks)
             for state in claimed:
                 ended = folder.find(state.identity) or state

@@ -112,7 +112,7 @@ class FedsimSweeper(Sweeper):
     def _run(self, folder: SweepFolder, jobs: Sequence[SweepJob], configs: Sequence[Mapping[str, Any]]) -> list[State]:
         """Run what is not finished; the states of the jobs, in their order."""
         from fedsim.sweep.board import skipped
-        from fedsim.sweep.side_by_side import Task
+        from fedsim.sweep.side_by_side import QueuedJob
         from fedsim.sweep.state import identity
 
         keys = [identity(config) for config in configs]
@@ -122,7 +122,7 @@ class FedsimSweeper(Sweeper):
         todo = [state for state in states if state.unfinished or state.status in retried]
         skipped(states, todo)
         if todo and hasattr(self._launcher, "run_tasks"):
-            tasks = [Task(state, of[state.identity][1], of[state.identity][0].overrides) for state in todo]
+            tasks = [QueuedJob(state, of[state.identity][1], of[state.identity][0].overrides) for state in todo]
             self._launcher.run_tasks(folder, states, tasks)
         elif todo:
             dirs = (_quoted("hydra.sweep.dir", str(folder.path)),)

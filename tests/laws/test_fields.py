@@ -55,7 +55,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.traits.releases": {"Drawn"},
     "fedsim.simulation": {"Result"},
     "fedsim.sweep.expand": {"Interval", "Param", "SweepJob"},
-    "fedsim.sweep.side_by_side": {"Task"},
+    "fedsim.sweep.side_by_side": {"QueuedJob"},
     "fedsim.sweep.state": {"State"},
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},
@@ -68,6 +68,8 @@ INTERNAL_PACKAGES = (
 )  # but for the engine's settings
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "lr": 0.1,
+    "fn": len,
+    "loss": len,
     "clients": 4,
     "per_client": 2,
     "alpha": 0.5,
