@@ -50,6 +50,11 @@ def folder_of(files: dict[str, Any], **keys: Any) -> Callable[[Path], Any]:
     return make
 
 
+def owned(text: str) -> Callable[[Path], Any]:
+    """A folder of images with a CSV of their clients."""
+    return lambda folder: folder_of({**TWO, "c.csv": text}, clients=str(folder / "c.csv"))(folder)
+
+
 def arrays(*given: Any, **keys: Any) -> Callable[[Path], Any]:
     return lambda folder: from_arrays(*given, **keys)
 
@@ -118,9 +123,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "ann must hold images, got folders; say data.clients=f",
     ),
     "a level too few": (folder_of(TWO, clients="folders"), "cat must hold a folder for each class, got none; without"),
-    "no client": (folder_of({**TWO, "c.csv": "file,client\n"}, clients="CSV"), "name the client of train/cat/1.png"),
+    "no client": (owned("file,client\n"), "name the client of train/cat/1.png"),
     "no list of clients": (folder_of(TWO, clients="no.csv"), "data.clients must be folders, null or a CSV file"),
-    "nothing on the hub": (lambda folder: HuggingFace(str(folder), "y"), "must be a folder of save_to_disk or a name"),
+    "nothing on the hub": (lambda folder: HuggingFace(str(folder), "y"), "must be a saved folder or a name on the hub"),
     "an iterable": (lambda folder: from_torch(iter([(1, 2)])), "be a data set with a length and samples by number"),
     "samples of one": (lambda folder: from_torch([torch.ones(2)]), r"sample 0 must be \(input, target\), got 'Tensor'"),
     "samples unlike": (
@@ -134,10 +139,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_it_is_one_line(name: str, tmp_path: Path) -> None:
     make, says = REFUSED[name]
     with pytest.raises(InputError, match=says) as caught:
-        source = make(tmp_path)
-        if name == "no client":
-            source = ImageFolder(str(tmp_path), clients=str(tmp_path / "c.csv"))
-        source.load(0)
+        make(tmp_path).load(0)
     assert "\n" not in str(caught.value)
 
 
