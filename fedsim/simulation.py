@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
 from fedsim.assembly.assemble import Assembled, assemble
-from fedsim.assembly.divide import load
-from fedsim.assembly.keeping import Kept, draw_pictures, keep, require_place
+from fedsim.assembly.divide import load, unused_clients
+from fedsim.assembly.keeping import Kept, draw_pictures, keep, require_place, write_names
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
@@ -213,6 +213,7 @@ def simulate(
         if kept.folder:
             stack.enter_context(kept.folder)
             if not kept.saved:
+                write_names(assembled, kept.folder)
                 draw_pictures(assembled, kept.folder)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
         with own_code("run"):
@@ -238,8 +239,8 @@ def simulate(
 
 
 def warn(assembled: Assembled, run: Run) -> None:
-    """Say what the user should know of the kernels, of the run, and of the order of a graph's nodes."""
+    """Say what the user should know of kernels, of the run, of clients that nobody uses and of a graph's nodes."""
     mixing = assembled.network.mixing
     order = order_of(mixing.graph) if mixing is not None else ()
-    for note in (*assembled.prepared.notes, *run.notes, *order):
+    for note in (*assembled.prepared.notes, *run.notes, *unused_clients(assembled.parts, assembled.dataset), *order):
         warning(note)

@@ -14,6 +14,7 @@ from typing import Any
 from fedsim.assembly.assemble import Assembled
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset
+from fedsim.data.own import Arrays
 from fedsim.ground.public_names import name_of_class
 from fedsim.record.provenance import provenance
 from fedsim.schedule import Events
@@ -29,7 +30,7 @@ def config(assembled: Assembled) -> dict[str, Any]:
     """The parts of a run as config.yaml holds them."""
     parts = assembled.parts
     given = {name: vars(parts)[name] for name in PARTS} | {"rounds": parts.planned_rounds}
-    if isinstance(parts.data, Dataset):  # with its digest
+    if isinstance(parts.data, (Dataset, Arrays)):  # with its digest
         given["data"] = assembled.dataset
     given["logger"] = {"trajectory": parts.trajectory, "events": parts.events}
     return {name: as_node(part) for name, part in given.items()}

@@ -59,3 +59,10 @@ def draw_pictures(assembled: Assembled, folder: RunFolder) -> None:
     draw_split(folder, counts)
     if mixing is not None:
         draw_network(folder, type(assembled.parts.topology).__name__, mixing, counts)
+
+
+def write_names(assembled: Assembled, folder: RunFolder) -> None:
+    """Keep the names of classes and clients that became numbers, where there are any."""
+    dataset = assembled.dataset
+    if dataset.classes or dataset.clients:
+        folder.names(classes=dataset.classes, clients=dataset.clients)

@@ -16,6 +16,9 @@ from fedsim.fields import fitted, instance
 Word = Literal["classification", "regression", "next_token", "least_squares", "multilabel"]
 """The tasks that have a word: ``fedsim.data.losses.TASKS``."""
 
+NAMES = (("classes", tuple[str, ...]), ("clients", tuple[str, ...]))
+"""Fields of a data set that name its numbers."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -69,6 +72,8 @@ class Dataset:
         augment: train-time augmentation of images [n, c, h, w], or None.
         x0: [d] initial model that comes with the problem (``quadratic``), or None.
         digest: sha256 over the arrays, written to provenance.json.
+        classes: names of the classes 0, 1, ... where labels had others, kept in the run's names.json; else ().
+        clients: names of the natural clients 0, 1, ..., likewise.
 
     Raises:
         InputError: names the array, what it must be, what it is, what to do.
@@ -84,11 +89,13 @@ class Dataset:
     augment: Augment | None = None
     x0: np.ndarray | None = None
     digest: str = ""
+    classes: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._set("name", fitted(self.name, str, "Dataset.name", instance))
         where = f"data {self.name}"
-        for name, kind in (("task", Word | Task), ("outputs", int), ("digest", str)):
+        for name, kind in (("task", Word | Task), ("outputs", int), ("digest", str), *NAMES):
             self._set(name, fitted(getattr(self, name), kind, f"{where}: {name}", instance))
         require(self.outputs >= 1, f"{where}: outputs", "be >= 1", self.outputs)
         several = isinstance(self.train, Split) and self.train.y.ndim > 1 and not task_of(self.task).summed

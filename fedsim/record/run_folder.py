@@ -2,6 +2,7 @@
 
     config.yaml       the resolved configuration
     provenance.json   where the numbers come from (``record.provenance``); "resumed" tells how the run went on later
+    names.json        of data whose labels or clients have names: {"classes": {name: number}, "clients": ...}
     metrics.jsonl     one line per round: every TensorBoard scalar by its tag, and "round"; non-finite numbers are null
     tensorboard/      one event file, and one more for each time the run was resumed
     checkpoints/      what ``fedsim resume=FOLDER`` goes on from (``fedsim.record.checkpoint``)
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 Status = Literal["finished", "diverged", "failed", "interrupted"]
 
-ATOMIC = r"(config\.yaml|provenance\.json|summary\.json|trajectory\.npz|events\.npz)"
+ATOMIC = r"(config\.yaml|names\.json|provenance\.json|summary\.json|trajectory\.npz|events\.npz)"
 """Names of files that are written under another name first, as a regular expression."""
 
 
@@ -176,6 +177,11 @@ class RunFolder:
         if summary["status"] != "interrupted":  # TensorBoard believes the first end that it reads
             self._events.end(success=summary["status"] == "finished")
         self.close()
+
+    def names(self, **named: Sequence[str]) -> None:
+        """Write names.json: for each keyword {name: number} of the names of 0, 1, ..."""
+        content = {key: {name: number for number, name in enumerate(names)} for key, names in named.items() if names}
+        _write_json(self.path / "names.json", content)
 
     def sync(self) -> None:
         """See to it that every round is on disk."""
