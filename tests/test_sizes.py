@@ -43,7 +43,6 @@ LONG_FILES = {
     "record/checkpoint.py": "one file format: written, read and distrusted in one place",
     "record/run_folder.py": "one folder: every file in it, written and read in one place",
     "schedule/rules.py": "a list: the rules for cohorts, each with its law in its docstring",
-    "simulation.py": "one function, with a docstring that users read instead of a manual",
     "topology/reading.py": "graphs from files: three formats that share their checks",
     "traits/declared.py": "how the words of a class are read, and every way in which they can be wrong",
 }

@@ -8,6 +8,7 @@
     trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, a row for each line of
                       metrics.jsonl; in virtual time also t [rounds + 1]
     events.npz        on request, of a run in virtual time: what happened when
+    model.safetensors, model_best.safetensors    the last model and the best one (``fedsim.record.kept_models``)
     summary.json      ``run_summary``; its presence says that the run came to an end
 
 metrics.jsonl grows by whole lines only, each handed to the operating system before ``write`` returns; the other files
@@ -32,24 +33,22 @@ import yaml
 
 from fedsim.errors import InputError
 from fedsim.ground.console import warning
+from fedsim.ground.directions import lower_is_better
 from fedsim.ground.files import atomic_file, is_own_file, pieces
+from fedsim.record.kept_models import BEST, LAST
 from fedsim.record.papers import papers
 from fedsim.record.tensorboard import EventFile, own_event_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["finished", "diverged", "failed", "interrupted"]
+Status = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
 
-ATOMIC = r"(config\.yaml|provenance\.json|summary\.json|trajectory\.npz|events\.npz)"
+DONE = ("finished", "stopped")
+"""How a run ends that came to what was asked of it: all rounds, or a callback's word that it is enough."""
+
+ATOMIC = r"(config\.yaml|provenance\.json|summary\.json|trajectory\.npz|events\.npz|model(_best)?\.safetensors)"
 """Names of files that are written under another name first, as a regular expression."""
-
-LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std", "norm2"})
-
-
-def lower_is_better(tag: str) -> bool:
-    """Whether a metric such as ``eval/loss`` is good when it is small."""
-    return bool(LOWER_IS_BETTER & set(tag.rpartition("/")[2].split("_")))
 
 
 class RunFolder:
@@ -117,7 +116,7 @@ class RunFolder:
             records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
             metrics.truncate(end)
             metrics.seek(end)
-            for name in ("summary.json", "trajectory.npz"):
+            for name in ("summary.json", "trajectory.npz", LAST, *(() if done else (BEST,))):
                 (path / name).unlink(missing_ok=True)
             for left in filter(is_own_file, pieces(path, ATOMIC)):
                 left.unlink()
@@ -180,7 +179,7 @@ class RunFolder:
         """Write summary.json and how the run ended, unless it may go on, and close the folder."""
         _write_json(self.path / "summary.json", summary)
         if summary["status"] != "interrupted":  # TensorBoard believes the first end that it reads
-            self._events.end(success=summary["status"] == "finished")
+            self._events.end(success=summary["status"] in DONE)
         self.close()
 
     def sync(self) -> None:
@@ -223,10 +222,10 @@ def run_summary(
 
     Returns:
         ``status``; ``rounds`` completed; for every ``eval/*`` tag ``{"last", "best", "best_round"}``: best is the
-        smallest value if a word of the tag is in ``LOWER_IS_BETTER``, else the largest, at the earliest round that
-        reached it, round 0 included; non-finite values are never best (None if there is no other). For every
-        ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last
-        ``comm/*_ratio``, ``privacy/*`` and ``gossip/*``;
+        smallest value if a word of the tag is in ``LOWER_IS_BETTER`` (``ground.directions``), else the largest, at the
+        earliest round that reached it, round 0 included; non-finite values are never best (None if there is no
+        other). For every ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out);
+        the last ``comm/*_ratio``, ``privacy/*`` and ``gossip/*``;
         ``time/wall_s``; ``digest``.
     """
     tags = list(dict.fromkeys(tag for record in records for tag in record))

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
+from fedsim.ground.directions import lower_is_better
 from fedsim.ground.files import atomic_file
 from fedsim.record.figures import curves
-from fedsim.record.run_folder import lower_is_better
 from fedsim.record.tensorboard import PICTURES, EventFile, own_event_files
 from fedsim.report.axes import Axis
 from fedsim.report.compare import Comparison

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from fedsim.record.run_folder import lower_is_better
+from fedsim.ground.directions import lower_is_better
 from fedsim.report.charts import Line, chart, legend_line
 from fedsim.report.compare import Comparison, Row
 from fedsim.report.tables import Table, costs, name, results_table

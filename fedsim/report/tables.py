@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim.record.run_folder import lower_is_better
+from fedsim.ground.directions import lower_is_better
 from fedsim.report.compare import Comparison, Cost, Row
 from fedsim.report.statistics import Estimate, short
 

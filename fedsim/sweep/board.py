@@ -21,11 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.ground.console import STATUS_STYLES, Terminal, clock, error, headline, number
+from fedsim.ground.directions import LOWER_IS_BETTER
 from fedsim.record.provenance import git_state
-from fedsim.record.run_folder import LOWER_IS_BETTER
 from fedsim.sweep.state import State
 
-ENDED = ("finished", "diverged", "failed", "interrupted")
+ENDED = ("finished", "stopped", "diverged", "failed", "interrupted")
 STYLES = {**STATUS_STYLES, "pending": "dim", "running": "bold cyan"}
 TAIL = 2**16  # bytes; a line of metrics.jsonl is shorter
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from fedsim.errors import require
 from fedsim.fields import check_fields
-from fedsim.record.run_folder import LOWER_IS_BETTER
+from fedsim.ground.directions import LOWER_IS_BETTER
 from fedsim.sweep.board import last_score
 from fedsim.sweep.expand import Interval, Param, SweepJob, holds, job_of
 from fedsim.sweep.state import State
