@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
+from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.divide import load, unused_clients
 from fedsim.assembly.keeping import Kept, draw_pictures, keep, require_place, write_names
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
+from fedsim.callbacks.base import Callback, RunView
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
@@ -29,67 +29,19 @@ from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
 from fedsim.ground.interrupts import Stopping
 from fedsim.ground.own_code import own_code
-from fedsim.ground.tree import tree_map
 from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition
 from fedsim.pool.engine import Engine
-from fedsim.pool.jobs import Rows
 from fedsim.privacy.config import Privacy
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.history import History
-from fedsim.record.run_folder import Status
+from fedsim.record.kept_models import KeptModels
+from fedsim.record.result import Result as Result
 from fedsim.runs.run import Run
-from fedsim.runs.traffic import Record
 from fedsim.schedule import All, Schedule
 from fedsim.topology import Topology
 from fedsim.topology.reading import order_of
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        status: ``finished``, ``diverged`` or ``interrupted``.
-        metrics: one record per round, round 0 being the initial model: every scalar by its TensorBoard tag.
-        summary: last and best of each ``eval/*``, totals of ``comm/*``, ``digest``, ``cpu_capability``; as in
-            summary.json.
-        model: the final global model, or the mean of the peers', in evaluation mode; None for an algorithm that has
-            none.
-        server: the algorithm's final server state; () where there is no server.
-        trajectory: [rounds + 1, d] when asked for, the initial model and that after each round, as ``metrics`` has
-            them; [rounds + 1, n, d] of peers; else None.
-        run_dir: the run's folder, or None.
-        message: why the run stopped early, or "".
-        stores: the clients' states, of each architecture; ``client`` reads them.
-    """
-
-    status: Status
-    metrics: list[Record]
-    summary: dict[str, Any]
-    model: nn.Module | None
-    server: Any
-    trajectory: np.ndarray | None = None
-    run_dir: Path | None = None
-    message: str = ""
-    stores: tuple[Rows, ...] = ()
-
-    def client(self, number: int) -> Any:
-        """The final state of one client, a tree of tensors.
-
-        >>> from fedsim.algorithms.scaffold import Scaffold
-        >>> from fedsim.data import Quadratic
-        >>> from fedsim.models import linear_zero
-        >>> from fedsim.partition import Natural
-        >>> equal = Mean(weights="uniform")
-        >>> parts = {"data": Quadratic(clients=3), "partition": Natural(), "model": linear_zero, "aggregate": equal}
-        >>> result = simulate(Scaffold(lr=0.01), **parts, rounds=1)
-        >>> result.client(2).c.shape == result.server.x.shape
-        True
-        """
-        rows = self.stores[number % len(self.stores)].read([number])
-        return tree_map(lambda array: torch.from_numpy(array)[0], rows[0])
 
 
 def simulate(
@@ -117,6 +69,8 @@ def simulate(
     resume: bool = False,
     progress: bool = False,
     config: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    name: str | None = None,
 ) -> Result:
     """Run a federated simulation.
 
@@ -161,9 +115,12 @@ def simulate(
             has none begins the run anew.
         progress: show a progress bar.
         config: what config.yaml shall hold; by default the parts themselves.
+        callbacks: who is told of every round and may ask the run to stop, for example
+            ``[fedsim.callbacks.EarlyStopping(target=0.9)]``.
+        name: what the run is called; None: by what it is, as ``fedavg-digits-dirichlet-s0``.
 
     Returns:
-        Metrics and final model. A run that diverges returns what it had, with its status.
+        Metrics and final model. A run that diverges, or that a callback stopped, returns what it had, with its status.
 
     Raises:
         InputError: something cannot be run; raised before anything is spawned.
@@ -196,6 +153,8 @@ def simulate(
         seed=seed,
         trajectory=trajectory,
         events=events,
+        callbacks=callbacks,
+        name=name,
     )
     require_kind(progress, "progress", bool, "be True or False")
     require_place(run_dir, config, resume)
@@ -225,17 +184,44 @@ def simulate(
         points: list[Tensor] | None = [] if trajectory else None
         ledger, mark = assembled.ledger, kept.mark
         history = History(run, kept.folder, bar, kept.checkpoints, mark, points, ledger, begun, events=events)
-        if kept.saved:
-            history.resume(kept.saved)
+        stack.callback(history.hooks.close)
+        take_up(history, assembled, kept, config)
         status, message = history.play(stopping)
         final = assembled.prepared.module(run.model())  # before anything says that the run has finished
         summary = history.finish(status, message)
     path = kept.folder.path if kept.folder else None
     points_kept, stores = history.trajectory(), tuple(run.stores)
-    result = Result(status, history.records, summary, final, run.server, points_kept, path, message, stores)
+    result = Result(
+        status, history.records, summary, final, run.server, points_kept, path, message, stores, parts.called
+    )
     if status == "interrupted":
         raise Interrupted(message, result)
     return result
+
+
+def take_up(history: History, assembled: Assembled, kept: Kept, config: Mapping[str, Any] | None) -> None:
+    """Go on from what is kept of the run, if anything is, and tell the callbacks."""
+    if kept.folder:
+        history.models = KeptModels(kept.folder.path, assembled.prepared.module, assembled.parts.evaluate)
+    if kept.saved:
+        history.resume(kept.saved)
+    view = view_of(assembled, history, kept, config)
+    history.hooks.begin(assembled.parts.callbacks, view)
+
+
+def view_of(assembled: Assembled, history: History, kept: Kept, config: Mapping[str, Any] | None) -> RunView:
+    """What callbacks may know of a run."""
+    parts, folder = assembled.parts, kept.folder.path if kept.folder else None
+    before = tuple(MappingProxyType(dict(record)) for record in history.records)
+    module = assembled.prepared.module
+    return RunView(
+        parts.called,
+        facts.with_name(assembled, config),
+        folder,
+        parts.planned_rounds,
+        before,
+        lambda: module(history.run.model()),
+    )
 
 
 def warn(assembled: Assembled, run: Run) -> None:

@@ -48,7 +48,7 @@ def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | 
         InputError: the folder holds another run, one that is going on, or (without ``resume``) any run.
     """
     parts = assembled.parts
-    written = facts.config(assembled) if config is None else config
+    written = facts.with_name(assembled, config)
     machine, method = facts.machine(assembled), facts.method(assembled)
     return Kept(*opened(run_dir, written, machine, method, parts.checkpoint, parts.planned_rounds, resume=resume))
 

@@ -64,6 +64,25 @@ def build_channel(node: Any, path: str) -> Any:
     return Channel(tuple(layers), encode)
 
 
+def build_callbacks(node: Any, path: str) -> tuple[Any, ...]:
+    """A node of callbacks by name, in the order in which they are called."""
+    from fedsim.callbacks.base import Callback
+
+    if not isinstance(node, Mapping):
+        raise InputError(f"{path} must be callbacks by name, got {node!r}; choose them with {path}=[NAME,...]")
+    problems: list[str] = []
+    built = []
+    for name, value in node.items():
+        with collect(problems):
+            at = f"{path}.{name}"
+            if not isinstance(value, Mapping) or "_target_" not in value:
+                must = f"{at} must be a callback with _target_, got {value!r}"
+                raise InputError(f"{must}; choose callbacks with {path}=[NAME,...], or remove its keys with '~{at}'")
+            built.append(build_object(value, at, (Callback,)))
+    raise_all(problems)
+    return tuple(built)
+
+
 def build_model(node: Any, path: str) -> ModelFactory | tuple[ModelFactory, ...]:
     """A model node: one factory, or with ``architectures`` several, which the clients take in turn."""
     if not isinstance(node, Mapping) or "architectures" not in node:

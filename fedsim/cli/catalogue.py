@@ -25,6 +25,7 @@ ALIASES = {"downlink": "channel", "presets": "experiment"}
 GROUPS = {
     "aggregate": "how the server joins the clients' messages",
     "algorithm": "the method",
+    "callbacks": "who listens to the run and may stop it: callbacks=[early_stopping,csv]",
     "channel": "layers around messages (downlink=[...]: the server's), outermost first: channel=[ef14,topk]",
     "data": "the data set",
     "engine": "where and how it is computed; never changes what comes out",

@@ -87,8 +87,8 @@ def unknown(cfg: DictConfig, groups: Sequence[str], override: Override) -> str |
             names = [str(key) for key in node] + ([] if path else [*groups])
             valid = [name for name in names if name not in ("hydra", "_target_")]
             line = unknown_key(".".join(path), part, valid, override.input_line)
-            layers = {"channel", "downlink"} & set(path[:1])
-            return f"{line}; choose layers first: {path[0]}=[{part}]" if layers and len(path) == 1 else line
+            several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))
+            return f"{line}; choose {several} first: {path[0]}=[{part}]" if several else line
         path.append(part)
         node = OmegaConf.select(node, part)
     return None

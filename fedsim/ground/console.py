@@ -25,7 +25,7 @@ from rich.text import Text
 LINES = 10  # of a run's progress when there is no terminal
 NARROW = 80  # columns; a bar in less shows one score
 
-STATUS_STYLES = {"finished": "bold green", "interrupted": "bold yellow"}
+STATUS_STYLES = {"finished": "bold green", "stopped": "bold green", "interrupted": "bold yellow"}
 
 
 class Terminal(Console):
@@ -142,6 +142,8 @@ def report(
     for name, value in (extra or {}).items():
         table.add_row(name, Text(value))
     table.add_row("status", Text(summary["status"], STATUS_STYLES.get(summary["status"], "bold red")))
+    if summary["status"] == "stopped":
+        table.add_row("why", Text(summary.get("message", "")))
     for tag, value in summary.items():
         group, _, name = tag.partition("/")
         if group == "eval":
@@ -157,12 +159,16 @@ def report(
             table.add_row(name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}")
     wall_s, rounds = summary["time/wall_s"], summary["rounds"]
     table.add_row("rounds", f"{rounds:,}")
-    table.add_row("time", f"{wall_s:,.1f} s" + (f"  ({wall_s / rounds:.3g} s per round)" if rounds else ""))
-    capability = summary.get("cpu_capability")  # not in folders of earlier versions
+    start_s = summary.get("time/start_s", 0.0)  # not in folders of earlier versions
+    parts = [f"start {start_s:,.1f} s"] if start_s else []
+    parts += [f"{(wall_s - start_s) / rounds:.2g} s per round"] if rounds else []
+    table.add_row("time", f"{wall_s:,.1f} s" + (f"  ({', '.join(parts)})" if parts else ""))
+    capability = summary.get("cpu_capability")  # likewise
     table.add_row("digest", summary["digest"][:16] + (f"  (CPU capability {capability})" if capability else ""))
     console.print(table)
     command = shlex.join(["tensorboard", "--logdir", str(logdir or folder)])
-    more = [("go on", shlex.join(["fedsim", f"resume={folder}", *words]))] if summary["status"] == "interrupted" else []
+    goes_on = summary["status"] in ("interrupted", "stopped")
+    more = [("go on", shlex.join(["fedsim", f"resume={folder}", *words]))] if goes_on else []
     for name, value in (("folder", str(folder)), ("curves", command), *more):
         console.print(Text.assemble((f"{name}  ", "bold"), value), soft_wrap=True)
 

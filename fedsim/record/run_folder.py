@@ -9,6 +9,7 @@
     trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, a row for each line of
                       metrics.jsonl; in virtual time also t [rounds + 1]
     events.npz        on request, of a run in virtual time: what happened when
+    model.safetensors, model_best.safetensors    the last model and the best one (``fedsim.record.kept_models``)
     summary.json      ``run_summary``; its presence says that the run came to an end
 
 metrics.jsonl grows by whole lines only, each handed to the operating system before ``write`` returns; the other files
@@ -35,15 +36,19 @@ from fedsim.errors import InputError
 from fedsim.evaluate import is_better
 from fedsim.ground.console import warning
 from fedsim.ground.files import atomic_file, is_own_file, leftovers
+from fedsim.record.kept_models import BEST, LAST
 from fedsim.record.papers import papers
 from fedsim.record.tensorboard import EventFile, own_event_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["finished", "diverged", "failed", "interrupted"]
+Status = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
 
-ATOMIC = r"(config\.yaml|names\.json|provenance\.json|summary\.json|trajectory\.npz|events\.npz)"
+DONE = ("finished", "stopped")
+"""How a run ends that came to what was asked of it: all rounds, or a callback's word that it is enough."""
+
+ATOMIC = r"(config\.yaml|(names|provenance|summary)\.json|(trajectory|events)\.npz|model(_best)?\.safetensors)"
 """Names of files that are written under another name first, as a regular expression."""
 
 
@@ -112,7 +117,7 @@ class RunFolder:
             records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
             metrics.truncate(end)
             metrics.seek(end)
-            for name in ("summary.json", "trajectory.npz"):
+            for name in ("summary.json", "trajectory.npz", LAST, *(() if done else (BEST,))):
                 (path / name).unlink(missing_ok=True)
             for left in filter(is_own_file, leftovers(path, ATOMIC)):
                 left.unlink()
@@ -175,7 +180,7 @@ class RunFolder:
         """Write summary.json and how the run ended, unless it may go on, and close the folder."""
         _write_json(self.path / "summary.json", summary)
         if summary["status"] != "interrupted":  # TensorBoard believes the first end that it reads
-            self._events.end(success=summary["status"] == "finished")
+            self._events.end(success=summary["status"] in DONE)
         self.close()
 
     def names(self, **named: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ def warnings(runs: Sequence[RecordedRun], repeats: Sequence[RecordedRun]) -> tup
     states = [run.status for run in runs]
     if UNFINISHED in states:
         notes.append(f"{_count(states.count(UNFINISHED), 'run')} without a summary: still running, or killed.")
-    for status in ("interrupted", "diverged", "failed"):
+    for status in ("stopped", "interrupted", "diverged", "failed"):
         which = [f"{run.path}{_why(run)}" for run in runs if run.status == status]
         if which:
             notes.append(f"{_count(len(which), 'run')} {status}: {'; '.join(which)}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedsim.evaluate import lower_is_better
 from fedsim.ground.console import headline
+from fedsim.record.run_folder import DONE
 from fedsim.report.axes import AXES, Axis, spent_until
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, SharedSetting
@@ -75,7 +76,7 @@ class Row:
     def states(self) -> dict[str, int]:
         """How many runs have which status, in a fixed order."""
         found = [run.status for run in self.method.runs]
-        order = ("finished", UNFINISHED, "interrupted", "diverged", "failed")
+        order = (*DONE, UNFINISHED, "interrupted", "diverged", "failed")
         return {status: found.count(status) for status in dict.fromkeys((*order, *found)) if status in found}
 
 
@@ -161,7 +162,7 @@ def _last(run: RecordedRun, tag: str) -> int | None:
 
 def _final(method: Method, tags: Sequence[str]) -> Final:
     """Where a method ended: finished runs at their ends, else the others at the last round that all have evaluated."""
-    runs = [run for run in method.runs if run.status == "finished"]
+    runs = [run for run in method.runs if run.status in DONE]
     at = {run.path: index for run in runs if (index := _last(run, tags[0])) is not None}
     common = None
     if not at:
@@ -188,12 +189,12 @@ def _aim(methods: Sequence[Method], tag: str, finals: Sequence[Final]) -> float 
 
 def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str, None]) -> Estimate | None:
     """The difference to the reference, paired by seed, over finished runs with the same data and partition."""
-    theirs = {run.seed: run for run in reference.runs if run.status == "finished"}
+    theirs = {run.seed: run for run in reference.runs if run.status in DONE}
     ours: dict[int, float] = {}
     base: dict[int, float] = {}
     for run in method.runs:
         other = theirs.get(run.seed)
-        if other is None or run.status != "finished":
+        if other is None or run.status not in DONE:
             continue
         # Seeds pair runs only where they decide the same things: other samples on the clients, and the difference is
         # not one of methods.

@@ -25,7 +25,7 @@ from fedsim.ground.console import STATUS_STYLES, Terminal, clock, error, headlin
 from fedsim.record.provenance import git_state
 from fedsim.sweep.state import State
 
-ENDED = ("finished", "diverged", "failed", "interrupted")
+ENDED = ("finished", "stopped", "diverged", "failed", "interrupted")
 STYLES = {**STATUS_STYLES, "pending": "dim", "running": "bold cyan"}
 TAIL = 2**16  # bytes; a line of metrics.jsonl is shorter
 

@@ -50,6 +50,7 @@ class FedsimLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run jobs for a sweeper that is not fedsim's own."""
         from fedsim.errors import JobFailed
+        from fedsim.record.run_folder import DONE
         from fedsim.sweep.board import last_score
         from fedsim.sweep.expand import SweepJob
         from fedsim.sweep.side_by_side import QueuedJob
@@ -68,7 +69,7 @@ class FedsimLauncher(Launcher):
             for state in claimed:
                 ended = folder.find(state.identity) or state
                 done = JobReturn(overrides=ended.overrides)
-                good = ended.status == "finished"
+                good = ended.status in DONE
                 done.status = JobStatus.COMPLETED if good else JobStatus.FAILED
                 done.return_value = last_score(ended.summary or {})[1] if good else JobFailed(ended.message)
                 returns.append(done)

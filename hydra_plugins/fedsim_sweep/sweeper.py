@@ -54,6 +54,7 @@ class FedsimSweeper(Sweeper):
         """
         from fedsim.assembly.nodes import convert
         from fedsim.errors import JobFailed
+        from fedsim.record.run_folder import DONE
         from fedsim.sweep.board import print_results
         from fedsim.sweep.expand import expand, overrides_of, params_of
         from fedsim.sweep.search import Search, search
@@ -84,7 +85,7 @@ class FedsimSweeper(Sweeper):
                 )
         unique = list({state.identity: state for state in states}.values())
         print_results(folder.path, unique)
-        if any(state.status != "finished" for state in unique):
+        if any(state.status not in DONE for state in unique):
             raise JobFailed(str(folder.path))
         return unique
 
