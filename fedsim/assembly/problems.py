@@ -10,11 +10,20 @@ from typing import Any
 from fedsim.errors import InputError
 
 
-def unknown_key(path: str, key: str, valid: Iterable[str], value: Any) -> str:
-    """The line about a key that nothing reads: what it may have meant, and the keys there are."""
+def unknown_key(path: str, key: str, valid: Iterable[str], value: Any, hint: str = "") -> str:
+    """The line about a key that nothing reads: what it may have meant, and the keys there are.
+
+    Args:
+        path: where the key stands, "" at the top.
+        key: its name.
+        valid: the names that there are.
+        value: what was given.
+        hint: said where no valid name is close: ``did you mean KEY=VALUE? ``, or "".
+    """
     dot = f"{path}." if path else ""
     where = f"keys of {path}" if path else "keys"
-    return f"unknown key {dot}{key} (got {value!r}); {did_you_mean(key, valid, dot)}{where}: {', '.join(valid)}"
+    meant = did_you_mean(key, valid, dot) or hint
+    return f"unknown key {dot}{key} (got {value!r}); {meant}{where}: {', '.join(valid)}"
 
 
 def did_you_mean(word: str, valid: Iterable[str], before: str = "") -> str:

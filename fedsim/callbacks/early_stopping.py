@@ -9,8 +9,8 @@ from typing import Literal
 
 from fedsim.callbacks.base import Callback, RunView
 from fedsim.errors import InputError, require
-from fedsim.fields import check_fields
 from fedsim.evaluate import lower_is_better
+from fedsim.fields import check_fields
 
 
 @dataclass

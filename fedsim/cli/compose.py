@@ -26,11 +26,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.assembly.configuration import build_run
-from fedsim.assembly.problems import collect
+from fedsim.assembly.problems import collect, did_you_mean
 from fedsim.assembly.run_name import NAMED, default_name
 from fedsim.cli.argv import with_own_classes
+from fedsim.cli.commands import COMMANDS
 from fedsim.cli.explain import COMPOSE_ERRORS, explained, no_word, require_values, unknown
 from fedsim.cli.folder import config_folder
+from fedsim.cli.guesses import as_key, without_spaces
 from fedsim.errors import InputError, require
 
 
@@ -119,7 +121,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def error(message: str) -> NoReturn:
-        raise InputError(f"{message}; see fedsim --help")
+        unknown_flag = message.startswith("unrecognized arguments") and as_key(message.split()[2:] and argv)
+        raise InputError(
+            f"{message}; {f'keys have no dashes: {unknown_flag}; ' if unknown_flag else ''}see fedsim --help"
+        )
 
     parser.error = error  # type: ignore[method-assign]
     args = parser.parse_args(argv)
@@ -206,7 +211,7 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
     except COMPOSE_ERRORS as error:
         fixed = [o for o in _parsed(composer, args.overrides) if not o.is_sweep_override()]
         known = composer.compose_config(args.config_name, [], RunMode.MULTIRUN)
-        own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := unknown(known, [], o))]
+        own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := unknown(known, {}, o))]
         lines = own or explained(composer, args.config_name, fixed, error)
         raise InputError("\n".join(lines).replace("hydra.sweeper", "sweep")) from error
     require_values(composed, args.overrides, "hydra.sweep.dir")
@@ -228,6 +233,8 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
 
 def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=composer.config_loader)
+    if meant := without_spaces(overrides):
+        raise InputError(f"an argument must be KEY=VALUE without blanks, got {' '.join(overrides)!r}; write {meant}")
     parsed: list[Override] = []
     problems: list[str] = []
     for text in overrides:
@@ -249,6 +256,8 @@ def _parsed_one(parser: OverridesParser, text: str) -> list[Override]:
             line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See https"))
         ]
         why = lines[0] if lines else "cannot be parsed"
+        if text.isidentifier() and (meant := did_you_mean(text, COMMANDS, "fedsim ")):
+            raise InputError(f"an argument must be KEY=VALUE, got {text!r}; {meant}see fedsim --help") from error
         raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
 
 

@@ -5,7 +5,7 @@ Knows what was composed and what Hydra raised; composes without the overrides in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from fedsim.assembly.problems import did_you_mean, unknown_key
+from fedsim.cli.guesses import guess
 from fedsim.errors import InputError, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -39,7 +40,9 @@ def _wrong(composer: Hydra, config_name: str, overrides: Sequence[Override], err
         cfg = composer.compose_config(config_name, [o.input_line or "" for o in chosen], RunMode.RUN)
     except COMPOSE_ERRORS:
         return []  # the error of the whole command line says more
-    groups = [str(name) for name in composer.config_loader.list_groups("") if name not in cfg]
+    groups = {
+        str(name): composer.config_loader.get_group_options(name) for name in composer.config_loader.list_groups("")
+    }
     return [line for o in values if (line := unknown(cfg, groups, o))]
 
 
@@ -76,17 +79,25 @@ def no_word(composer: Hydra, override: Override) -> str | None:
     return f"{name} must be one of its options, got {override.input_line}; options of {name}: {', '.join(options)}"
 
 
-def unknown(cfg: DictConfig, groups: Sequence[str], override: Override) -> str | None:
-    """The line about an override whose key the composed configuration does not have, or None."""
+def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Override) -> str | None:
+    """The line about an override whose key the composed configuration does not have, or None.
+
+    Args:
+        cfg: what composes without it.
+        groups: the options of every group.
+        override: KEY=VALUE.
+    """
     node: Any = cfg
+    known: Any = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     path: list[str] = []
     for part in override.key_or_group.split("."):
         if not isinstance(node, DictConfig):
             return f"unknown key {override.key_or_group}; {'.'.join(path)} holds a value and has no keys"
         if part not in node:
-            names = [str(key) for key in node] + ([] if path else [*groups])
+            names = [str(key) for key in node] + ([] if path else [name for name in groups if name not in cfg])
             valid = [name for name in names if name not in ("hydra", "_target_")]
-            line = unknown_key(".".join(path), part, valid, override.input_line)
+            hint = guess(override.key_or_group.rpartition(".")[2], _value(override), known, groups)
+            line = unknown_key(".".join(path), part, valid, override.input_line, hint)
             several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))
             return f"{line}; choose {several} first: {path[0]}=[{part}]" if several else line
         path.append(part)
@@ -108,6 +119,11 @@ def require_values(cfg: DictConfig, overrides: Sequence[str], folder: str) -> No
         if key == "hydra.output_subdir" and value is not None:
             inside = not Path(value).is_absolute() and ".." not in Path(value).parts
             require(inside, key, "be a folder inside the run's", value)
+
+
+def _value(override: Override) -> str:
+    """What an override gives its key, as it was written."""
+    return (override.input_line or "").partition("=")[2]
 
 
 def translated(error: Exception) -> str:

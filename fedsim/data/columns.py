@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from fedsim.data.losses import Task
 from fedsim.data.own import Arrays, check_test_share, from_arrays
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields

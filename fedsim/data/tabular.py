@@ -11,6 +11,7 @@ import numpy as np
 
 from fedsim.data.columns import ColumnRoles, Sheet, SheetOptions, arranged
 from fedsim.data.dataset import Dataset
+from fedsim.data.losses import Task
 from fedsim.data.memory import require_memory
 from fedsim.data.own import Arrays, stem
 from fedsim.errors import InputError, require

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.images import CHANNELS, pixels
+from fedsim.data.losses import Task
 from fedsim.data.memory import require_memory
 from fedsim.data.own import Arrays, from_arrays
 from fedsim.data.validate import as_array
