@@ -76,7 +76,7 @@ class Arrays:
             train, test = _standardised(train, test, self._at("x"))
         outputs = self.outputs or outputs_of(task, y, self.x, classes)
         mean, std = channel_statistics(train.x) if train.x.dtype == np.uint8 else ((), ())
-        made = Dataset(self.name, train, test, task, outputs, mean, std, self.augment)  # type: ignore[arg-type]
+        made = Dataset(self.name, train, test, task, outputs, mean, std, self.augment)
         return with_digest(replace(made, classes=self.classes or classes, clients=clients))
 
     def _labels(self, task: str | Task) -> tuple[list[np.ndarray], tuple[str, ...]]:
