@@ -128,7 +128,8 @@ def _means(per: np.ndarray, test: Samples) -> np.ndarray:
     sizes = test.sizes()
     tested = sizes > 0
     sums: np.ndarray = np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested])
-    return sums / sizes[tested]
+    means: np.ndarray = sums / sizes[tested]
+    return means
 
 
 def _spread(name: str, mine: np.ndarray, *, higher: bool) -> dict[str, float]:
