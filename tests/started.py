@@ -23,7 +23,7 @@ os.execv(sys.executable, [sys.executable, "-m", "fedsim", *sys.argv[1:]])
 """
 """So that a process ends also where pytest is killed and can clean up nothing; what Ray it has started follows."""
 
-GONE_S = 120
+GONE_S = 300
 """Seconds after which what a killed process has started is taken to stay for ever: no measurement, but no hang."""
 
 
@@ -72,9 +72,13 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill -9 for one process; whatever it started has to end by itself."""
     process.kill()
     assert process.wait() == -signal.SIGKILL
+
+
+def assert_gone(process: subprocess.Popen[bytes]) -> None:
+    """All that a process started ends by itself, the last of Ray a minute after the process."""
     until = time.monotonic() + GONE_S
     while members(process) and time.monotonic() < until:
-        time.sleep(0.01)
+        time.sleep(0.05)
     assert members(process) == {}
 
 

@@ -26,7 +26,7 @@ from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.run_folder import RunFolder
 from fedsim.runs.run import Run
 from fedsim.runs.store import Store
-from tests.started import completed, kill, members, started, wait_for
+from tests.started import assert_gone, completed, kill, members, started, wait_for
 from tests.stopped import Stopped, signalled
 from tests.test_cli import composed, main  # noqa: F401 - a fixture
 
@@ -326,6 +326,7 @@ def test_ray_kill_9_and_sigterm_in_different_rounds(tmp_path: Path) -> None:
     with started(tmp_path, *RAY, "hydra.run.dir=other") as first:
         wait_for(metrics, 8, first)
         kill(first)
+        assert_gone(first)
     rounds.append(metrics.read_bytes().count(b"\n"))
     with started(tmp_path, "resume=other", "engine.actors=3") as second:
         wait_for(metrics, rounds[0] + 5, second)
