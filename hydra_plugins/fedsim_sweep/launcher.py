@@ -12,15 +12,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from fedsim.sweep.side_by_side import Task
     from fedsim.sweep.state import State, SweepFolder
+    from fedsim.sweep.task import Task
 
 
 class FedsimLauncher(Launcher):
     """Starts each job when the CPUs that it declares are free.
 
     Args:
-        limits: the keys of ``fedsim.sweep.side_by_side.Limits``.
+        limits: the keys of ``fedsim.sweep.task.Limits``.
     """
 
     def __init__(self, **limits: Any) -> None:
@@ -41,7 +41,8 @@ class FedsimLauncher(Launcher):
         """
         from fedsim.assembly.nodes import convert
         from fedsim.sweep.board import Board
-        from fedsim.sweep.side_by_side import Limits, in_one_process, run_all
+        from fedsim.sweep.side_by_side import run_all
+        from fedsim.sweep.task import Limits, in_one_process
 
         limits: Limits = convert(self._given, Limits, "hydra.launcher")
         with Board(folder.path, states) as board:
@@ -52,8 +53,8 @@ class FedsimLauncher(Launcher):
         from fedsim.errors import JobFailed
         from fedsim.sweep.board import last_score
         from fedsim.sweep.expand import SweepJob
-        from fedsim.sweep.side_by_side import Task
         from fedsim.sweep.state import SweepFolder
+        from fedsim.sweep.task import Task
 
         from ._composer import Composer
 

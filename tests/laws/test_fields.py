@@ -55,7 +55,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.traits.releases": {"Drawn"},
     "fedsim.simulation": {"Result"},
     "fedsim.sweep.expand": {"Interval", "Param", "SweepJob"},
-    "fedsim.sweep.side_by_side": {"Task"},
+    "fedsim.sweep.task": {"Task"},
     "fedsim.sweep.state": {"State"},
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},
