@@ -31,8 +31,8 @@ GONE_S = 300
 def started(folder: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
     """The console command, working in a folder; it and everything that it started are ended after the block.
 
-    It begins a session (``setsid``), by which whatever it starts is found, and has a temporary folder with a short name,
-    where Ray keeps its files: a Ray that is killed leaves them.
+    It begins a session (``setsid``), by which whatever it starts is found, and has a temporary folder with a short
+    name, where Ray keeps its files: a Ray that is killed leaves them.
     """
     with TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as temporary:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": temporary}
