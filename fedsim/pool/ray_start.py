@@ -28,6 +28,10 @@ def _told() -> None:
     """Tell Ray what fedsim wants of it, unless the user has said otherwise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
+    # No record of every call, which nobody reads: Ray's control service keeps 100,000 of them, of 3 kB each.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    # Room in the object store is used again at once, not after a second or 100 objects, in which a run takes more.
+    os.environ.setdefault("RAY_free_objects_period_milliseconds", "0")
 
 
 # Ray reads some of them when it is imported, and sets a hook and a filter of its own.
