@@ -75,7 +75,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def assert_gone(process: subprocess.Popen[bytes]) -> None:
-    """All that a process started ends by itself, the last of Ray a minute after the process."""
+    """All that a process started ends by itself, the last of Ray one or two minutes after the process."""
     until = time.monotonic() + GONE_S
     while members(process) and time.monotonic() < until:
         time.sleep(0.05)
