@@ -337,7 +337,7 @@ def test_jobs_end_in_other_ways(
     brittle(word)
     assert main(*DYING, "algorithm.lr=0.1", "hydra.launcher.retries=0") == 1
     assert {name[-1]: one.status for name, one in found().items()} == {"a": "failed", "b": "finished", "c": "finished"}
-    assert found()["++algorithm.what=a"].message == f"its process {'was ' * (word == 'SEGV')}{why}, 1 times"
+    assert found()["++algorithm.what=a"].message == f"its process {'was ' * (word == 'SEGV')}{why}"
 
 
 def test_a_worker_that_is_killed_while_it_waits_costs_nothing(
@@ -438,9 +438,9 @@ def test_a_search_killed_again_and_again_has_the_trials_of_the_undisturbed_one(
     quiet = {"cwd": tmp_path, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     want = undisturbed_search(main, *halving)
     stood = []
-    for ended in (1, 3, 6):  # jobs that have come to their end
+    for begun in (1, 3, 5):  # jobs before the last
         process = subprocess.Popen(command, start_new_session=True, **quiet)
-        while process.poll() is None and sum(status != "pending" for _, status, _, _ in now_()) <= ended:
+        while process.poll() is None and sum(status != "pending" for _, status, _, _ in now_()) <= begun:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

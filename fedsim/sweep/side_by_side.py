@@ -154,7 +154,7 @@ class _Pool:
                 warning(f"{state.name}: {why}; it is run again after the others ({times} of {self.limits.retries})")
             else:
                 hint = "; if memory was short, a smaller engine.block takes less" if "SIGKILL" in why else ""
-                state = replace(state, status="failed", message=f"{why}, {times} times{hint}")
+                state = replace(state, status="failed", message=f"{why}{f', {times} times' if times > 1 else ''}{hint}")
         self.sweep.write(replace(state, ended=now()))
 
     def _ray(self, address: str | None) -> Ray:
