@@ -16,7 +16,7 @@ check: ## format, lint and types, without changing a file
 test: ## the fast test suite (minutes; real data files are used where FEDSIM_DATA has them)
 	$(PYTHON) -m pytest -n auto --dist loadgroup
 
-test-slow: ## training on MNIST and CIFAR-10, wheel in a clean environment (tens of minutes)
+test-slow: ## training on MNIST and CIFAR-10, storms of kill -9, wheel in a clean environment (tens of minutes)
 	$(PYTHON) -m pytest -m slow
 
 VERSIONS ?= 3.10 3.13

@@ -2,7 +2,7 @@
 
 Exit codes: 0 finished, 1 diverged, a failed job of a sweep or an unexpected error (with its traceback), 2 a user's
 error (one line for each), 129 hung up (its terminal was closed), 130 interrupted, 143 terminated. A disk that is full,
-broken or gone, too many open files, and a Ray that is gone or out of memory, end a run with one line and 1.
+broken or gone, and too many open files, end a run or a sweep with one line and 1, as a lost Ray ends a run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -36,8 +37,8 @@ from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
 from fedsim.cli.trust import guarded, word_for
-from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, NotSaved, PoolLost, first_line
-from fedsim.ground.files import DISK
+from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, PoolLost, SweepStopped, first_line
+from fedsim.ground.files import of_the_disk
 from fedsim.ground.interrupts import PATIENCE_S, heard_signals
 from fedsim.ground.version import __version__
 
@@ -82,6 +83,7 @@ def _borrowed() -> Iterator[None]:
 
 def _main() -> int:
     """What the command line comes to, as an exit code."""
+    typed = shlex.join(["fedsim", *sys.argv[1:]])
     try:
         here = _here()
         if not guarded(sys.argv[1:]):
@@ -105,8 +107,11 @@ def _main() -> int:
     except OSError as error:
         if any(frame.f_code is perform.__code__ for frame, _ in walk_tb(error.__traceback__)):
             raise
-        what = f"the run's folder must be writable, got {error.filename}: {error.strerror}"
+        got = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        what = f"the run's folder must be writable, got {got}"
         return _complain(f"{what}; choose another with hydra.run.dir=FOLDER (sweeps: hydra.sweep.dir=FOLDER)", 2)
+    except SweepStopped as stop:
+        return _complain(f"{stop}: {typed}", 1)
     except JobFailed:
         return 1
     except KeyboardInterrupt:
@@ -190,7 +195,7 @@ def perform(
             error.args = (f"{error}, or: {line(run_dir, error.round, error.clients, word_for(config))}",)
         raise
     except OSError as error:
-        if not _about(error, run_dir):
+        if _sweeping() or not of_the_disk(error, run_dir):
             raise
         _fail(resume_line(error.strerror or first_line(error), run_dir, config), 1)
     report(result.summary, run_dir, extra=names, words=word_for(config))
@@ -199,11 +204,6 @@ def perform(
     if result.status == "diverged":
         _fail(f"the run diverged: {result.message}; what it recorded is kept; try a smaller algorithm.lr", 1)
     return float(result.summary.get("eval/accuracy", result.summary["eval/loss"])["last"])
-
-
-def _about(error: OSError, run_dir: Path) -> bool:
-    """Whether an error is the disk's, or about a file of the run's folder; others come from a user's own code."""
-    return isinstance(error, NotSaved) or error.errno in DISK or str(error.filename).startswith(str(run_dir))
 
 
 def _here() -> str:

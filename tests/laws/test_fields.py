@@ -58,7 +58,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.traits.releases": {"Drawn"},
     "fedsim.record.result": {"Result"},
     "fedsim.sweep.expand": {"Interval", "Param", "SweepJob"},
-    "fedsim.sweep.side_by_side": {"QueuedJob"},
+    "fedsim.sweep.queued": {"QueuedJob"},
     "fedsim.sweep.state": {"State"},
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},
