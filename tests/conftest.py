@@ -39,6 +39,9 @@ from fedsim.models import cnn
 with suppress(ImportError):
     import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
 
+# A shell's background jobs are started ignoring Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A Ray that a test starts itself is told what fedsim tells those that it starts.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 

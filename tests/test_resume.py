@@ -139,14 +139,6 @@ def test_stopped_twice_and_resumed_is_the_uninterrupted_run(case: str, tmp_path:
     assert [entry["after_round"] for entry in json.loads((other / "provenance.json").read_text())["resumed"]] == [2, 5]
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_is_pythons() -> Iterator[None]:
-    """Whatever handles it where the tests run."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def during_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = Store.commit
     times: list[Store] = []

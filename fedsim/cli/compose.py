@@ -26,10 +26,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.assembly.configuration import build_run
-from fedsim.assembly.problems import collect, did_you_mean
+from fedsim.assembly.problems import collect
 from fedsim.assembly.run_name import NAMED, default_name
 from fedsim.cli.argv import with_own_classes
-from fedsim.cli.commands import COMMANDS
 from fedsim.cli.explain import COMPOSE_ERRORS, explained, no_word, require_values, unknown
 from fedsim.cli.folder import config_folder
 from fedsim.cli.guesses import as_key, without_spaces
@@ -256,8 +255,6 @@ def _parsed_one(parser: OverridesParser, text: str) -> list[Override]:
             line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See https"))
         ]
         why = lines[0] if lines else "cannot be parsed"
-        if text.isidentifier() and (meant := did_you_mean(text, COMMANDS, "fedsim ")):
-            raise InputError(f"an argument must be KEY=VALUE, got {text!r}; {meant}see fedsim --help") from error
         raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
 
 

@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from fedsim.assembly.problems import did_you_mean, unknown_key
-from fedsim.cli.guesses import guess
+from fedsim.cli.guesses import first_guess
 from fedsim.errors import InputError, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -96,7 +96,7 @@ def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Over
         if part not in node:
             names = [str(key) for key in node] + ([] if path else [name for name in groups if name not in cfg])
             valid = [name for name in names if name not in ("hydra", "_target_")]
-            hint = guess(override.key_or_group.rpartition(".")[2], _value(override), known, groups)
+            hint = first_guess(override.key_or_group.rpartition(".")[2], _value(override), known, groups)
             line = unknown_key(".".join(path), part, valid, override.input_line, hint)
             several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))
             return f"{line}; choose {several} first: {path[0]}=[{part}]" if several else line

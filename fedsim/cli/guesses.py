@@ -53,7 +53,7 @@ WORDS = {
 """{what somebody may write: the key, or the last part of the key, that fedsim has for it}"""
 
 
-def guess(word: str, value: str, config: Mapping[str, Any], options: Mapping[str, Sequence[str]]) -> str:
+def first_guess(word: str, value: str, config: Mapping[str, Any], options: Mapping[str, Sequence[str]]) -> str:
     """``did you mean KEY=VALUE? `` for a key that there is not, or "" where nothing comes to mind.
 
     Args:

@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.assembly.configuration import build_run
+from fedsim.assembly.problems import did_you_mean
 from fedsim.cli import resume
 from fedsim.cli.argv import as_sweep, with_own_classes
 from fedsim.cli.commands import COMMANDS, command
@@ -87,6 +88,9 @@ def _main() -> int:
             sys.path.append(here)  # a user's own classes by dotted path
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             return command(sys.argv[1:])
+        if sys.argv[1:] and sys.argv[1].isidentifier():
+            meant = did_you_mean(sys.argv[1], COMMANDS, "fedsim ")
+            raise InputError(f"an argument must be KEY=VALUE, got {sys.argv[1]!r}; {meant}see fedsim --help")
         if resume.asked(sys.argv[1:]):
             return go_on(sys.argv[1:])
         sys.argv[1:] = as_sweep(with_own_classes(sys.argv[1:]))

@@ -148,7 +148,9 @@ def _means(per: np.ndarray, test: Samples) -> np.ndarray:
     """The mean over each client's test samples, of clients that have some."""
     sizes = test.sizes()
     tested = sizes > 0
-    return np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested]) / sizes[tested]
+    sums: np.ndarray = np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested])
+    means: np.ndarray = sums / sizes[tested]
+    return means
 
 
 def _spread(name: str, mine: np.ndarray, *, higher: bool) -> dict[str, float]:
