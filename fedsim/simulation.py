@@ -35,6 +35,7 @@ from fedsim.partition import Partition
 from fedsim.pool.engine import Engine
 from fedsim.privacy.config import Privacy
 from fedsim.record.checkpoint import Checkpointing
+from fedsim.record.clients_file import ClientsFile
 from fedsim.record.history import History
 from fedsim.record.kept_models import KeptModels
 from fedsim.record.result import Result as Result
@@ -215,7 +216,9 @@ def finish(history: History, assembled: Assembled, kept: Kept, status: Status, m
 def take_up(history: History, assembled: Assembled, kept: Kept, config: Mapping[str, Any] | None) -> None:
     """Go on from what is kept of the run, if anything is, and tell the callbacks."""
     if kept.folder:
-        history.models = KeptModels(kept.folder.path, assembled.prepared.module, assembled.parts.evaluate)
+        evaluate = assembled.parts.evaluate
+        history.models = KeptModels(kept.folder.path, assembled.prepared.module, evaluate)
+        history.clients = ClientsFile.wanted(kept.folder.path) if evaluate.clients else None
     if kept.saved:
         history.resume(kept.saved)
     view = view_of(assembled, history, kept, config)

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from fedsim import Engine, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.parts import Parts
-from fedsim.callbacks import Callback, CsvFile, EarlyStopping, MLflow, RunView, SaveModels, WandB
+from fedsim.callbacks import Callback, CsvFile, EarlyStopping, MLflow, RunView, SaveModels, WandB, wandb_run
 from fedsim.errors import InputError, Interrupted
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.result import Result
@@ -397,6 +398,16 @@ def test_wandb_offline_has_every_round_once(tmp_path: Path, monkeypatch: pytest.
     logged = [row for path in files for row in history(path)]
     assert [row["_step"] for row in logged] == [*range(7)]
     assert [row["eval/loss"] for row in logged] == [record["eval/loss"] for record in result.metrics]
+
+
+def test_a_run_that_goes_on_at_once_has_files_of_its_own_at_wandb(tmp_path: Path) -> None:
+    """wandb names them by the second: two starts within one wrote into the same file, and the first was lost."""
+    pytest.importorskip("wandb")
+    now = f"{datetime.now():%Y%m%d_%H%M%S}"
+    (tmp_path / f"offline-run-{now}-abc").mkdir()
+    wandb_run._wait_for_a_name(tmp_path, "other")
+    wandb_run._wait_for_a_name(tmp_path, "abc")
+    assert f"{datetime.now():%Y%m%d_%H%M%S}" > now
 
 
 def history(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What ``fedsim`` does besides running: ``fedsim list``, ``presets``, ``verify`` and ``replay``."""
+"""What ``fedsim`` does besides running: ``fedsim list``, ``presets``, ``verify``, ``replay`` and ``export``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "presets": "whole runs pinned by a file",
     "verify": "the same run at different parallelism, digests compared round by round",
     "replay": "one client of one round of a recorded run, in this process",
+    "export": "the model of a run as a file for other programs",
 }
 
 
@@ -45,6 +46,27 @@ def command(argv: Sequence[str]) -> int:
         )
         _, overrides = parser.parse_known_args(rest)
         return verify(overrides)
+    return (_export if name == "export" else _replay)(parser, rest)
+
+
+def _export(parser: argparse.ArgumentParser, rest: Sequence[str]) -> int:
+    from fedsim.cli.export_model import FORMATS, export
+
+    parser.usage = f"fedsim export RUN [--best] [--format {{{','.join(FORMATS)}}}] [--out FILE] [trust=true]"
+    parser.epilog = "trust=true: for onnx, also build the classes in RUN that are not fedsim's, whose code runs then."
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument("words", nargs="*", metavar="trust=true", help=argparse.SUPPRESS)
+    parser.add_argument("--best", action="store_true", help="the best model, by evaluate.best, instead of the last")
+    formats = "safetensors (default), pt (a state_dict for torch.load), or onnx (needs the extra onnx)"
+    parser.add_argument("--format", choices=FORMATS, help=formats)
+    parser.add_argument("--out", type=Path, help="a new file (default: named after RUN, in the current folder)")
+    args = parser.parse_intermixed_args(rest)
+    if unknown := [word for word in args.words if word not in WORDS]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return export(args.run_dir, best=args.best, kind=args.format, out=args.out, words=args.words)
+
+
+def _replay(parser: argparse.ArgumentParser, rest: Sequence[str]) -> int:
     from fedsim.cli.replay import replay
 
     parser.usage = "fedsim replay RUN_DIR round=R [client=I[,J,...]] [trust=true] [--pdb]"
