@@ -40,6 +40,15 @@ WRONG: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("fair.py", "if gap <= self.gap else 0", "if gap <= self.gap else self.close"),
         ("fair.py", "        for record in run.records:", "        for record in ():"),
     ),
+    "writing-a-model.md": (
+        ("residual.py", "mean(-1, keepdim=True)", "mean()"),
+        ("residual.py", "self.first(x / length)", "self.first(x)"),
+        ("residual.py", "return x + self.second", "return self.second"),
+    ),
+    "writing-a-compressor.md": (
+        ("window.py", "begin.tensor, d), values", "begin.tensor + 1, d), values"),
+        ("window.py", "0, d - 1)", "0, 255)"),
+    ),
     "writing-a-partition.md": (
         ("owners.py", "owners == client)", "owners == client - 1)"),
         ("owners.py", "populate(data, train, numpy", "populate(data, train[::-1], numpy"),
