@@ -110,7 +110,7 @@ class Result:
     def _columns(self) -> dict[str, np.ndarray]:
         """{tag: [rounds + 1]}, ``round`` first and as whole numbers."""
         tags = dict.fromkeys(["round", *(tag for record in self.metrics for tag in record)])
-        kinds = {"round": np.int64}
+        kinds: dict[str, Any] = {"round": np.int64}
         return {
             tag: np.array([record.get(tag, math.nan) for record in self.metrics], kinds.get(tag, np.float64))
             for tag in tags
