@@ -86,9 +86,10 @@ class History:
         self.spent, self.open = saved.notes["wall_s"], saved.notes["open"]
         self.start = saved.notes.get("start_s", 0.0)  # not in checkpoints of earlier versions
         self.records += self.folder.records if self.folder else []
-        for kept in (self.models, self.clients):
-            if kept:
-                kept.resume(self.records)
+        if self.models:
+            self.models.resume(self.records)
+        if self.clients:
+            self.clients.resume(self.records)
         self._saved = None if self.open else saved.done
         if self.bar:
             self.bar.update(self.records[-1])

@@ -44,7 +44,8 @@ def spread_over_clients(
         runs: each with the round whose evaluation counts.
         metric: a column, such as ``accuracy``.
     """
-    found, problems = [], {}
+    found: list[np.ndarray] = []
+    problems: dict[str, None] = {}
     for run, at in runs:
         values, problem = _values(run, at, metric)
         if problem:

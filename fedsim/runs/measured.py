@@ -16,7 +16,8 @@ def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluat
     """Metrics of the mean of the peers' models [n, d], and of their own models if asked for."""
     mean = to_numpy(mean_of(models))
     found = evaluate(backend, mean, setup.test, setup.measures, clients=False)
-    metrics, table = found.metrics | {"gossip/consensus_distance": consensus(models)}, None
+    metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
+    table: dict[str, np.ndarray] | None = None
     if evaluation.clients:
         shared, scores = setup.measures.shared, own(backend, models)
         metrics |= peers_scores(scores, shared, "peer")
