@@ -16,7 +16,7 @@ from fedsim.report.axes import AXES, Axis, spent_until
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, SharedSetting
 from fedsim.report.runs import UNFINISHED, RecordedRun
-from fedsim.report.statistics import Estimate, estimate, paired
+from fedsim.report.statistics import Estimate, bounds_of, estimate, paired
 
 OVERALL = re.compile(r"eval/(?!client_|peer_|unmixed_peer_|train_loss$|grad_norm2$)(?!\w*_\d+$)")
 """Metrics of the global model on all test samples, but for those of single classes."""
@@ -92,6 +92,7 @@ class Comparison:
         baseline: label of the method that differences refer to.
         target: tag and value whose first reaching is costed, or None when nothing was measured.
         unpaired: why pairs were left out, one line each.
+        smooth: evaluations of a run of which a point of the curves is the mean.
     """
 
     setting: SharedSetting
@@ -101,10 +102,16 @@ class Comparison:
     baseline: str
     target: tuple[str, float] | None
     unpaired: tuple[str, ...]
+    smooth: int = 1
 
 
 def compare(
-    setting: SharedSetting, *, metrics: Sequence[str] = (), target: tuple[str, float] | None = None, baseline: str = ""
+    setting: SharedSetting,
+    *,
+    metrics: Sequence[str] = (),
+    target: tuple[str, float] | None = None,
+    baseline: str = "",
+    smooth: int = 1,
 ) -> Comparison:
     """Compare the methods of a setting.
 
@@ -114,6 +121,7 @@ def compare(
             the global model, consensus distance.
         target: metric and value whose first reaching is costed; None: 95 % of the way to the best method's final.
         baseline: label of the method to compare with; "" or absent here: plain FedAvg, else the first method.
+        smooth: evaluations of a run of which a point of the curves is the mean.
     """
     runs = [run for method in setting.methods for run in method.runs]
     tags = _metrics(runs, metrics)
@@ -130,7 +138,7 @@ def compare(
             finals[method.label],
             None if method is reference else _difference(method, reference, tags[0], unpaired),
             None if aim is None else _cost(method, main, aim),
-            {tag: found for tag in tags if (found := curve(method.runs, tag)) is not None},
+            {tag: found for tag in tags if (found := curve(method.runs, tag, smooth)) is not None},
         )
         for method in setting.methods
     ]
@@ -141,7 +149,7 @@ def compare(
     )
     axes = tuple(axis for axis in AXES if any(axis.name in c.axes for row in rows for c in row.curves.values()))
     goal = None if aim is None else (main, aim)
-    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired))
+    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired), smooth)
 
 
 def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ...]:
@@ -171,7 +179,8 @@ def _final(method: Method, tags: Sequence[str]) -> Final:
         common = max(set.intersection(*evaluated), default=None) if evaluated else None
         at = {run.path: int(np.searchsorted(run.rounds, common)) for run in runs} if common is not None else {}
     there = [run for run in runs if run.path in at]
-    values = {tag: estimate([run.series(tag)[at[run.path]] for run in there]) for tag in tags}
+    ends = {tag: [run.series(tag)[at[run.path]] for run in there] for tag in tags}
+    values = {tag: estimate(found, bounds_of(tag, found)) for tag, found in ends.items()}
     values |= {axis.name: estimate([axis.values(run)[at[run.path]] for run in there]) for axis in AXES}
     known = {name: value for name, value in values.items() if value is not None}
     return Final(known, bool(there) and common is None, None if common is None else int(common))
