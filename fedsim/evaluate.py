@@ -15,10 +15,18 @@ LOWER_IS_BETTER = frozenset(
 )
 """Words of a metric that is good when it is small."""
 
+SHARES = frozenset({"accuracy", "top5", "f1", "auc"})
+"""Words of a metric that lies between 0 and 1."""
+
 
 def lower_is_better(tag: str) -> bool:
     """Whether a metric such as ``eval/loss`` is good when it is small: whether it has a word that says so."""
     return bool(LOWER_IS_BETTER & set(tag.rpartition("/")[2].split("_")))
+
+
+def is_share(tag: str) -> bool:
+    """Whether a metric such as ``eval/accuracy`` lies between 0 and 1: whether it has a word that says so."""
+    return bool(SHARES & set(tag.rpartition("/")[2].split("_")))
 
 
 def is_better(tag: str, new: float, old: float | None) -> bool:

@@ -41,7 +41,7 @@ from fedsim.record.kept_models import KeptModels
 from fedsim.record.result import Result as Result
 from fedsim.record.run_folder import Status
 from fedsim.runs.run import Run
-from fedsim.schedule import All, Schedule
+from fedsim.schedule import All, Schedule, smaller_cohort
 from fedsim.topology import Topology
 from fedsim.topology.reading import order_of
 
@@ -241,8 +241,10 @@ def view_of(assembled: Assembled, history: History, kept: Kept, config: Mapping[
 
 
 def warn(assembled: Assembled, run: Run) -> None:
-    """Say what the user should know of kernels, of the run, of clients that nobody uses and of a graph's nodes."""
-    mixing = assembled.network.mixing
+    """Say what the user should know of settings, kernels, the run, clients that nobody uses and a graph's nodes."""
+    parts, mixing = assembled.parts, assembled.network.mixing
     order = order_of(mixing.graph) if mixing is not None else ()
-    for note in (*assembled.prepared.notes, *run.notes, *unused_clients(assembled.parts, assembled.dataset), *order):
+    few = smaller_cohort(parts.schedule, len(assembled.population))
+    unused = unused_clients(parts, assembled.dataset)
+    for note in (*parts.engine.without_effect, *few, *assembled.prepared.notes, *run.notes, *unused, *order):
         warning(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from omegaconf import OmegaConf
 from fedsim import __version__
 from fedsim.assembly.configuration import build_run
 from fedsim.cli.argv import with_own_classes
+from fedsim.cli.catalogue import GROUPS
+from fedsim.cli.commands import COMMANDS
 from fedsim.cli.compose import check
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
@@ -81,10 +84,10 @@ def main(console: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callab
             ["algorithm=fedvag"],
             ["unknown option algorithm=fedvag", "did you mean algorithm=fedavg?", "fedavg, fedavg_ft, fedavgm,"],
         ),
-        (["experiment=nosuch"], ["unknown option experiment=nosuch", "mnist_100c_dir03"]),
-        (["algorithm.lrr=1"], ["unknown key algorithm.lrr", "did you mean algorithm.lr?", "server_lr"]),
-        (["+algorithm.lrr=1"], ["unknown key algorithm.lrr", "did you mean algorithm.lr?", "server_lr"]),
-        (["algoritm=sgd"], ["unknown key algoritm", "did you mean algorithm?", "experiment"]),
+        (["experiment=nosuch"], ["unknown option experiment=nosuch; nearest: ", "fedsim presets describes all"]),
+        (["algorithm.lrr=1"], ["unknown key algorithm.lrr", "did you mean algorithm.lr=1?", "server_lr"]),
+        (["+algorithm.lrr=1"], ["unknown key algorithm.lrr", "did you mean algorithm.lr=1?", "server_lr"]),
+        (["algoritm=sgd"], ["unknown key algoritm", "did you mean algorithm=sgd?", "experiment"]),
         (["rounds.x=1"], ["unknown key rounds.x", "rounds holds a value"]),
         (["~algorithm.lr"], ["algorithm.lr must be given, got nothing"]),
         (["~algorithm"], ["algorithm must be given, got nothing"]),
@@ -199,8 +202,13 @@ def test_refused_before_anything_heavy_is_imported(
 def test_help_needs_no_torch(tmp_path: Path) -> None:
     done = fedsim(tmp_path, "--help", absent=["ray", "torch"])
     assert done.returncode == 0, done.stderr
-    assert " adam, " in done.stdout
     assert "Examples" in done.stdout
+    for group, text in GROUPS.items():
+        assert re.search(rf"^  {group} +{re.escape(text)}", done.stdout, re.M)
+    assert [command for command in COMMANDS if f"fedsim {command} " not in done.stdout] == []
+    for line in re.findall(r"^  fedsim ((?:[\w.]+=\S+ ?)+)", done.stdout, re.M):
+        if "my" not in line:
+            check(line.split())
 
 
 def test_version_and_cfg(main: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

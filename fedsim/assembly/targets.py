@@ -41,14 +41,25 @@ def imported(target: Any, path: str, what: str = "an object") -> Any:
     try:
         home = import_module(module)
     except (ImportError, SyntaxError, ValueError) as error:
-        raise InputError(f"{must}{first_line(error)} (installed, or a file of the current folder?)") from error
+        where = _hidden(module) or " (installed, or a file of the current folder?)"
+        raise InputError(f"{must}{first_line(error)}{where}") from error
     except FAILURES as error:  # user code: any type
         where = path.removesuffix("._target_")
         raise InputError(f"{where}: {place(error) or module}: {error_line(error)}") from error
     found = getattr(home, name, None)
     if found is None:
-        raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such {what.partition(' ')[2]}")
+        lacks = f"{module} has no such {what.partition(' ')[2]}{_hidden(module)}"
+        raise InputError(f"{must}{did_you_mean(name, vars(home))}{lacks}")
     return found
+
+
+def _hidden(module: str) -> str:
+    """What to do where Python's own module was found in the place of a user's file of that name; else ""."""
+    top = module.partition(".")[0]
+    if top not in sys.stdlib_module_names:
+        return ""
+    file = getattr(sys.modules.get(top), "__file__", None) or "built in"
+    return f"; {top} is a module of Python's own ({file}), found before a file of that name of yours: rename yours"
 
 
 def located(target: Any, path: str) -> Callable[..., Any]:

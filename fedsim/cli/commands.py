@@ -1,4 +1,4 @@
-"""What ``fedsim`` does besides running: ``fedsim list``, ``presets``, ``verify``, ``replay`` and ``export``."""
+"""What ``fedsim`` does besides running: ``list``, ``presets``, ``download``, ``verify``, ``replay``, ``export``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,26 @@ from fedsim.errors import InputError
 COMMANDS = {
     "list": "every option of a group with its description",
     "presets": "whole runs pinned by a file",
+    "download": "public data sets, checked and put where fedsim looks for them",
     "verify": "the same run at different parallelism, digests compared round by round",
     "replay": "one client of one round of a recorded run, in this process",
     "export": "the model of a run as a file for other programs",
 }
+FOLDERS = ("--config-dir", "-cd")
+"""Hydra's flag for a folder with groups of one's own, in both its forms."""
+
+
+def command_first(argv: Sequence[str]) -> list[str]:
+    """``list --config-dir DIR`` for ``--config-dir DIR list``, and ``--help`` for ``help``; else ``argv`` as it is.
+
+    >>> command_first(["-cd", "mine", "list", "data"]), command_first(["help"]), command_first(["help", "list"])
+    (['list', '-cd', 'mine', 'data'], ['--help'], ['list', '--help'])
+    """
+    at = 2 if argv[:1] and argv[0] in FOLDERS else int(bool(argv) and argv[0].startswith(f"{FOLDERS[0]}="))
+    flags, rest = argv[:at], argv[at:]
+    if rest[:1] == ["help"]:
+        rest = [*(word for word in rest[1:] if word in COMMANDS), "--help"]
+    return [*rest[:1], *flags, *rest[1:]] if rest and rest[0] in COMMANDS else [*flags, *rest]
 
 
 def command(argv: Sequence[str]) -> int:
@@ -30,7 +46,7 @@ def command(argv: Sequence[str]) -> int:
     if name in ("list", "presets"):
         from fedsim.cli.catalogue import show
 
-        parser.add_argument("--config-dir", type=Path, help="a folder with groups of your own, shown too")
+        parser.add_argument(*FOLDERS, type=Path, help="a folder with groups of your own, shown too")
         if name == "list":
             parser.add_argument("group", nargs="?", help="algorithm, data, partition, ...; nothing: the groups")
         parser.add_argument("option", nargs="?", help="one option: its whole documentation and its keys")
@@ -46,6 +62,8 @@ def command(argv: Sequence[str]) -> int:
         )
         _, overrides = parser.parse_known_args(rest)
         return verify(overrides)
+    if name == "download":
+        return _download(parser, rest)
     return (_export if name == "export" else _replay)(parser, rest)
 
 
@@ -80,6 +98,18 @@ def _replay(parser: argparse.ArgumentParser, rest: Sequence[str]) -> int:
     words = [text for text in args.keys if text in WORDS]
     places = _places([text for text in args.keys if text not in WORDS])
     return replay(args.run_dir, *places, words, debug=args.pdb)
+
+
+def _download(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from fedsim.cli.download import download
+    from fedsim.data.downloads import DOWNLOADS
+
+    parser.epilog = f"Names: {', '.join(DOWNLOADS)}. The data sets digits, synthetic and quadratic need no download."
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which data sets (see below)")
+    parser.add_argument("--root", help="data root (default: $FEDSIM_DATA, else fedsim/ in your cache folder)")
+    parser.add_argument("--mirror", metavar="URL", help="get URL/FILE instead of each file's public home")
+    args = parser.parse_args(argv)
+    return download(args.names, args.root, args.mirror)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path, get_args_parser, run_and_report
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra._internal.utils import run_and_report
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fedsim.assembly.configuration import build_run
 from fedsim.assembly.problems import collect
-from fedsim.assembly.run_name import NAMED, default_name
 from fedsim.cli.argv import with_own_classes
-from fedsim.cli.explain import COMPOSE_ERRORS, explained, no_word, require_values, unknown
+from fedsim.cli.composer import composer_of
+from fedsim.cli.explain import COMPOSE_ERRORS, explained, require_values, unknown, without_hydra
 from fedsim.cli.folder import config_folder
-from fedsim.cli.guesses import as_key, without_spaces
+from fedsim.cli.words import flags_of, parsed_overrides
 from fedsim.errors import InputError, require
 
 
@@ -53,8 +45,8 @@ def start(argv: Sequence[str], task: Callable[..., float]) -> None:
     Raises:
         InputError: one line for each problem; before anything runs.
     """
-    args = _parse(argv)
-    with _composer(args) as composer:
+    args = flags_of(argv)
+    with composer_of(args) as composer:
         ready = _checked(composer, args)
         if ready is not None:
             job = partial(task, ready=ready)
@@ -69,8 +61,8 @@ def check(argv: Sequence[str]) -> None:
     Raises:
         InputError: one line for each problem.
     """
-    args = _parse(argv)
-    with _composer(args) as composer:
+    args = flags_of(argv)
+    with composer_of(args) as composer:
         _checked(composer, args)
 
 
@@ -80,8 +72,8 @@ def compose(argv: Sequence[str]) -> Any:
     Raises:
         InputError: one line for each problem.
     """
-    args = _parse(with_own_classes(argv))
-    with _composer(args) as composer:
+    args = flags_of(with_own_classes(argv))
+    with composer_of(args) as composer:
         return _composed(composer, args.config_name, _jobs(composer, args)[0][0])
 
 
@@ -116,75 +108,9 @@ def _alone(composer: Hydra, config_name: str, ready: Ready) -> bool:
     return bool(cfg.hydra.mode == RunMode.RUN)
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = get_args_parser()
-
-    def error(message: str) -> NoReturn:
-        unknown_flag = message.startswith("unrecognized arguments") and as_key(message.split()[2:] and argv)
-        raise InputError(
-            f"{message}; {f'keys have no dashes: {unknown_flag}; ' if unknown_flag else ''}see fedsim --help"
-        )
-
-    parser.error = error  # type: ignore[method-assign]
-    args = parser.parse_args(argv)
-    args.config_name = args.config_name or "config"
-    modes = {"--run": args.run, "-m": args.multirun, "--cfg": args.cfg, "--info": args.info}
-    if sum(map(bool, modes.values())) > 1:
-        raise InputError(f"give one of {', '.join(modes)}, got {' and '.join(k for k, v in modes.items() if v)}")
-    if args.resolve and not (args.cfg or args.help):
-        raise InputError("--resolve needs --cfg, got neither --cfg nor --help; add --cfg job")
-    if args.config_dir is not None and not Path(args.config_dir).is_dir():
-        raise InputError(f"--config-dir must be an existing folder, got {args.config_dir!r}")
-    return args
-
-
-class _Loader(ConfigLoaderImpl):
-    """Remembers what it composed last: a run is composed when it is checked, and not again when it runs."""
-
-    _last: tuple[Any, DictConfig] | None = None
-
-    def load_configuration(
-        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *how: Any, **options: Any
-    ) -> DictConfig:
-        """As Hydra's, whose arguments it has."""
-        key = (config_name, tuple(overrides), run_mode)
-        if self._last is None or self._last[0] != key:
-            cfg = super().load_configuration(config_name, overrides, run_mode, *how, **options)
-            if run_mode == RunMode.RUN:  # in a sweep, a job has no name before its values are known
-                _give_name(cfg)
-            self._last = key, cfg
-        return self._last[1]
-
-
-def _give_name(cfg: DictConfig) -> None:
-    """Call a run that has no name by its choices: its folder is named so before its parts are built."""
-    if cfg.get("name", "") is not None:
-        return
-    chosen = cfg.hydra.runtime.choices
-    own = [OmegaConf.select(cfg, f"{group}._target_") for group in NAMED]
-    parts = [str(chosen.get(group) or target) for group, target in zip(NAMED, own, strict=True)]
-    cfg.name = default_name(parts, cfg.get("seed"))
-
-
-@contextmanager
-def _composer(args: argparse.Namespace) -> Iterator[Hydra]:
-    """Hydra over the same search path as ``hydra.main`` uses, and gone afterwards."""
-    path = create_automatic_config_search_path(None, __name__, args.config_path or str(config_folder()))
-    if args.config_dir is not None:
-        folder = f"file://{Path(args.config_dir).resolve()}"
-        path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
-    hydra.version.setbase("1.3")
-    composer = Hydra(task_name="fedsim", config_loader=_Loader(path))
-    GlobalHydra.instance().initialize(composer)
-    try:
-        yield composer
-    finally:
-        GlobalHydra.instance().clear()
-
-
 def _jobs(composer: Hydra, args: argparse.Namespace) -> tuple[list[list[str]], bool]:
     """The command lines to check, and whether it is a sweep: then few jobs in which every value of every key occurs."""
-    parsed = _parsed(composer, args.overrides)
+    parsed = parsed_overrides(composer, args.overrides)
     if args.multirun or (
         any(o.is_sweep_override() for o in parsed)
         and composer.get_mode(args.config_name, args.overrides) == RunMode.MULTIRUN
@@ -208,7 +134,7 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
         composed = composer.compose_config(args.config_name, args.overrides, RunMode.MULTIRUN)
         master = composed.hydra
     except COMPOSE_ERRORS as error:
-        fixed = [o for o in _parsed(composer, args.overrides) if not o.is_sweep_override()]
+        fixed = [o for o in parsed_overrides(composer, args.overrides) if not o.is_sweep_override()]
         known = composer.compose_config(args.config_name, [], RunMode.MULTIRUN)
         own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := unknown(known, {}, o))]
         lines = own or explained(composer, args.config_name, fixed, error)
@@ -216,7 +142,7 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
     require_values(composed, args.overrides, "hydra.sweep.dir")
     given: Any = OmegaConf.to_container(master.sweeper)
     texts = [*overrides_of(given.get("params") or {}), *args.overrides, *given.get("arguments", ())]
-    parsed = _parsed(composer, texts)
+    parsed = parsed_overrides(composer, texts)
     settings = given.get("search") or {"sampler": "grid"}
     params = params_of(o for o in parsed if not o.is_hydra_override())
     for p in params:
@@ -230,38 +156,12 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
     return [list(job.overrides) for job in covering(params, master.runtime.choices)]
 
 
-def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create(config_loader=composer.config_loader)
-    if meant := without_spaces(overrides):
-        raise InputError(f"an argument must be KEY=VALUE without blanks, got {' '.join(overrides)!r}; write {meant}")
-    parsed: list[Override] = []
-    problems: list[str] = []
-    for text in overrides:
-        with collect(problems):
-            parsed += _parsed_one(parser, text)
-    problems += [line for override in parsed if (line := no_word(composer, override))]
-    if problems:
-        raise InputError("\n".join(problems))
-    return parsed
-
-
-def _parsed_one(parser: OverridesParser, text: str) -> list[Override]:
-    try:
-        if text.startswith("="):  # Hydra's grammar lets it pass
-            raise HydraException("no KEY before the =")
-        return parser.parse_overrides([text])
-    except HydraException as error:
-        lines = [
-            line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See https"))
-        ]
-        why = lines[0] if lines else "cannot be parsed"
-        raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
-
-
 def _composed(composer: Hydra, config_name: str, overrides: list[str]) -> Any:
     """The resolved configuration as plain containers."""
     try:
         cfg = composer.compose_config(config_name, overrides, RunMode.RUN)
-        return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), resolve=True)
+        return OmegaConf.to_container(without_hydra(cfg), resolve=True)
     except COMPOSE_ERRORS as error:
-        raise InputError("\n".join(explained(composer, config_name, _parsed(composer, overrides), error))) from error
+        raise InputError(
+            "\n".join(explained(composer, config_name, parsed_overrides(composer, overrides), error))
+        ) from error

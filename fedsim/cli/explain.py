@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim.assembly.problems import did_you_mean, unknown_key
-from fedsim.cli.guesses import first_guess
+from fedsim.assembly.problems import nearest, unknown_key
+from fedsim.cli.guesses import WORDS, first_guess, unknown_option
 from fedsim.errors import InputError, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -40,10 +40,18 @@ def _wrong(composer: Hydra, config_name: str, overrides: Sequence[Override], err
         cfg = composer.compose_config(config_name, [o.input_line or "" for o in chosen], RunMode.RUN)
     except COMPOSE_ERRORS:
         return []  # the error of the whole command line says more
-    groups = {
-        str(name): composer.config_loader.get_group_options(name) for name in composer.config_loader.list_groups("")
-    }
-    return [line for o in values if (line := unknown(cfg, groups, o))]
+    return [line for o in values if (line := unknown(cfg, groups_of(composer), o))]
+
+
+def without_hydra(cfg: DictConfig) -> Any:
+    """The configuration of a run alone."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def groups_of(composer: Hydra) -> dict[str, list[str]]:
+    """The options of every group."""
+    loader = composer.config_loader
+    return {str(name): loader.get_group_options(name) for name in loader.list_groups("")}
 
 
 def _options(composer: Hydra, override: Override) -> list[str]:
@@ -57,9 +65,8 @@ def _choice(composer: Hydra, override: Override, error: Exception) -> str | None
     named = value if isinstance(value, list) else [value]
     wrong = [one for one in named if isinstance(one, str) and one not in options]
     if options and wrong:
-        guess = did_you_mean(wrong[0], options, "" if isinstance(value, list) else f"{group}=")
         name = override.package or group  # downlink chooses from the group of channel
-        return f"unknown option {name}={wrong[0]}; {guess}options of {name}: {', '.join(options)}"
+        return unknown_option(name, wrong[0], options, "" if isinstance(value, list) else f"{name}=")
     if override.is_add() and f"Multiple values for {group}." in str(error):
         return f"{group} has a choice already, got {override.input_line}; write {group}={value}"
     return None
@@ -88,7 +95,7 @@ def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Over
         override: KEY=VALUE.
     """
     node: Any = cfg
-    known: Any = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    known = without_hydra(cfg)
     path: list[str] = []
     for part in override.key_or_group.split("."):
         if not isinstance(node, DictConfig):
@@ -96,13 +103,23 @@ def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Over
         if part not in node:
             names = [str(key) for key in node] + ([] if path else [name for name in groups if name not in cfg])
             valid = [name for name in names if name not in ("hydra", "_target_")]
-            hint = first_guess(override.key_or_group.rpartition(".")[2], _value(override), known, groups)
-            line = unknown_key(".".join(path), part, valid, override.input_line, hint)
+            last = override.key_or_group.rpartition(".")[2]
+            hint = "" if override.is_delete() else first_guess(last, _value(override), known, groups)
+            near = "" if hint and last in WORDS else _near(override, path, part, valid)
+            line = unknown_key(".".join(path), part, valid, override.input_line, near or hint)
             several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))
             return f"{line}; choose {several} first: {path[0]}=[{part}]" if several else line
         path.append(part)
         node = OmegaConf.select(node, part)
     return None
+
+
+def _near(override: Override, path: Sequence[str], part: str, valid: Sequence[str]) -> str:
+    """``did you mean KEY=VALUE? `` with the valid name that is closest to one part of the key, or ""."""
+    key = override.key_or_group
+    after = key.split(".")[len(path) + 1 :]
+    meant = [".".join([*path, close, *after]) for close in nearest(part, valid)]
+    return f"did you mean {(override.input_line or key).lstrip('+').replace(key, meant[0], 1)}? " if meant else ""
 
 
 def require_values(cfg: DictConfig, overrides: Sequence[str], folder: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
+
+from fedsim.assembly.problems import did_you_mean, nearest
 
 WORDS = {
     "learning_rate": "lr",
@@ -15,6 +16,8 @@ WORDS = {
     "bs": "batch_size",
     "local_epochs": "epochs",
     "num_epochs": "epochs",
+    "epoch": "epochs",
+    "beta": "alpha",
     "local_steps": "steps",
     "num_rounds": "rounds",
     "n_rounds": "rounds",
@@ -27,6 +30,12 @@ WORDS = {
     "clients_per_round": "cohort",
     "cohort_size": "cohort",
     "sample_size": "cohort",
+    "fraction": "schedule=bernoulli schedule.rate={}",
+    "fraction_fit": "schedule=bernoulli schedule.rate={}",
+    "participation": "schedule=bernoulli schedule.rate={}",
+    "patience": "callbacks=[early_stopping] callbacks.early_stopping.patience={}",
+    "target_accuracy": "callbacks=[early_stopping] callbacks.early_stopping.target={}",
+    "non_iid": "partition=dirichlet",
     "num_workers": "actors",
     "workers": "actors",
     "num_actors": "actors",
@@ -50,11 +59,23 @@ WORDS = {
     "output": "hydra.run.dir",
     "output_dir": "hydra.run.dir",
 }
-"""{what somebody may write: the key, or the last part of the key, that fedsim has for it}"""
+"""{what somebody may write: the key, the last part of the key, or the words, {} being the value, that fedsim has}"""
+
+LISTS = ("channel", "downlink", "callbacks")
+"""Groups of which several options are chosen."""
+
+DESCRIBED = {"experiment": "fedsim presets"}
+"""Groups of which a line names the closest options only, and the command that describes them all."""
 
 
 def first_guess(word: str, value: str, config: Mapping[str, Any], options: Mapping[str, Sequence[str]]) -> str:
-    """``did you mean KEY=VALUE? `` for a key that there is not, or "" where nothing comes to mind.
+    """``did you mean KEY=VALUE? `` for a key that there is not, or "" where nothing comes to mind."""
+    found = meanings(word, value, config, options)
+    return f"did you mean {' or '.join(found)}? " if found else ""
+
+
+def meanings(word: str, value: str, config: Mapping[str, Any], options: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a key that there is not may mean, at most three of KEY=VALUE.
 
     Args:
         word: the last part of the key that was written.
@@ -63,18 +84,55 @@ def first_guess(word: str, value: str, config: Mapping[str, Any], options: Mappi
         options: of each group.
     """
     meant = WORDS.get(word, word)
-    found = [meant if "=" in meant else f"{meant}={value}"]
+    found = [meant.format(value) if "=" in meant else f"{meant}={value}"]
     if meant in options:
-        near = get_close_matches(value, options[meant], n=1)
+        near = nearest(value, options[meant])
         found = [_choice(meant, near[0])] if near else [f"{meant}=..."]
     elif "=" not in meant and not meant.startswith("hydra."):
         found = [f"{path}={value}" for path in _paths(config, meant, value)]
         found = found or [_choice(group, word) for group, names in options.items() if word in names]
-    return f"did you mean {' or '.join(found[:3])}? " if found else ""
+    return found[:3]
+
+
+def bare(word: str, after: str, config: Mapping[str, Any], options: Mapping[str, Sequence[str]]) -> str:
+    """What a word without a value may mean: ``did you mean algorithm=fedprox? `` for ``fedprox``; or "".
+
+    Args:
+        word: as it was written.
+        after: the word behind it where that has no value either, else "".
+        config: the composed configuration.
+        options: of each group.
+    """
+    if word in START:
+        return "fedsim alone starts a run: leave the word out; "
+    if word in config or word in options or word in WORDS:
+        found = [f"{word}={after or '...'}"] if word not in WORDS else meanings(word, after or "...", config, options)
+        return f"write {' or '.join(found)}; " if found else ""
+    chosen = [_choice(group, word) for group, names in options.items() if word in names]
+    return f"did you mean {' or '.join(chosen[:3])}? " if chosen else ""
+
+
+START = ("run", "start", "train", "simulate", "fit")
+"""What other programs call what fedsim does without a word."""
+
+
+def unknown_option(group: str, word: str, valid: Sequence[str], before: str = "") -> str:
+    """The line about an option that there is not.
+
+    Args:
+        group: as the user calls it.
+        word: what was asked for.
+        valid: the options.
+        before: what stands before the option that was meant, such as ``algorithm=``.
+    """
+    if group in DESCRIBED:
+        near = ", ".join(nearest(word, valid, 3, cutoff=0.0))
+        return f"unknown option {group}={word}; nearest: {near}; {DESCRIBED[group]} describes all {len(valid)}"
+    return f"unknown option {group}={word}; {did_you_mean(word, valid, before)}options of {group}: {', '.join(valid)}"
 
 
 def _choice(group: str, name: str) -> str:
-    return f"{group}=[{name}]" if group in ("channel", "downlink") else f"{group}={name}"
+    return f"{group}=[{name}]" if group in LISTS else f"{group}={name}"
 
 
 def _paths(node: Mapping[str, Any], name: str, value: str, before: str = "") -> Iterator[str]:

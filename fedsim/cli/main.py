@@ -29,10 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.assembly.configuration import build_run
-from fedsim.assembly.problems import did_you_mean
-from fedsim.cli import resume
+from fedsim.cli import completion, resume
 from fedsim.cli.argv import as_sweep, with_own_classes
-from fedsim.cli.commands import COMMANDS, command
+from fedsim.cli.commands import COMMANDS, command, command_first
 from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
@@ -85,14 +84,14 @@ def _main() -> int:
     """What the command line comes to, as an exit code."""
     typed = shlex.join(["fedsim", *sys.argv[1:]])
     try:
+        if completion.asked(sys.argv[1:]):
+            return completion.answer(sys.argv[1:])
         here = _here()
+        sys.argv[1:] = command_first(sys.argv[1:])
         if not guarded(sys.argv[1:]):
             sys.path.append(here)  # a user's own classes by dotted path
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             return command(sys.argv[1:])
-        if sys.argv[1:] and sys.argv[1].isidentifier():
-            meant = did_you_mean(sys.argv[1], COMMANDS, "fedsim ")
-            raise InputError(f"an argument must be KEY=VALUE, got {sys.argv[1]!r}; {meant}see fedsim --help")
         if resume.asked(sys.argv[1:]):
             return go_on(sys.argv[1:])
         sys.argv[1:] = as_sweep(with_own_classes(sys.argv[1:]))

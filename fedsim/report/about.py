@@ -65,9 +65,10 @@ def warnings(runs: Sequence[RecordedRun], repeats: Sequence[RecordedRun]) -> tup
 def reading(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """Sentences that say how the numbers were computed."""
     lines = [
-        "Values are means over seeds ± half the width of a 95 % interval (Student's t over the finished runs); one "
-        "seed has no interval. Bands in the charts are the same intervals round by round, over the runs that got so "
-        "far.",
+        "Values are means over seeds ± half the width of a 95 % interval (Student's t over the finished runs); of one "
+        "seed or two the values themselves stand there, in the order of the seeds. Intervals of accuracies and other "
+        "shares end at 0 and 1, and are then written as [from, to]. Bands in the charts are the same intervals round "
+        "by round, over the runs that got so far; faint lines are the single seeds.",
         "Runs with equal seeds share the partition (its digest, and that of the data, were compared for every pair), "
         "and by construction the cohorts, the initial weights and the batches. Differences are therefore taken seed by "
         "seed; ▲ and ▼ mark those whose 95 % interval leaves zero out, better and worse.",

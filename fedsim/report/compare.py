@@ -17,7 +17,7 @@ from fedsim.report.clients import ClientSpread, spread_over_clients
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, SharedSetting
 from fedsim.report.runs import UNFINISHED, RecordedRun
-from fedsim.report.statistics import Estimate, estimate, paired
+from fedsim.report.statistics import Estimate, bounds_of, estimate, paired
 
 OVERALL = re.compile(r"eval/(?!client_|peer_|unmixed_peer_|train_loss$|grad_norm2$)(?!\w*_\d+$)")
 """Metrics of the global model on all test samples, but for those of single classes."""
@@ -96,6 +96,7 @@ class Comparison:
         target: tag and value whose first reaching is costed, or None when nothing was measured.
         unpaired: why pairs were left out, one line each.
         unread: why clients were left out, one line each.
+        smooth: evaluations of a run of which a point of the curves is the mean.
     """
 
     setting: SharedSetting
@@ -106,10 +107,16 @@ class Comparison:
     target: tuple[str, float] | None
     unpaired: tuple[str, ...]
     unread: tuple[str, ...] = ()
+    smooth: int = 1
 
 
 def compare(
-    setting: SharedSetting, *, metrics: Sequence[str] = (), target: tuple[str, float] | None = None, baseline: str = ""
+    setting: SharedSetting,
+    *,
+    metrics: Sequence[str] = (),
+    target: tuple[str, float] | None = None,
+    baseline: str = "",
+    smooth: int = 1,
 ) -> Comparison:
     """Compare the methods of a setting.
 
@@ -119,6 +126,7 @@ def compare(
             the global model, consensus distance.
         target: metric and value whose first reaching is costed; None: 95 % of the way to the best method's final.
         baseline: label of the method to compare with; "" or absent here: plain FedAvg, else the first method.
+        smooth: evaluations of a run of which a point of the curves is the mean.
     """
     runs = [run for method in setting.methods for run in method.runs]
     tags = _metrics(runs, metrics)
@@ -136,7 +144,7 @@ def compare(
             finals[method.label],
             None if method is reference else _difference(method, reference, tags[0], unpaired),
             None if aim is None else _cost(method, main, aim),
-            {tag: found for tag in tags if (found := curve(method.runs, tag)) is not None},
+            {tag: found for tag in tags if (found := curve(method.runs, tag, smooth)) is not None},
             _clients(method, tags[0], unread),
         )
         for method in setting.methods
@@ -148,7 +156,7 @@ def compare(
     )
     axes = tuple(axis for axis in AXES if any(axis.name in c.axes for row in rows for c in row.curves.values()))
     goal = None if aim is None else (main, aim)
-    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired), tuple(unread))
+    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired), tuple(unread), smooth)
 
 
 def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ...]:
@@ -187,7 +195,8 @@ def _final(method: Method, tags: Sequence[str]) -> Final:
         common = max(set.intersection(*evaluated), default=None) if evaluated else None
         at = {run.path: int(np.searchsorted(run.rounds, common)) for run in runs} if common is not None else {}
     there = [run for run in runs if run.path in at]
-    values = {tag: estimate([run.series(tag)[at[run.path]] for run in there]) for tag in tags}
+    ends = {tag: [run.series(tag)[at[run.path]] for run in there] for tag in tags}
+    values = {tag: estimate(found, bounds_of(tag, found)) for tag, found in ends.items()}
     values |= {axis.name: estimate([axis.values(run)[at[run.path]] for run in there]) for axis in AXES}
     known = {name: value for name, value in values.items() if value is not None}
     return Final(known, bool(there) and common is None, None if common is None else int(common))

@@ -15,6 +15,7 @@ from fedsim.record.figures import curves
 from fedsim.record.tensorboard import PICTURES, EventFile, own_event_files
 from fedsim.report.axes import Axis
 from fedsim.report.compare import Comparison
+from fedsim.report.curves import smoothing
 from fedsim.report.page import SHOWN, Report
 from fedsim.report.tables import name
 
@@ -58,8 +59,9 @@ def _charts(comparison: Comparison) -> Iterator[tuple[str, Axis, Figure]]:
             if axis.name not in DRAWN or not found:
                 continue
             series = {label: (curve.axes[axis.name], curve.mean) for label, curve in found.items()}
-            halves = {label: curve.half for label, curve in found.items()}
+            behind = {label: (curve.seeds, curve.half, curve.bounds) for label, curve in found.items()}
             means = np.concatenate([curve.mean for curve in found.values()])
             log = ("y",) if lower_is_better(tag) and 0 < DECADE * means.min() < means.max() else ()
-            figure = curves(series, comparison.setting.label, x=axis.label, y=name(tag), log=log, halves=halves)
+            said = [comparison.setting.label, smoothing(comparison.smooth) if comparison.smooth > 1 else ""]
+            figure = curves(series, "\n".join(filter(None, said)), x=axis.label, y=name(tag), log=log, behind=behind)
             yield f"comparison/{where}{name(tag)}", axis, figure

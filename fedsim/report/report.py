@@ -29,6 +29,7 @@ def build_report(
     baseline: str = "",
     method_keys: Sequence[str] = (),
     notes: Sequence[str] = (),
+    smooth: int = 1,
 ) -> Report:
     """What there is to say about runs.
 
@@ -40,6 +41,7 @@ def build_report(
         baseline: label of the method that differences refer to; "": plain FedAvg, else the first.
         method_keys: further keys that make a method.
         notes: what else a reader must know, one line each.
+        smooth: evaluations of a run of which a point of the curves is the mean; 1: as measured.
 
     Raises:
         InputError: no method has the label ``baseline``.
@@ -48,7 +50,7 @@ def build_report(
     labels = list(dict.fromkeys(method.label for setting in found for method in setting.methods))
     if baseline and baseline not in labels:
         raise InputError(f"--baseline must be one of the methods, got {baseline!r}; methods: {'; '.join(labels)}")
-    compared = tuple(compare(s, metrics=metrics, target=target, baseline=baseline) for s in found)
+    compared = tuple(compare(s, metrics=metrics, target=target, baseline=baseline, smooth=smooth) for s in found)
     by_label: dict[str, list[RecordedRun]] = {}
     for comparison in compared:
         for row in comparison.rows:
@@ -111,4 +113,10 @@ def to_markdown(report: Report) -> str:
 
 def _caption(comparison: Comparison) -> str:
     where = f" ({comparison.setting.label})" if comparison.setting.label else ""
-    return f"Final {name(comparison.metrics[0])}{where}: mean and 95 % interval over seeds."
+    few = all(
+        row.final.values[tag].half is None
+        for row in comparison.rows
+        if (tag := comparison.metrics[0]) in row.final.values
+    )
+    shown = "values of the seeds" if few else "mean and 95 % interval over seeds"
+    return f"Final {name(comparison.metrics[0])}{where}: {shown}."

@@ -4,6 +4,27 @@ A schedule knows the number of clients, the round and the seed, and nothing of w
 """
 
 from fedsim.schedule.delays import Asynchronous
-from fedsim.schedule.rules import All, Bernoulli, Cohorts, Cyclic, Events, Schedule, Uniform, as_accounted
+from fedsim.schedule.rules import (
+    All,
+    Bernoulli,
+    Cohorts,
+    Cyclic,
+    Events,
+    Schedule,
+    Uniform,
+    as_accounted,
+    smaller_cohort,
+)
 
-__all__ = ["All", "Asynchronous", "Bernoulli", "Cohorts", "Cyclic", "Events", "Schedule", "Uniform", "as_accounted"]
+__all__ = [
+    "All",
+    "Asynchronous",
+    "Bernoulli",
+    "Cohorts",
+    "Cyclic",
+    "Events",
+    "Schedule",
+    "Uniform",
+    "as_accounted",
+    "smaller_cohort",
+]
