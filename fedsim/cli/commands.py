@@ -7,17 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedsim.cli.argv import COMMANDS
 from fedsim.cli.trust import WORDS
 from fedsim.errors import InputError
 
-COMMANDS = {
-    "list": "every option of a group with its description",
-    "presets": "whole runs pinned by a file",
-    "download": "public data sets, checked and put where fedsim looks for them",
-    "verify": "the same run at different parallelism, digests compared round by round",
-    "replay": "one client of one round of a recorded run, in this process",
-    "export": "the model of a run as a file for other programs",
-}
 FOLDERS = ("--config-dir", "-cd")
 """Hydra's flag for a folder with groups of one's own, in both its forms."""
 

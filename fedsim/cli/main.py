@@ -30,8 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim.assembly.configuration import build_run
 from fedsim.cli import completion, resume
-from fedsim.cli.argv import as_sweep, with_own_classes
-from fedsim.cli.commands import COMMANDS, command, command_first
+from fedsim.cli.argv import COMMANDS, as_sweep, with_own_classes
+from fedsim.cli.commands import command, command_first
 from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
