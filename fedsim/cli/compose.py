@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path, get_args_parser, run_and_report
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
+from hydra._internal.utils import get_args_parser, run_and_report
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fedsim.assembly.configuration import build_run
 from fedsim.assembly.problems import collect
 from fedsim.cli.argv import with_own_classes
+from fedsim.cli.composer import composer_of
 from fedsim.cli.explain import COMPOSE_ERRORS, explained, no_word, require_values, unknown
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
@@ -53,7 +49,7 @@ def start(argv: Sequence[str], task: Callable[..., float]) -> None:
         InputError: one line for each problem; before anything runs.
     """
     args = _parse(argv)
-    with _composer(args) as composer:
+    with composer_of(args) as composer:
         ready = _checked(composer, args)
         if ready is not None:
             job = partial(task, ready=ready)
@@ -69,7 +65,7 @@ def check(argv: Sequence[str]) -> None:
         InputError: one line for each problem.
     """
     args = _parse(argv)
-    with _composer(args) as composer:
+    with composer_of(args) as composer:
         _checked(composer, args)
 
 
@@ -80,7 +76,7 @@ def compose(argv: Sequence[str]) -> Any:
         InputError: one line for each problem.
     """
     args = _parse(with_own_classes(argv))
-    with _composer(args) as composer:
+    with composer_of(args) as composer:
         return _composed(composer, args.config_name, _jobs(composer, args)[0][0])
 
 
@@ -132,53 +128,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.config_dir is not None and not Path(args.config_dir).is_dir():
         raise InputError(f"--config-dir must be an existing folder, got {args.config_dir!r}")
     return args
-
-
-class _Loader(ConfigLoaderImpl):
-    """Remembers what it composed last: a run is composed when it is checked, and not again when it runs.
-
-    Lists a group's options in the folders that it has anyway; Hydra's own copies all of them for every question, which
-    took a sixth of the time to check a command line.
-    """
-
-    _last: tuple[Any, DictConfig] | None = None
-
-    def load_configuration(
-        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *how: Any, **options: Any
-    ) -> DictConfig:
-        """As Hydra's, whose arguments it has."""
-        key = (config_name, tuple(overrides), run_mode)
-        if self._last is None or self._last[0] != key:
-            self._last = key, super().load_configuration(config_name, overrides, run_mode, *how, **options)
-        return self._last[1]
-
-    def get_group_options(
-        self,
-        group_name: str,
-        results_filter: ObjectType | None = ObjectType.CONFIG,
-        config_name: str | None = None,
-        overrides: list[str] | None = None,
-    ) -> list[str]:
-        """As Hydra's; only overrides can add folders."""
-        if overrides:
-            return super().get_group_options(group_name, results_filter, config_name, overrides)
-        return self.repository.get_group_options(group_name, results_filter)
-
-
-@contextmanager
-def _composer(args: argparse.Namespace) -> Iterator[Hydra]:
-    """Hydra over the same search path as ``hydra.main`` uses, and gone afterwards."""
-    path = create_automatic_config_search_path(None, __name__, args.config_path or str(config_folder()))
-    if args.config_dir is not None:
-        folder = f"file://{Path(args.config_dir).resolve()}"
-        path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
-    hydra.version.setbase("1.3")
-    composer = Hydra(task_name="fedsim", config_loader=_Loader(path))
-    GlobalHydra.instance().initialize(composer)
-    try:
-        yield composer
-    finally:
-        GlobalHydra.instance().clear()
 
 
 def _jobs(composer: Hydra, args: argparse.Namespace) -> tuple[list[list[str]], bool]:
