@@ -23,7 +23,7 @@ from fedsim.cli.argv import with_own_classes
 from fedsim.cli.composer import composer_of
 from fedsim.cli.explain import COMPOSE_ERRORS, explained, require_values, unknown, without_hydra
 from fedsim.cli.folder import config_folder
-from fedsim.cli.words import flags_of, parsed_overrides
+from fedsim.cli.arguments import flags_of, parsed_overrides
 from fedsim.errors import InputError, require
 
 
