@@ -50,6 +50,10 @@ class NotSaved(OSError):
     """The last checkpoint of a run that ends could not be written; everything recorded, and the one before, is kept."""
 
 
+class SweepStopped(Exception):
+    """The machine under a sweep gave way, its disk say; what was written is kept, and the same command goes on."""
+
+
 class JobFailed(Exception):
     """A job of a sweep did not finish and has said why; the others go on."""
 

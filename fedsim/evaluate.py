@@ -54,7 +54,8 @@ class Evaluate:
             split; of peers: the mean and the worst of their own models on all test samples, before and after mixing.
             ``worst10`` is the mean of the tenth of the clients with test samples that fare worst, rounded up: of 10
             clients the worst, of 11 to 20 the mean of two. (q-FFL's program, github litian96/fair_flearn,
-            plot_fairness.py, rounds down.)
+            plot_fairness.py, rounds down.) In a run's folder ``clients.parquet`` has every client's own values, where
+            pyarrow is installed (extra ``tables``).
         gradient: also report what is minimised, the weighted mean of all clients' training losses, and the squared norm
             of its gradient at the global model: ``eval/train_loss``, ``eval/grad_norm2``.
         metrics: what is measured beside the loss: names of ``fedsim.data.metrics.METRICS``, dotted paths of a

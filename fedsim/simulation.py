@@ -35,9 +35,11 @@ from fedsim.partition import Partition
 from fedsim.pool.engine import Engine
 from fedsim.privacy.config import Privacy
 from fedsim.record.checkpoint import Checkpointing
+from fedsim.record.clients_file import ClientsFile
 from fedsim.record.history import History
 from fedsim.record.kept_models import KeptModels
 from fedsim.record.result import Result as Result
+from fedsim.record.run_folder import Status
 from fedsim.runs.run import Run
 from fedsim.schedule import All, Schedule, smaller_cohort
 from fedsim.topology import Topology
@@ -187,22 +189,36 @@ def simulate(
         stack.callback(history.hooks.close)
         take_up(history, assembled, kept, config)
         status, message = history.play(stopping)
-        final = assembled.prepared.module(run.model())  # before anything says that the run has finished
-        summary = history.finish(status, message)
-    path = kept.folder.path if kept.folder else None
-    points_kept, stores = history.trajectory(), tuple(run.stores)
-    result = Result(
-        status, history.records, summary, final, run.server, points_kept, path, message, stores, parts.called
-    )
+        result = finish(history, assembled, kept, status, message)
     if status == "interrupted":
         raise Interrupted(message, result)
     return result
 
 
+def finish(history: History, assembled: Assembled, kept: Kept, status: Status, message: str) -> Result:
+    """Write what the run came to; returns it."""
+    run = history.run
+    final = assembled.prepared.module(run.model())  # before anything says that the run has finished
+    return Result(
+        status=status,
+        metrics=history.records,
+        summary=history.finish(status, message),
+        model=final,
+        server=run.server,
+        trajectory=history.trajectory(),
+        run_dir=kept.folder.path if kept.folder else None,
+        message=message,
+        stores=tuple(run.stores),
+        name=assembled.parts.called,
+    )
+
+
 def take_up(history: History, assembled: Assembled, kept: Kept, config: Mapping[str, Any] | None) -> None:
     """Go on from what is kept of the run, if anything is, and tell the callbacks."""
     if kept.folder:
-        history.models = KeptModels(kept.folder.path, assembled.prepared.module, assembled.parts.evaluate)
+        evaluate = assembled.parts.evaluate
+        history.models = KeptModels(kept.folder.path, assembled.prepared.module, evaluate)
+        history.clients = ClientsFile.wanted(kept.folder.path) if evaluate.clients else None
     if kept.saved:
         history.resume(kept.saved)
     view = view_of(assembled, history, kept, config)

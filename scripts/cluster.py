@@ -146,8 +146,12 @@ def asked(folder: Path) -> dict[str, str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of the nodes: token, loopback only, no reports to Ray's makers, nothing of a cluster that the caller is in."""
+    """Of the nodes: token, loopback only, no reports to Ray's makers, nothing of a cluster that the caller is in.
+
+    And no record of every call, which grows as long as a run goes on.
+    """
     own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    own["RAY_task_events_report_interval_ms"] = "0"
     return {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")} | own | asked(folder)
 
 

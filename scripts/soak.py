@@ -6,7 +6,8 @@
 SCAFFOLD on handwritten digits, all clients in every round, a state for each, and a checkpoint when one is due.
 Everything that the run started counts: driver, actors, Ray's own processes. The first quarter of the rounds is warm-up;
 after it the figures are fitted by a line (least squares), whose slope is printed for 100 rounds.
-RSS counts a page that processes share once for each of them; memory, the proportional set size, once in all.
+RSS counts a page that processes share once for each of them; memory once in all, and without pages of files: those of
+libraries are shared with whatever else runs on the machine, so their part of a run changes when other programs end.
 
 Exit code 0: on every backend RSS, memory and its shared part grow by less than 1 MB in 100 rounds, files and threads by
 less than 1. 1: something grows faster. 2: a run failed.
@@ -102,7 +103,7 @@ def figures(session: int) -> Figures:
         except OSError:
             continue
         total["rss"] += _kilobytes(status, "VmRSS") / 1000
-        total["memory"] += _kilobytes(memory, "Pss") / 1000
+        total["memory"] += (_kilobytes(memory, "Pss_Anon") + _kilobytes(memory, "Pss_Shmem")) / 1000
         total["shm"] += _kilobytes(memory, "Pss_Shmem") / 1000
         total["threads"] += int(status.get("Threads", 0))
         total["files"] += files

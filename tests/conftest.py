@@ -39,8 +39,12 @@ from fedsim.models import cnn
 with suppress(ImportError):
     import_module("absl.logging").get_absl_handler().python_handler.stream = sys.__stderr__
 
+# A shell's background jobs are started ignoring Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A Ray that a test starts itself is told what fedsim tells those that it starts.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+os.environ |= {"RAY_task_events_report_interval_ms": "0", "RAY_free_objects_period_milliseconds": "0"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from fedsim import Engine, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.parts import Parts
-from fedsim.callbacks import Callback, Csv, EarlyStopping, MLflow, RunView, SaveModels, WandB
+from fedsim.callbacks import Callback, CsvFile, EarlyStopping, MLflow, RunView, SaveModels, WandB, wandb_run
 from fedsim.errors import InputError, Interrupted
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.result import Result
@@ -155,7 +156,7 @@ def test_a_run_that_fails_tells_those_that_had_begun() -> None:
     [
         ("csv", r"callbacks must be a list of callbacks such as .*, got 'csv'"),
         (["csv"], r"callbacks\[0\] must be one of .*, got 'csv'; names are for the command line"),
-        ([Csv], r"callbacks\[0\] must be .*, got the class Csv; pass an object of it: Csv\(\.\.\.\)"),
+        ([CsvFile], r"callbacks\[0\] must be .*, got the class CsvFile; pass an object of it: CsvFile\(\.\.\.\)"),
         ([object()], r"got object without begin, record, end; begin your class with class NAME\(Callback\)"),
     ],
 )
@@ -244,10 +245,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_the_table_is_the_records_and_a_resume_repeats_none(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.csv"
-    run(callbacks=[Csv(), Listener({2: "enough"})], run_dir=tmp_path / "run")
+    run(callbacks=[CsvFile(), Listener({2: "enough"})], run_dir=tmp_path / "run")
     with path.open("a") as file:
         file.write("3,a round that no checkpoint has\r\n")
-    result = run(callbacks=[Csv()], run_dir=tmp_path / "run", resume=True)
+    result = run(callbacks=[CsvFile()], run_dir=tmp_path / "run", resume=True)
     found = rows(path)
     assert [row["round"] for row in found] == [str(i) for i in range(7)]
     for row, record in zip(found, result.metrics, strict=True):
@@ -258,10 +259,10 @@ def test_a_file_of_somebody_else_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("mine")
     with pytest.raises(InputError, match=r"csv\.path must be a new file"):
-        run(callbacks=[Csv(path=str(path))])
+        run(callbacks=[CsvFile(path=str(path))])
     assert path.read_text() == "mine"
     with pytest.raises(InputError, match=r"csv\.path must be given for a run without a folder"):
-        run(callbacks=[Csv()])
+        run(callbacks=[CsvFile()])
 
 
 def test_models_on_the_way_have_the_names_of_the_module(tmp_path: Path) -> None:
@@ -397,6 +398,16 @@ def test_wandb_offline_has_every_round_once(tmp_path: Path, monkeypatch: pytest.
     logged = [row for path in files for row in history(path)]
     assert [row["_step"] for row in logged] == [*range(7)]
     assert [row["eval/loss"] for row in logged] == [record["eval/loss"] for record in result.metrics]
+
+
+def test_a_run_that_goes_on_at_once_has_files_of_its_own_at_wandb(tmp_path: Path) -> None:
+    """wandb names them by the second: two starts within one wrote into the same file, and the first was lost."""
+    pytest.importorskip("wandb")
+    now = f"{datetime.now():%Y%m%d_%H%M%S}"
+    (tmp_path / f"offline-run-{now}-abc").mkdir()
+    wandb_run._wait_for_a_name(tmp_path, "other")
+    wandb_run._wait_for_a_name(tmp_path, "abc")
+    assert f"{datetime.now():%Y%m%d_%H%M%S}" > now
 
 
 def history(path: Path) -> list[dict[str, Any]]:

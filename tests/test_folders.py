@@ -497,6 +497,22 @@ def test_a_disk_that_fails_ends_a_run_with_one_line_and_nothing_lost(
     assert [r["round"] for r in recorded(tmp_path / "out")] == list(range(LAST + 1))
 
 
+def test_a_disk_that_is_full_before_a_run_begins_is_one_line(
+    main: Command,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hydra's notes are a run's first files; an error while writing, unlike one of opening, has no file's name."""
+
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hydra.core.utils._save_config", fail)
+    assert main(*LINE, "hydra.run.dir=out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the run's folder must be writable, got No space left on device; choose another")
+
+
 def test_a_stopped_run_whose_checkpoint_fails_says_so(
     main: Command,  # noqa: F811
     tmp_path: Path,

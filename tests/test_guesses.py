@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli import completion
-from fedsim.cli.argv import as_sweep, with_own_classes
+from fedsim.cli.argv import COMMANDS, as_sweep, with_own_classes
 from fedsim.cli.catalogue import GROUPS
-from fedsim.cli.commands import COMMANDS, command_first
+from fedsim.cli.commands import command_first
 from fedsim.cli.compose import check
 from fedsim.cli.folder import config_folder
 from fedsim.cli.guesses import WORDS

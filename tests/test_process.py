@@ -330,10 +330,8 @@ def test_every_state_can_be_seen_to_change(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c_is_pythons() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _no_stops() -> Iterator[None]:
     yield
-    signal.signal(signal.SIGINT, before)
     Stopped.rounds.clear()
 
 

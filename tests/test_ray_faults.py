@@ -20,11 +20,13 @@ import pytest
 
 from fedsim.errors import LINE, InputError, first_line
 from fedsim.ground.own_code import error_line
+from fedsim.pool.engine import Engine
 from tests.test_cli import environment
 from tests.test_cluster import fedsim, listeners, script
 
 pytest.importorskip("ray")
 ray_home = pytest.importorskip("fedsim.pool.ray_home")
+ray_start = pytest.importorskip("fedsim.pool.ray_start")
 ray_watch = pytest.importorskip("fedsim.pool.ray_watch")
 SMALL = ("schedule=all", "partition.clients=8", "engine.actors=2")
 LISTEN = """
@@ -134,6 +136,25 @@ def test_only_a_session_of_this_process_is_removed(short: Path, monkeypatch: pyt
     assert not own.exists()
     assert not (tmp_path / "session_latest").is_symlink()
     assert (tmp_path / "target" / "file").exists()
+
+
+def test_a_ray_that_gives_up_while_it_begins_is_one_line_and_leaves_nothing(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a raylet may take longer than Ray waits; then its other processes and its folder stay."""
+    folder, begun = short / f"session_2026-01-01_00-00-00_000000_{os.getpid()}", []
+
+    def init(**options: object) -> None:
+        folder.mkdir()
+        command = [sys.executable, "-c", "input()", f"--log={folder}/logs"]
+        begun.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+        raise Exception("The current node timed out during startup.\nAnother line.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(InputError, match=r"^engine=ray must be able .* got The current node timed out .*busy$"):
+        ray_start.begin_ray(Engine(actors=1), 0)
+    assert begun[0].wait() == -signal.SIGKILL
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])

@@ -91,6 +91,29 @@ def test_a_run_works_without_a_home_in_a_long_folder_and_leaves_it_as_it_was(tmp
     assert [path.name for path in place.iterdir()] == ["mine.txt"]
 
 
+RECORD = """
+import time
+import ray
+from fedsim.pool.ray_start import shared
+with shared(None, 1):
+    one = ray.remote(lambda: 1)
+    assert ray.get([one.remote() for _ in range(50)]) == [1] * 50
+    time.sleep(3)  # Ray would send its records every second
+    print("records:", len(ray._private.state.state._get_all_task_events()))
+"""
+
+
+@pytest.mark.slow
+def test_ray_keeps_no_record_of_calls(tmp_path: Path) -> None:
+    """Its control service would grow by them with every round. That ray was imported before is no matter."""
+    pytest.importorskip("ray")
+    env = {name: value for name, value in environment(tmp_path).items() if not name.startswith("RAY_")}
+    argv = [sys.executable, "-c", RECORD]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "records: 0"
+
+
 def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     argv = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && exec {sys.executable} -m fedsim list"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -28,8 +26,9 @@ from fedsim.record.checkpoint import Checkpointing
 from fedsim.record.run_folder import RunFolder
 from fedsim.runs.run import Run
 from fedsim.runs.store import Store
+from tests.started import assert_gone, completed, kill, members, started, wait_for
 from tests.stopped import Stopped, signalled
-from tests.test_cli import ROOT, composed, main  # noqa: F401 - a fixture
+from tests.test_cli import composed, main  # noqa: F401 - a fixture
 
 SMALL = (
     "engine=serial",
@@ -137,14 +136,6 @@ def test_stopped_twice_and_resumed_is_the_uninterrupted_run(case: str, tmp_path:
     if keep:
         np.testing.assert_array_equal(resumed.trajectory, whole.trajectory)
     assert [entry["after_round"] for entry in json.loads((other / "provenance.json").read_text())["resumed"]] == [2, 5]
-
-
-@pytest.fixture(autouse=True)
-def _ctrl_c_is_pythons() -> Iterator[None]:
-    """Whatever handles it where the tests run."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def during_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,25 +308,6 @@ def test_what_comes_after_the_checkpoint_is_forgotten(tmp_path: Path) -> None:
     assert (tmp_path / "other/config.yaml").read_text() == config
 
 
-def started(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
-    """The console command in a process of its own, and group, so that whatever it starts can be found."""
-    command = [sys.executable, "-m", "fedsim", *argv]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
-
-
-def wait_for(metrics: Path, lines: int, process: subprocess.Popen[bytes]) -> None:
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, "it ended by itself"
-        time.sleep(0.005)
-
-
-def workers(process: subprocess.Popen[bytes]) -> list[str]:
-    """What is left of the session that a process started."""
-    listed = subprocess.run(["ps", "-s", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True)
-    return listed.stdout.splitlines()
-
-
 RAY = [*SMALL[1:], "rounds=60", *CASES["compressed"], "schedule.cohort=4", "engine.actors=2"]
 
 
@@ -343,21 +315,21 @@ RAY = [*SMALL[1:], "rounds=60", *CASES["compressed"], "schedule.cohort=4", "engi
 def test_ray_kill_9_and_sigterm_in_different_rounds(tmp_path: Path) -> None:
     """The driver is killed, resumed, told to stop, resumed serially; with the actors gone each time."""
     metrics, rounds = tmp_path / "other/metrics.jsonl", []
-    first = started(tmp_path, *RAY, "hydra.run.dir=other")
-    wait_for(metrics, 8, first)
-    first.kill()
-    assert first.wait() == -signal.SIGKILL
+    with started(tmp_path, *RAY, "hydra.run.dir=other") as first:
+        wait_for(metrics, 8, first)
+        kill(first)
+        assert_gone(first)
     rounds.append(metrics.read_bytes().count(b"\n"))
-    second = started(tmp_path, "resume=other", "engine.actors=3")
-    wait_for(metrics, rounds[0] + 5, second)
-    assert len(workers(second)) > 3
-    second.terminate()
-    assert second.wait() == 143
-    assert workers(second) == []
+    with started(tmp_path, "resume=other", "engine.actors=3") as second:
+        wait_for(metrics, rounds[0] + 5, second)
+        assert len(members(second)) > 3
+        second.terminate()
+        assert second.wait() == 143
+        assert members(second) == {}
     rounds.append(summary(tmp_path / "other")["rounds"])
     assert rounds[0] < rounds[1] < 60
-    assert started(tmp_path, "resume=other", "engine=serial").wait() == 0
-    assert started(tmp_path, *RAY, "engine=serial", "hydra.run.dir=one").wait() == 0
+    assert completed(tmp_path, "resume=other", "engine=serial") == 0
+    assert completed(tmp_path, *RAY, "engine=serial", "hydra.run.dir=one") == 0
     assert_same(tmp_path / "one", tmp_path / "other")
 
 

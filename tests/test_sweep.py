@@ -28,8 +28,8 @@ from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
 from fedsim.sweep.board import last_record, last_score
 from fedsim.sweep.expand import SweepJob, covering, expand, folder_name, overrides_of, params_of
+from fedsim.sweep.queued import Limits, QueuedJob, in_one_process
 from fedsim.sweep.search import Search, search
-from fedsim.sweep.side_by_side import Limits, QueuedJob, in_one_process
 from fedsim.sweep.state import State, SweepFolder, identity, pairing
 from hydra_plugins.fedsim_sweep._composer import Composer
 
@@ -462,18 +462,18 @@ def test_a_job_that_dies_loses_nothing_of_the_others_and_goes_on(
     assert "Traceback" not in err
     assert "fragile" in err
     found = {state.varied[0][-1]: state for state in SweepFolder(tmp_path / "out").states()}
-    assert {name: state.status for name, state in found.items()} == {"a": "interrupted", "b": "failed", "c": "finished"}
+    assert {name: state.status for name, state in found.items()} == {"a": "failed", "b": "failed", "c": "finished"}
     assert "SIGKILL" in found["a"].message
     assert "Traceback" in (tmp_path / "out" / found["b"].folder / "output.log").read_text()
     done = files(tmp_path / "out")
 
     (tmp_path / "a").unlink()
     (tmp_path / "b").unlink()
-    assert main(*sweep) == 1  # the failed one is not run again unless asked for
+    assert main(*sweep) == 1  # what has failed is not run again unless asked for
     assert "sweep.retry=true" in capsys.readouterr().out
     assert main(*sweep, "sweep.retry=true") == 0
     ended = {state.varied[0][-1]: state for state in SweepFolder(tmp_path / "out").states()}
-    assert {name: state.attempts for name, state in ended.items()} == {"a": 2, "b": 2, "c": 1}
+    assert {name: state.attempts for name, state in ended.items()} == {"a": 4, "b": 2, "c": 1}
     assert len(set(digests(tmp_path / "out").values())) == 1  # of the same mathematics
     assert files(tmp_path / "out").items() >= done.items()
     for state in ended.values():

@@ -16,13 +16,13 @@ from torch import Tensor
 from fedsim import Engine, Evaluate, Local, Result, simulate
 from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.assembly.targets import strangers
 from fedsim.data import Dataset, Metric, Split, Task
 from fedsim.data.losses import TASKS, logistic, loss_of, next_token, squared_error
 from fedsim.data.metrics import from_sklearn
 from fedsim.errors import ClientError, InputError
 from fedsim.models import linear
 from fedsim.partition import Iid
+from fedsim.record.strangers import strangers
 from fedsim.sweep.board import last_score
 from fedsim.topology import Ring
 

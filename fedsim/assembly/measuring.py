@@ -25,6 +25,7 @@ from fedsim.ground.own_code import FAILURES, said
 from fedsim.models import twin
 from fedsim.pool.scores import Measures
 from fedsim.pool.worker import Setup
+from fedsim.record.clients_file import CLIENTS, KEYS
 from fedsim.traits.declared import traits_of
 
 SOME = 512
@@ -53,6 +54,8 @@ def measures_of(evaluation: Evaluate, dataset: Dataset) -> Measures:
         require(kind, key, must, metric.name, f"choose of {', '.join(_meant(task))}")
         require(names.count(metric.name) == 1, key, "have different names", metric.name)
         require(metric.name != "loss", key, "have other names than the loss, which is always there", metric.name)
+        column = not evaluation.clients or metric.name not in KEYS
+        require(column, key, f"have other names than {', '.join(KEYS)}, which are columns of {CLIENTS}", metric.name)
     classes = task.outputs != "numbers"
     for metric in metrics:
         require(classes or metric.of in ("examples", "outputs"), key, f"be of outputs for the {task} task", metric.of)

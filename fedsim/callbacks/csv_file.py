@@ -15,7 +15,7 @@ from fedsim.ground.files import atomic_file
 
 
 @dataclass
-class Csv(Callback):
+class CsvFile(Callback):
     """Writes ``metrics.csv``: a line for each round, a column for each tag, empty where a round did not measure it.
 
     A resumed run has every round once: the file is made anew from the rounds that were kept.

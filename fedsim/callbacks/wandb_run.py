@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.callbacks.base import Callback, RunView, require_package, scalars
 from fedsim.fields import check_fields
 from fedsim.ground.files import atomic_file
+
+PATIENCE = {"WANDB__SERVICE_WAIT": "300", "WANDB_INIT_TIMEOUT": "300"}
+"""Seconds to wait for wandb's own process and for its answer: half a minute is little where many runs start at once."""
 
 
 @dataclass
@@ -45,15 +52,17 @@ class WandB(Callback):
         self._note = None if run.folder is None else Path(run.folder) / "wandb.json"
         before = _read(self._note) if run.records else {}
         self._logged = int(before.get("round", -1))
-        self._run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=self.mode,
-            tags=self.tags,
-            name=run.name,
-            config=dict(run.config),
-            **self._place(run, before),
-        )
+        place = self._place(run, before)
+        with _patience():
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=self.mode,
+                tags=self.tags,
+                name=run.name,
+                config=dict(run.config),
+                **place,
+            )
         for record in run.records:
             self.record(record)
 
@@ -62,7 +71,7 @@ class WandB(Callback):
         done = int(record["round"])
         if done <= self._logged:
             return
-        self._run.log(scalars(record), step=done)
+        self._run.log(scalars(record), step=done, commit=True)
         self._logged = done
         if self._note is not None:
             with atomic_file(self._note) as file:
@@ -80,7 +89,28 @@ class WandB(Callback):
     def _place(self, run: RunView, before: Mapping[str, Any]) -> dict[str, Any]:
         """Where wandb writes, and which run goes on."""
         where = {} if run.folder is None else {"dir": str(run.folder)}
-        return where | ({"id": before["id"], "resume": "allow"} if "id" in before else {})
+        if run.folder is None or "id" not in before:
+            return where
+        _wait_for_a_name(Path(run.folder) / "wandb", str(before["id"]))
+        return where | {"id": before["id"], "resume": "allow"}
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """What wandb's own settings leave open is PATIENCE meanwhile."""
+    mine = {key: value for key, value in PATIENCE.items() if key not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for key in mine:
+            os.environ.pop(key, None)
+
+
+def _wait_for_a_name(folder: Path, run: str) -> None:
+    """wandb names a run's files by the second: within one second, a run that goes on has no new ones."""
+    while any(folder.glob(f"*-{datetime.now():%Y%m%d_%H%M%S}-{run}")):
+        time.sleep(0.02)
 
 
 def _read(note: Path | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from fedsim.assembly.problems import collect, did_you_mean
-from fedsim.cli.commands import COMMANDS
+from fedsim.cli.argv import COMMANDS
 from fedsim.cli.composer import composer_of
 from fedsim.cli.explain import groups_of, no_word, unknown, without_hydra
 from fedsim.cli.guesses import as_key, bare, meanings, without_spaces

@@ -5,6 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+COMMANDS = {
+    "list": "every option of a group with its description",
+    "presets": "whole runs pinned by a file",
+    "download": "public data sets, checked and put where fedsim looks for them",
+    "verify": "the same run at different parallelism, digests compared round by round",
+    "replay": "one client of one round of a recorded run, in this process",
+    "export": "the model of a run as a file for other programs",
+}
+"""What ``fedsim`` does besides running: {word: what it shows or does}."""
+
 _NOTHING = {"privacy": "none", "topology": "none", "task": "none", "channel": "[]", "downlink": "[]", "callbacks": "[]"}
 """What null means for a group that may be left out."""
 

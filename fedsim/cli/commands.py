@@ -1,4 +1,4 @@
-"""What ``fedsim`` does besides running: ``fedsim list``, ``presets``, ``download``, ``verify`` and ``replay``."""
+"""What ``fedsim`` does besides running: ``list``, ``presets``, ``download``, ``verify``, ``replay``, ``export``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedsim.cli.argv import COMMANDS
 from fedsim.cli.trust import WORDS
 from fedsim.errors import InputError
 
-COMMANDS = {
-    "list": "every option of a group with its description",
-    "presets": "whole runs pinned by a file",
-    "download": "public data sets, checked and put where fedsim looks for them",
-    "verify": "the same run at different parallelism, digests compared round by round",
-    "replay": "one client of one round of a recorded run, in this process",
-}
 FOLDERS = ("--config-dir", "-cd")
 """Hydra's flag for a folder with groups of one's own, in both its forms."""
 
@@ -63,6 +57,27 @@ def command(argv: Sequence[str]) -> int:
         return verify(overrides)
     if name == "download":
         return _download(parser, rest)
+    return (_export if name == "export" else _replay)(parser, rest)
+
+
+def _export(parser: argparse.ArgumentParser, rest: Sequence[str]) -> int:
+    from fedsim.cli.export_model import FORMATS, export
+
+    parser.usage = f"fedsim export RUN [--best] [--format {{{','.join(FORMATS)}}}] [--out FILE] [trust=true]"
+    parser.epilog = "trust=true: for onnx, also build the classes in RUN that are not fedsim's, whose code runs then."
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument("words", nargs="*", metavar="trust=true", help=argparse.SUPPRESS)
+    parser.add_argument("--best", action="store_true", help="the best model, by evaluate.best, instead of the last")
+    formats = "safetensors (default), pt (a state_dict for torch.load), or onnx (needs the extra onnx)"
+    parser.add_argument("--format", choices=FORMATS, help=formats)
+    parser.add_argument("--out", type=Path, help="a new file (default: named after RUN, in the current folder)")
+    args = parser.parse_intermixed_args(rest)
+    if unknown := [word for word in args.words if word not in WORDS]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return export(args.run_dir, best=args.best, kind=args.format, out=args.out, words=args.words)
+
+
+def _replay(parser: argparse.ArgumentParser, rest: Sequence[str]) -> int:
     from fedsim.cli.replay import replay
 
     parser.usage = "fedsim replay RUN_DIR round=R [client=I[,J,...]] [trust=true] [--pdb]"

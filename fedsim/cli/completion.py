@@ -13,7 +13,8 @@ from contextlib import redirect_stderr
 from itertools import pairwise
 from pathlib import Path
 
-from fedsim.cli.commands import COMMANDS, FOLDERS, command_first
+from fedsim.cli.argv import COMMANDS
+from fedsim.cli.commands import FOLDERS, command_first
 from fedsim.cli.folder import config_folder
 
 FLAGS = ("-sc", "--shell-completion")

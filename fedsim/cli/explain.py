@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from fedsim.assembly.problems import nearest, unknown_key
-from fedsim.cli.guesses import WORDS, guess, unknown_option
+from fedsim.cli.guesses import WORDS, first_guess, unknown_option
 from fedsim.errors import InputError, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -104,7 +104,7 @@ def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Over
             names = [str(key) for key in node] + ([] if path else [name for name in groups if name not in cfg])
             valid = [name for name in names if name not in ("hydra", "_target_")]
             last = override.key_or_group.rpartition(".")[2]
-            hint = "" if override.is_delete() else guess(last, _value(override), known, groups)
+            hint = "" if override.is_delete() else first_guess(last, _value(override), known, groups)
             near = "" if hint and last in WORDS else _near(override, path, part, valid)
             line = unknown_key(".".join(path), part, valid, override.input_line, near or hint)
             several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))

@@ -68,7 +68,7 @@ DESCRIBED = {"experiment": "fedsim presets"}
 """Groups of which a line names the closest options only, and the command that describes them all."""
 
 
-def guess(word: str, value: str, config: Mapping[str, Any], options: Mapping[str, Sequence[str]]) -> str:
+def first_guess(word: str, value: str, config: Mapping[str, Any], options: Mapping[str, Sequence[str]]) -> str:
     """``did you mean KEY=VALUE? `` for a key that there is not, or "" where nothing comes to mind."""
     found = meanings(word, value, config, options)
     return f"did you mean {' or '.join(found)}? " if found else ""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from fedsim.data.losses import Task
-from fedsim.data.own import Arrays, check_test_share, from_arrays
+from fedsim.data.own import Arrays, check_outputs, check_test_share, from_arrays
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 
@@ -85,6 +85,7 @@ class SheetOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         check_test_share(self.test)
+        check_outputs(self.outputs)
 
 
 def arranged(table: Sheet, tested: Sheet | None, layout: ColumnRoles, told: SheetOptions, name: str) -> Arrays:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsim.data.dataset import Dataset
 from fedsim.data.memory import require_memory
-from fedsim.data.own import check_test_share, from_arrays, stem
+from fedsim.data.own import check_outputs, check_test_share, from_arrays, stem
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 
@@ -45,6 +45,7 @@ class Npz:
     def __post_init__(self) -> None:
         check_fields(self)
         check_test_share(self.test)
+        check_outputs(self.outputs)
 
     def load(self, seed: int) -> Dataset:
         """Read the file; the seed decides which samples are held out where it has no test samples."""

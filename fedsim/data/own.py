@@ -42,6 +42,7 @@ class Arrays:
     def __post_init__(self) -> None:
         check_fields(self)
         check_test_share(self.test)
+        check_outputs(self.outputs)
         pairs = (self.x_test is None) == (self.y_test is None)
         require(pairs, f"data {self.name}", "have x_test and y_test, or neither", "one of them")
         tested = self.client_test is None or (self.client is not None and self.x_test is not None)
@@ -76,7 +77,7 @@ class Arrays:
             train, test = _standardised(train, test, self._at("x"))
         outputs = self.outputs or outputs_of(task, y, self.x, classes)
         mean, std = channel_statistics(train.x) if train.x.dtype == np.uint8 else ((), ())
-        made = Dataset(self.name, train, test, task, outputs, mean, std, self.augment)  # type: ignore[arg-type]
+        made = Dataset(self.name, train, test, task, outputs, mean, std, self.augment)
         return with_digest(replace(made, classes=self.classes or classes, clients=clients))
 
     def _labels(self, task: str | Task) -> tuple[list[np.ndarray], tuple[str, ...]]:
@@ -166,6 +167,11 @@ def from_arrays(
 def check_test_share(share: float) -> None:
     """Raise InputError unless ``share`` is a share of the samples that leaves some for training."""
     require(0 <= share < 1, "test", "be in [0, 1)", share, "0 means no test split")
+
+
+def check_outputs(outputs: int | None) -> None:
+    """Raise InputError unless there are as many outputs, or the data say how many."""
+    require(outputs is None or outputs >= 1, "outputs", "be >= 1", outputs, "null leaves it to the data")
 
 
 def stem(path: str) -> str:

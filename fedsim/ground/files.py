@@ -10,12 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from fedsim.errors import NotSaved
+
 DISK = frozenset(
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EMFILE", "ENFILE", "ESTALE", "ENODEV", "ENXIO")
     if hasattr(errno, name)
 )
 """Errors of a machine whose disk is full, broken or gone, or that opens no more files; no mistake of a program."""
+
+
+def of_the_disk(error: OSError, folder: Path) -> bool:
+    """Whether an error is the disk's, or about a file in the folder of a run; others come from a user's own code."""
+    return isinstance(error, NotSaved) or error.errno in DISK or str(error.filename).startswith(str(folder))
 
 
 @contextmanager

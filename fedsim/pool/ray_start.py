@@ -28,6 +28,10 @@ def _told() -> None:
     """Tell Ray what fedsim wants of it, unless the user has said otherwise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a local Ray listens on loopback only
+    # No record of every call, which nobody reads: Ray's control service keeps 100,000 of them, of 3 kB each.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    # Room in the object store is used again at once, not after a second or 100 objects, in which a run takes more.
+    os.environ.setdefault("RAY_free_objects_period_milliseconds", "0")
 
 
 # Ray reads some of them when it is imported, and sets a hook and a filter of its own.
@@ -100,7 +104,7 @@ def begin_ray(engine: Engine, room: int) -> Started:
     ray_home.require_token()
     local: dict[str, Any] = {"num_cpus": max(engine.actors, os.cpu_count() or 1), "object_store_memory": room}
     local |= {"_temp_dir": own.name} if own else {}
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, before = signal.getsignal(signal.SIGTERM), ray_watch.begun()
     try:
         ray_home.knock(engine.address)
         ray_home.require_welcome(engine.address)
@@ -114,13 +118,16 @@ def begin_ray(engine: Engine, room: int) -> Started:
         return Started(own, local=not engine.address)
     except BaseException as error:
         ray.shutdown()
+        for session in ray_watch.begun() - before:  # Ray leaves its processes where it gives up on one of them
+            ray_watch.tell(session.name, signal.SIGKILL)
+            ray_watch.remove(session)
         if own is not None:
             own.cleanup()
-        if not isinstance(error, (OSError, ValueError, RuntimeError, RayError)) or isinstance(error, InputError):
+        if not _of_ray(error):
             raise
         if not engine.address:
             why = first_line(error)
-            do = "use engine=serial, or set TMPDIR or HOME to writable folders"
+            do = "use engine=serial, set TMPDIR or HOME to writable folders, or try again when the machine is less busy"
             raise InputError(f"engine=ray must be able to start Ray on this machine, got {why}; {do}") from error
         raise InputError(
             f"engine.address must be a running Ray cluster, got {engine.address!r} ({first_line(error)}); "
@@ -130,6 +137,12 @@ def begin_ray(engine: Engine, room: int) -> Started:
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # ray.init replaces it by one that aborts the process
+
+
+def _of_ray(error: BaseException) -> bool:
+    """Whether it says that Ray could not begin; where that takes too long Ray raises Exception itself, of no kind."""
+    kinds = (OSError, ValueError, RuntimeError, RayError)
+    return type(error) is Exception or (isinstance(error, kinds) and not isinstance(error, InputError))
 
 
 def require_same(address: str | None) -> None:

@@ -84,6 +84,13 @@ def children(session: str) -> list[int]:
     return [pid for pid in _processes() if _state(pid)[1:2] == [mine] and session in _command(pid)]
 
 
+def begun() -> set[Path]:
+    """Folders of the sessions of Ray that this process has begun and that still have processes."""
+    commands = "\0".join(_command(pid) for pid in children(""))
+    found = re.finditer(rf"/[^\0=\s]*/{SESSION.pattern}", commands)
+    return {Path(match[0]) for match in found if int(match["pid"]) == os.getpid()}
+
+
 def tell(session: str, number: int) -> None:
     """Send a signal to what this process has started for a session."""
     for pid in children(session):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -103,6 +104,37 @@ def curves(
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+    return figure
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows, whether or not pyplot was ever imported there."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=110, facecolor="white")
+        return png.getvalue()
+
+
+def over_rounds(rounds: np.ndarray, series: Mapping[str, np.ndarray], title: str) -> ShownFigure:
+    """Metrics of one run against rounds, a drawing for each, one below the other.
+
+    Args:
+        rounds: [k].
+        series: {label: [k] values, NaN where there is none}.
+        title: one line.
+    """
+    figure = ShownFigure(figsize=(7.5, 0.6 + 2.2 * len(series)), layout="constrained")
+    drawings = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
+    for number, (axes, (label, values)) in enumerate(zip(drawings, series.items(), strict=True)):
+        there = np.isfinite(values)
+        mark = "o" if there.sum() <= 30 else ""
+        axes.plot(rounds[there], values[there], color=PALETTE[number % len(PALETTE)], marker=mark, markersize=3)
+        axes.set(ylabel=label.removeprefix("eval/").replace("_", " "))
+        axes.grid(alpha=0.25)
+    drawings[-1].set(xlabel="round")
+    drawings[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title)
     return figure
 
 

@@ -18,6 +18,7 @@ from fedsim.ground.console import Progress
 from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
 from fedsim.record.checkpoint import Checkpoints, Saved
+from fedsim.record.clients_file import ClientsFile
 from fedsim.record.drawings import draw_confusion
 from fedsim.record.hooks import Hooks
 from fedsim.record.kept_models import KeptModels
@@ -47,6 +48,7 @@ class History:
         events: whether the events of a run in virtual time are kept.
         hooks: who is told of every round.
         models: what writes the models in the folder, or None.
+        clients: what writes the clients' values, or None.
         start: seconds before the first round, of a resumed run those of every start.
     """
 
@@ -64,6 +66,7 @@ class History:
     events: bool = False
     hooks: Hooks = field(default_factory=Hooks)
     models: KeptModels | None = None
+    clients: ClientsFile | None = None
     start: float = 0.0
     _saved: int | None = None
 
@@ -85,6 +88,8 @@ class History:
         self.records += self.folder.records if self.folder else []
         if self.models:
             self.models.resume(self.records)
+        if self.clients:
+            self.clients.resume(self.records)
         self._saved = None if self.open else saved.done
         if self.bar:
             self.bar.update(self.records[-1])
@@ -157,6 +162,8 @@ class History:
                 self.folder.write(record)
             if self.models:
                 self.models.heard(record, self.run.model)
+            if self.clients and self.run.clients is not None and "eval/loss" in record:
+                self.clients.heard(int(record["round"]), self.run.clients)
             if self.bar:
                 self.bar.update(record)
 
@@ -180,6 +187,8 @@ class History:
         self.folder.sync()
         if self.models and not last:
             self.models.save()
+        if self.clients:
+            self.clients.save()
         recorded = self.run.done - (self.open is not None)
         wall_s = self.spent + time.perf_counter() - self.begun
         notes = {"recorded": recorded, "open": self.open, "wall_s": wall_s, "fingerprint": self.fingerprint}
@@ -205,6 +214,8 @@ class History:
                 self.folder.trajectory(points, **self._times())
             if self.events and (happened := self.run.happened()) is not None:
                 self.folder.events(*happened)
+            if self.clients:
+                self.clients.save()
             self.folder.finish(summary)
         self.hooks.end(summary)
         return summary

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from fedsim.errors import first_line
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import warning
-from fedsim.ground.model_file import write_model
 from fedsim.record.best import Best
+
+if TYPE_CHECKING:  # a report, which knows these files by name, needs no torch
+    from torch import Tensor, nn
 
 LAST, BEST = "model.safetensors", "model_best.safetensors"
 
@@ -53,12 +54,16 @@ class KeptModels:
         Raises:
             OSError: one of them cannot be written.
         """
+        from fedsim.ground.model_file import write_model
+
         self._write_best()
         last = self.module(model)
         if last is not None:
             write_model(self.folder / LAST, last, round=done)
 
     def _write_best(self) -> None:
+        from fedsim.ground.model_file import write_model
+
         found = self.module(self._found) if self._found is not None else None
         if found is not None:
             best = self.best

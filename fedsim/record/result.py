@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from html import escape
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from fedsim.errors import require
+from fedsim.ground.console import headline, number, rows_of
 from fedsim.ground.tree import tree_map
 from fedsim.pool.jobs import Rows
 from fedsim.record.run_folder import Status
 from fedsim.runs.traffic import Record
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run came to.
+
+    A notebook shows it as a table, ``print`` in a line.
 
     Attributes:
         status: ``finished``, ``stopped`` (by a callback), ``diverged`` or ``interrupted``.
@@ -63,3 +73,58 @@ class Result:
         """
         rows = self.stores[number % len(self.stores)].read([number])
         return tree_map(lambda array: torch.from_numpy(array)[0], rows[0])
+
+    def frame(self) -> Any:
+        """All records as a table with a row for each round and a column for each tag, ``round`` among them.
+
+        A ``pandas.DataFrame`` where pandas is installed, else a dictionary of arrays, {tag: [rounds + 1]}. What a round
+        did not measure is NaN.
+        """
+        if find_spec("pandas") is None:
+            return self._columns()
+        import pandas
+
+        return pandas.DataFrame(self._columns())
+
+    def plot(self, *metrics: str) -> Figure:
+        """Metrics against rounds, one drawing below the other; a notebook shows the figure.
+
+        >>> result.plot("accuracy", "train/loss").savefig("mine.pdf")  # doctest: +SKIP
+
+        Args:
+            metrics: tags, ``eval/`` may be left out; none: the first score, and the loss.
+
+        Raises:
+            InputError: one of them is not on record.
+        """
+        from fedsim.record.figures import over_rounds
+
+        columns = self._columns()
+        known = [tag for tag in columns if tag != "round"]
+        asked = metrics or tuple(headline(dict.fromkeys(known, 0.0)))
+        tags = [name if name in columns else f"eval/{name}" for name in asked]
+        for name, tag in zip(asked, tags, strict=True):
+            require(tag in known, "metrics", f"be tags of this run's records ({', '.join(known)})", name)
+        return over_rounds(columns["round"], {tag: columns[tag] for tag in tags}, self.name)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """{tag: [rounds + 1]}, ``round`` first and as whole numbers."""
+        tags = dict.fromkeys(["round", *(tag for record in self.metrics for tag in record)])
+        kinds: dict[str, Any] = {"round": np.int64}
+        return {
+            tag: np.array([record.get(tag, math.nan) for record in self.metrics], kinds.get(tag, np.float64))
+            for tag in tags
+        }
+
+    def __repr__(self) -> str:
+        last = {tag: value["last"] for tag, value in self.summary.items() if tag.startswith("eval/")}
+        scores = [f"{name} {number(value)}" for name, value in headline(last).items()]
+        where = [f"in {self.run_dir}"] if self.run_dir else []
+        parts = [self.status, f"{self.summary['rounds']} rounds", *scores, f"digest {self.summary['digest'][:8]}"]
+        return f"<Result {self.name}: {', '.join(parts + where)}>"
+
+    def _repr_html_(self) -> str:
+        where = [("folder", str(self.run_dir))] if self.run_dir else []
+        cells = '<tr><th style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>'
+        rows = [cells.format(escape(name), escape(text)) for name, text in [*rows_of(self.summary), *where]]
+        return f"<table><caption>{escape(self.name)}</caption>{''.join(rows)}</table>"

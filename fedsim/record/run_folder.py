@@ -10,6 +10,7 @@
                       metrics.jsonl; in virtual time also t [rounds + 1]
     events.npz        on request, of a run in virtual time: what happened when
     model.safetensors, model_best.safetensors    the last model and the best one (``fedsim.record.kept_models``)
+    clients.parquet   with ``evaluate.clients`` and pyarrow: every client's own values (``fedsim.record.clients_file``)
     summary.json      ``run_summary``; its presence says that the run came to an end
 
 metrics.jsonl grows by whole lines only, each handed to the operating system before ``write`` returns; the other files
@@ -36,6 +37,7 @@ from fedsim.errors import InputError
 from fedsim.evaluate import is_better
 from fedsim.ground.console import warning
 from fedsim.ground.files import atomic_file, is_own_file, leftovers
+from fedsim.record.clients_file import CLIENTS
 from fedsim.record.kept_models import BEST, LAST
 from fedsim.record.papers import papers
 from fedsim.record.tensorboard import EventFile, own_event_files
@@ -48,7 +50,10 @@ Status = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
 DONE = ("finished", "stopped")
 """How a run ends that came to what was asked of it: all rounds, or a callback's word that it is enough."""
 
-ATOMIC = r"(config\.yaml|(names|provenance|summary)\.json|(trajectory|events)\.npz|model(_best)?\.safetensors)"
+ATOMIC = (
+    r"(config\.yaml|(names|provenance|summary)\.json|(trajectory|events)\.npz|model(_best)?\.safetensors"
+    r"|clients\.parquet)"
+)
 """Names of files that are written under another name first, as a regular expression."""
 
 
@@ -117,7 +122,8 @@ class RunFolder:
             records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
             metrics.truncate(end)
             metrics.seek(end)
-            for name in ("summary.json", "trajectory.npz", LAST, *(() if done else (BEST,))):
+            anew = (*(() if done else (BEST,)), *((CLIENTS,) if done is None else ()))
+            for name in ("summary.json", "trajectory.npz", LAST, *anew):
                 (path / name).unlink(missing_ok=True)
             for left in filter(is_own_file, leftovers(path, ATOMIC)):
                 left.unlink()

@@ -88,6 +88,12 @@ def reading(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
             "got there, bold only where all did. By default the target is 95 % of the way from the initial model to "
             "the best method's final."
         )
+    if any(row.clients for comparison in comparisons for row in comparison.rows):
+        lines.append(
+            "Distributions over clients are those of the last evaluation of finished runs, the clients of all seeds "
+            "together, those with test samples. Where the metric shall be large, a curve further right is better; "
+            "a steep one is fair."
+        )
     return tuple(lines)
 
 

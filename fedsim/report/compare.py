@@ -13,6 +13,7 @@ from fedsim.evaluate import lower_is_better
 from fedsim.ground.console import headline
 from fedsim.record.run_folder import DONE
 from fedsim.report.axes import AXES, Axis, spent_until
+from fedsim.report.clients import ClientSpread, spread_over_clients
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, SharedSetting
 from fedsim.report.runs import UNFINISHED, RecordedRun
@@ -64,6 +65,7 @@ class Row:
         difference: of the main metric to the baseline's by seed, or None.
         cost: to the target, or None when there is no target.
         curves: by metric.
+        clients: of the runs of ``final``: how the main metric is distributed over them, where that was kept.
     """
 
     method: Method
@@ -71,6 +73,7 @@ class Row:
     difference: Estimate | None
     cost: Cost | None
     curves: dict[str, Curve]
+    clients: ClientSpread | None = None
 
     @property
     def states(self) -> dict[str, int]:
@@ -92,6 +95,7 @@ class Comparison:
         baseline: label of the method that differences refer to.
         target: tag and value whose first reaching is costed, or None when nothing was measured.
         unpaired: why pairs were left out, one line each.
+        unread: why clients were left out, one line each.
         smooth: evaluations of a run of which a point of the curves is the mean.
     """
 
@@ -102,6 +106,7 @@ class Comparison:
     baseline: str
     target: tuple[str, float] | None
     unpaired: tuple[str, ...]
+    unread: tuple[str, ...] = ()
     smooth: int = 1
 
 
@@ -132,6 +137,7 @@ def compare(
     base = next((name for name in (baseline, "FedAvg") if name in names), names[0])
     reference = next(method for method in setting.methods if method.label == base)
     unpaired: dict[str, None] = {}
+    unread: dict[str, None] = {}
     rows = [
         Row(
             method,
@@ -139,6 +145,7 @@ def compare(
             None if method is reference else _difference(method, reference, tags[0], unpaired),
             None if aim is None else _cost(method, main, aim),
             {tag: found for tag in tags if (found := curve(method.runs, tag, smooth)) is not None},
+            _clients(method, tags[0], unread),
         )
         for method in setting.methods
     ]
@@ -149,7 +156,7 @@ def compare(
     )
     axes = tuple(axis for axis in AXES if any(axis.name in c.axes for row in rows for c in row.curves.values()))
     goal = None if aim is None else (main, aim)
-    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired), smooth)
+    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired), tuple(unread), smooth)
 
 
 def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ...]:
@@ -166,6 +173,15 @@ def _last(run: RecordedRun, tag: str) -> int | None:
     """Index of the last line that measured ``tag``, or None."""
     found = np.flatnonzero(np.isfinite(run.series(tag)))
     return int(found[-1]) if len(found) else None
+
+
+def _clients(method: Method, tag: str, unread: dict[str, None]) -> ClientSpread | None:
+    """How a metric is distributed over the clients of the finished runs, at their last evaluations."""
+    ends = [(run, _last(run, tag)) for run in method.runs if run.status in DONE]
+    at = [(run, int(run.rounds[end])) for run, end in ends if end is not None]
+    found, problems = spread_over_clients(at, tag.removeprefix("eval/"))
+    unread |= problems
+    return found
 
 
 def _final(method: Method, tags: Sequence[str]) -> Final:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
+import numpy as np
+
 from fedsim.evaluate import lower_is_better
 from fedsim.report.charts import Line, chart, legend_line
 from fedsim.report.compare import Comparison, Row
 from fedsim.report.curves import Curve, smoothing
-from fedsim.report.tables import Table, costs, name, results_table
+from fedsim.report.tables import Table, clients_table, costs, name, results_table
 
 SHOWN = 12  # most lines of a chart; the table has all methods
 STYLES = 21  # in page.css: seven colours, each solid, dashed and dotted
@@ -127,6 +129,7 @@ def _setting(comparison: Comparison, choices: Sequence[AxisChoice], styles: dict
     spent = costs(comparison)
     if spent:
         parts.append(f"<h3>{escape(spent.title)}</h3>{_table(spent, styles)}")
+    parts.append(_over_clients(comparison, styles))
     rows = comparison.rows[:SHOWN]
     if any(row.curves for row in rows):
         buttons = "".join(f'<label for="axis-{choice.slug}">{escape(choice.button)}</label>' for choice in choices)
@@ -143,6 +146,30 @@ def _setting(comparison: Comparison, choices: Sequence[AxisChoice], styles: dict
         parts += [f"<p class=small>{escape(smoothing(comparison.smooth))}</p>"] if comparison.smooth > 1 else []
         parts.append(f"<div class=charts>{''.join(_charts(comparison, rows, choices, styles))}</div>")
     return "".join([*parts, "</section>"])
+
+
+def _over_clients(comparison: Comparison, styles: dict[str, int]) -> str:
+    """How the main metric is distributed over clients: a table, and the share of clients with at most each value."""
+    table = clients_table(comparison)
+    parts = [f"<p class=small>{escape(line)}.</p>" for line in comparison.unread]
+    if table is not None:
+        main = name(comparison.metrics[0])
+        lines = [
+            Line(
+                row.method.label,
+                styles[row.method.label],
+                found.values,
+                found.shares,
+                np.full(len(found.values), np.nan),
+            )
+            for row in comparison.rows[:SHOWN]
+            if (found := row.clients) is not None
+        ]
+        drawn = chart(lines, x=f"{main} of a client", y="share of clients with at most this")
+        caption = f"<figcaption>{escape(main)} over clients</figcaption>"
+        parts += [f"<h3>{escape(table.title)}</h3>", _table(table, styles)]
+        parts += [f"<div class=charts><figure>{caption}{drawn}</figure></div>"]
+    return "".join(parts)
 
 
 def _charts(

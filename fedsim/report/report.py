@@ -15,7 +15,7 @@ from fedsim.report.export import rows, write_csv, write_parquet
 from fedsim.report.methods import settings
 from fedsim.report.page import Report, html
 from fedsim.report.runs import RecordedRun
-from fedsim.report.tables import costs, latex, markdown, name, results_table
+from fedsim.report.tables import clients_table, costs, latex, markdown, name, results_table
 
 FILES = ("report.html", "report.md", "table.tex", "papers.bib", "results.csv", "results.parquet")
 
@@ -100,7 +100,9 @@ def to_markdown(report: Report) -> str:
         parts += [f"## {comparison.setting.label or 'Results'}", markdown(results_table(comparison))]
         parts += [f"Not paired: {line}." for line in comparison.unpaired]
         spent = costs(comparison)
-        parts += [f"### {spent.title}", markdown(spent)] if spent else []
+        for table in (spent, clients_table(comparison)):
+            parts += [f"### {table.title}", markdown(table)] if table else []
+        parts += [f"{line}." for line in comparison.unread]
     parts.append("## Commands")
     parts += [f"{label}:\n\n```bash\n{chr(10).join(lines)}\n```" for label, (lines, _) in report.commands.items()]
     parts += ["## How to read this", "\n".join(f"- {line}" for line in report.reading)]

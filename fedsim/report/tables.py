@@ -7,7 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedsim.evaluate import lower_is_better
+from fedsim.report.clients import QUANTILES, ClientSpread
 from fedsim.report.compare import Comparison, Cost, Row
 from fedsim.report.statistics import Estimate, short
 
@@ -150,6 +153,24 @@ def costs(comparison: Comparison) -> Table | None:
         (Cell(label), Cell(f"{cost.got} of {cost.of}"), *(cell(cost, axis) for axis in axes)) for label, cost in rows
     )
     return Table(f"Cost of {name(tag)} {target:g}", ("method", "runs that reach it", *axes), cells)
+
+
+def clients_table(comparison: Comparison) -> Table | None:
+    """How the main metric is distributed over clients, where every client's value was kept."""
+    rows = [(row.method.label, row.clients) for row in comparison.rows if row.clients is not None]
+    if not rows:
+        return None
+    sign = -1 if lower_is_better(comparison.metrics[0]) else 1
+
+    def cells(label: str, spread: ClientSpread) -> tuple[Cell, ...]:
+        worst_first = spread.values[::sign]
+        found = [worst_first[0], *np.quantile(spread.values, [q if sign > 0 else 1 - q for q in QUANTILES.values()])]
+        numbers = [*found, worst_first[-1]]
+        return Cell(label), Cell(f"{len(spread.values):,}"), *(Cell(short(float(value))) for value in numbers)
+
+    title = f"{name(comparison.metrics[0]).capitalize()} over clients, at the last evaluation"
+    columns = ("method", "clients", "worst", *QUANTILES, "best")
+    return Table(title, columns, tuple(cells(*row) for row in rows))
 
 
 def runs(row: Row) -> str:

@@ -5,7 +5,7 @@ It knows what workers answer and what is made of it; when to evaluate is ``fedsi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float]  # by TensorBoard tag
     confusion: np.ndarray | None  # [classes, classes] samples by true and predicted class; None: no classification
+    clients: Mapping[str, np.ndarray] | None = None  # of clients or peers, if asked for: see ``client_values``
 
 
 def evaluate(backend: Backend, x: np.ndarray, test: Samples, measures: Measures, *, clients: bool) -> Evaluation:
@@ -93,23 +94,44 @@ def summarise(found: Scores, test: Samples, measures: Measures, *, clients: bool
         with _named(metric, "the test samples"):
             values = measures.of(metric, found, y)
         out |= {f"eval/{metric.name}{word and '_'}{word}": number for word, number in values.items()}
+    table = None
     if clients and (test.sizes() > 0).any():
-        out |= _loss_of_clients(found, test) if not measures.shared else {}
+        table = client_values(found, test, measures)
         for metric in measures.shared:
-            out |= _spread(metric.name, _of_clients(metric, found, test, measures), higher=metric.higher)
+            mine = table[metric.name]
+            if metric.of != "examples":  # of all predictions: of those clients where it has a value
+                mine = mine[~np.isnan(mine)] if not np.isnan(mine).all() else mine[:1]
+            out |= _spread(metric.name, mine, higher=metric.higher)
+        out |= _spread("loss", table["loss"], higher=False) if not measures.shared else {}
     if not measures.task.classes:
-        return Evaluation(out, None)
+        return Evaluation(out, None, table)
     classes = int(max(found.guesses.max(), test.y.max())) + 1
     cells = np.bincount(y * classes + found.guesses, minlength=classes**2)
-    return Evaluation(out, cells.reshape(classes, classes))
+    return Evaluation(out, cells.reshape(classes, classes), table)
 
 
-def _loss_of_clients(found: Scores, test: Samples) -> dict[str, float]:
-    return _spread("loss", _means(found.losses.astype(np.float64), test), higher=False)
+def client_values(found: Scores, test: Samples, measures: Measures) -> dict[str, np.ndarray]:
+    """What is measured of each client with test samples, on these alone.
+
+    Returns:
+        ``client`` [k] and ``samples`` [k]; ``loss`` [k] and each shared metric [k], NaN where a client's samples give
+        it no value.
+    """
+    sizes = test.sizes()
+    tested = np.flatnonzero(sizes)
+    table = {"client": tested, "samples": sizes[tested], "loss": _means(found.losses.astype(np.float64), test)}
+    return table | {metric.name: _of_clients(metric, found, test, measures) for metric in measures.shared}
+
+
+def peer_values(found: np.ndarray, metrics: Sequence[Metric], samples: int) -> dict[str, np.ndarray]:
+    """The same of peers' own models, each on all ``samples``; ``found`` and ``metrics`` are as of ``peers_scores``."""
+    peers = np.arange(len(found))
+    names = ("loss", *(metric.name for metric in metrics))
+    return {"client": peers, "samples": np.full(len(found), samples), **dict(zip(names, found.T, strict=True))}
 
 
 def _of_clients(metric: Metric, found: Scores, test: Samples, measures: Measures) -> np.ndarray:
-    """The metric of each client with test samples; of all its predictions only where it has a value there."""
+    """[k] the metric of each client with test samples; NaN where it has no value there."""
     if metric.of == "examples":
         column = np.ascontiguousarray(found.values[:, measures.examples.index(metric)]).astype(np.float64)
         means = _means(column, test)
@@ -119,15 +141,16 @@ def _of_clients(metric: Metric, found: Scores, test: Samples, measures: Measures
         mine = slice(test.start[client], test.start[client + 1])
         with _named(metric, f"the test samples of client {client}"):
             values.append(measures.of(metric, Scores(*(array[mine] for array in found)), test.y[mine])[""])
-    there = [number for number in values if not np.isnan(number)]
-    return np.array(there or [np.nan])
+    return np.array(values)
 
 
 def _means(per: np.ndarray, test: Samples) -> np.ndarray:
     """The mean over each client's test samples, of clients that have some."""
     sizes = test.sizes()
     tested = sizes > 0
-    return np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested]) / sizes[tested]
+    sums: np.ndarray = np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested])
+    means: np.ndarray = sums / sizes[tested]
+    return means
 
 
 def _spread(name: str, mine: np.ndarray, *, higher: bool) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fedsim.errors import Interrupted, first_line
 from fedsim.record.result import Result
 from fedsim.record.run_folder import summary_of
 from fedsim.simulation import simulate
+from fedsim.sweep.machine import disk_error, reason
 from fedsim.sweep.state import SweepFolder, identity, now
 
 
@@ -32,6 +34,7 @@ def attempt(
         What the run came to, or what it had when it was interrupted.
 
     Raises:
+        OSError: of the disk; the job is interrupted, not failed: the same command goes on with it.
         whatever else the run raises; the state file says so too.
     """
     state = sweep.find(identity(config))
@@ -54,8 +57,13 @@ def attempt(
         sweep.write(replace(state, status="interrupted", message="stopped before its first round", ended=now()))
         raise
     except Exception as error:
-        sweep.write(replace(state, status="failed", message=first_line(error), ended=now()))
-        raise
+        broken = disk_error(error, folder)
+        if broken is None:
+            sweep.write(replace(state, status="failed", message=first_line(error), ended=now()))
+            raise
+        with suppress(OSError):  # the first error is the one to see; a job that stands as running goes on too
+            sweep.write(replace(state, status="interrupted", message=reason(broken, sweep.path), ended=now()))
+        raise broken from None
     finally:
         sys.argv = command
     ended = {"rounds": result.summary["rounds"], "summary": summary_of(folder), "code": _code(folder), "ended": now()}

@@ -145,7 +145,8 @@ def failure_line(state: State, sweep: Path) -> str:
     """One line about a job that failed or diverged: its name, why, and where its output is."""
     log = sweep / state.folder / "output.log"
     end = f"the run diverged: {state.message}" if state.status == "diverged" else state.message
-    return f"{state.name}: {end}" + (f" ({_relative(log)})" if log.exists() else "")
+    printed = log.exists() and log.stat().st_size > 0  # a job that was killed leaves an empty one
+    return f"{state.name}: {end}" + (f" ({_relative(log)})" if printed else "")
 
 
 def print_results(sweep: Path, states: Sequence[State], console: Console | None = None) -> None:

@@ -80,7 +80,8 @@ def search(settings: Search, params: Sequence[Param], choices: Mapping[str, Any]
         run: runs jobs and returns how each stands.
 
     Returns:
-        The jobs that ran all rounds, in the order in which they were proposed.
+        The jobs that ran all rounds, in the order in which they were proposed; where a job was stopped, also those of
+        its batch, which is then the last.
     """
     import optuna
 
@@ -107,6 +108,9 @@ def search(settings: Search, params: Sequence[Param], choices: Mapping[str, Any]
                 jobs |= {number: _after(jobs[number], before)} if number in jobs else {}
             states = iter(run([job for t in alive for job in jobs[t.number]]))
             found = {t.number: [next(states) for _ in jobs[t.number]] for t in alive}
+            if any(state.unfinished for of in found.values() for state in of):
+                # What comes next depends on what is missing. The same command goes on with it, and then from here.
+                return complete + [state for of in found.values() for state in of]
             costs = {number: _cost(of, settings.metric) for number, of in found.items()}
             if rung == rounds:
                 complete += [state for of in found.values() for state in of]

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.errors import InputError, first_line
-from fedsim.ground.files import atomic_file
+from fedsim.ground.files import atomic_file, leftovers
 from fedsim.record.fingerprint import FREE
 from fedsim.record.run_folder import summary_of
 from fedsim.sweep.expand import SweepJob, folder_name
+from fedsim.sweep.machine import stopping
 
 Standing = Literal["pending", "running", "finished", "stopped", "diverged", "failed", "interrupted"]
 
@@ -121,10 +122,26 @@ class SweepFolder:
         """Make the folder, keep others out of it, and see how its jobs stand after whatever happened before.
 
         Raises:
-            InputError: another process runs this sweep.
-            OSError: the folder cannot be written.
+            InputError: another process runs this sweep, or the folder cannot be made.
+            SweepStopped: the disk failed, before or in the block.
         """
-        (self.path / "jobs").mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"got {self.path}: {error.strerror}; choose another with hydra.sweep.dir=FOLDER"
+            raise InputError(f"the sweep's folder must be writable, {what}") from error
+        with stopping(self.path), self._locked():
+            (self.path / "jobs").mkdir(exist_ok=True)
+            for left in (*leftovers(self.path, r"sweep\.json"), *leftovers(self.path / "jobs", STATE.pattern)):
+                left.unlink()
+            self._note(command, arguments)
+            for state in self.states():
+                if state.status in ("running", "interrupted"):
+                    self.write(self.seen(state))
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         with (self.path / ".lock").open("a") as lock:
             until = time.monotonic() + PATIENCE_S
             while True:
@@ -137,10 +154,6 @@ class SweepFolder:
                             f"{self.path} is being run by another fedsim; wait for it or stop it"
                         ) from None
                     time.sleep(0.1)
-            self._note(command, arguments)
-            for state in self.states():
-                if state.status in ("running", "interrupted"):
-                    self.write(self._seen(state))
             yield
 
     def states(self) -> list[State]:
@@ -199,8 +212,13 @@ class SweepFolder:
             content = {"format": FORMAT, "command": list(command), "arguments": list(arguments)}
             file.write(json.dumps(content, indent=1).encode() + b"\n")
 
-    def _seen(self, state: State) -> State:
-        """A job that did not see its end: it may just have come to it, or have gone on by ``fedsim resume=``."""
+    def seen(self, state: State, why: str = "the sweep was killed while it ran") -> State:
+        """A job that did not see its end: it may just have come to it, or have gone on by ``fedsim resume=``.
+
+        Args:
+            state: how it stood.
+            why: it was interrupted, if it ran.
+        """
         summary = summary_of(self.path / state.folder)
         done = summary is not None and summary["rounds"] >= state.rounds_total
         if summary is not None and (
@@ -208,8 +226,7 @@ class SweepFolder:
         ):
             message = summary.get("message", "")
             return replace(state, status=summary["status"], message=message, rounds=summary["rounds"], summary=summary)
-        message = "the sweep was killed while it ran" if state.status == "running" else state.message
-        return replace(state, status="interrupted", message=message)
+        return replace(state, status="interrupted", message=why if state.status == "running" else state.message)
 
 
 def _without(node: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> dict[str, Any]:

@@ -19,11 +19,15 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.errors import InputError, PoolLost
 from fedsim.ground.interrupts import SIGNALS, heard_signals
 from fedsim.ground.process import claim
+from fedsim.sweep.machine import disk_error, reason
+
+if TYPE_CHECKING:
+    from fedsim.sweep.state import SweepFolder
 
 METHOD = "fork" if sys.platform == "linux" else "spawn"
 
@@ -34,6 +38,18 @@ class Ray(NamedTuple):
     address: str
     cpus: int
     auth: dict[str, str]
+
+
+class Answer(NamedTuple):
+    """How a worker comes back from a job; what became of the job is in its state file.
+
+    Attributes:
+        stopped: it was told to stop, and ends.
+        disk: what the disk said, which stops the sweep; empty where it said nothing. The worker ends then too.
+    """
+
+    stopped: bool = False
+    disk: str = ""
 
 
 class Process:
@@ -85,8 +101,7 @@ class Process:
 
 
 def serve(line: Connection, sweep: Path) -> None:
-    """A worker: runs what comes through the line and answers after each job; the state file has the result."""
-    from fedsim.sweep.attempt import attempt
+    """A worker: runs what comes through the line and sends an ``Answer`` after each job."""
     from fedsim.sweep.state import SweepFolder
 
     claim()
@@ -105,21 +120,33 @@ def serve(line: Connection, sweep: Path) -> None:
             return
         name, config, ray = job
         os.environ.update(ray.auth if ray is not None else {})
-        with _Output(sweep / name / "output.log"):
-            try:
-                stopped = attempt(folder, config, address=ray and ray.address).status == "interrupted"
-            except (KeyboardInterrupt, SystemExit):  # the latter from Ray's own handler, in force while Ray starts
-                stopped = True
-            except (InputError, PoolLost) as error:
-                stopped = False
-                sys.stderr.write(f"{error}\n")
-            except Exception:
-                stopped = False
-                traceback.print_exc()
+        answer = _answer(folder, name, config, ray and ray.address)
         with suppress(BrokenPipeError):
-            line.send(stopped)
-        if stopped:
+            line.send(answer)
+        if answer.stopped or answer.disk:
             return
+
+
+def _answer(sweep: SweepFolder, name: str, config: Mapping[str, Any], address: str | None) -> Answer:
+    """Run a job, and keep what it prints in its folder."""
+    from fedsim.sweep.attempt import attempt
+
+    folder = sweep.path / name
+    try:
+        with _Output(folder / "output.log"):
+            try:
+                return Answer(attempt(sweep, config, address=address).status == "interrupted")
+            except (InputError, PoolLost) as error:
+                sys.stderr.write(f"{error}\n")
+            except Exception as error:
+                if disk_error(error, sweep.path) is not None:
+                    raise
+                traceback.print_exc()
+    except (KeyboardInterrupt, SystemExit):  # the latter from Ray's own handler, in force while Ray starts
+        return Answer(stopped=True)
+    except OSError as error:  # the job's, or of the file of what it prints
+        return Answer(disk=reason(error, sweep.path))
+    return Answer()
 
 
 def keep_ray(line: Connection, address: str | None, cpus: int) -> None:

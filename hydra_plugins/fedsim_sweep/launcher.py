@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from fedsim.sweep.side_by_side import QueuedJob
+    from fedsim.sweep.queued import QueuedJob
     from fedsim.sweep.state import State, SweepFolder
 
 
@@ -20,7 +20,7 @@ class FedsimLauncher(Launcher):
     """Starts each job when the CPUs that it declares are free.
 
     Args:
-        limits: the keys of ``fedsim.sweep.side_by_side.Limits``.
+        limits: the keys of ``fedsim.sweep.queued.Limits``.
     """
 
     def __init__(self, **limits: Any) -> None:
@@ -41,7 +41,8 @@ class FedsimLauncher(Launcher):
         """
         from fedsim.assembly.nodes import convert
         from fedsim.sweep.board import Board
-        from fedsim.sweep.side_by_side import Limits, in_one_process, run_all
+        from fedsim.sweep.queued import Limits, in_one_process
+        from fedsim.sweep.side_by_side import run_all
 
         limits: Limits = convert(self._given, Limits, "hydra.launcher")
         with Board(folder.path, states) as board:
@@ -53,7 +54,7 @@ class FedsimLauncher(Launcher):
         from fedsim.record.run_folder import DONE
         from fedsim.sweep.board import last_score
         from fedsim.sweep.expand import SweepJob
-        from fedsim.sweep.side_by_side import QueuedJob
+        from fedsim.sweep.queued import QueuedJob
         from fedsim.sweep.state import SweepFolder
 
         from ._composer import Composer

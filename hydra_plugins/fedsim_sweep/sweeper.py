@@ -51,6 +51,7 @@ class FedsimSweeper(Sweeper):
         Raises:
             InputError: a job cannot be run; before anything is.
             JobFailed: a job did not finish; after all others.
+            SweepStopped: the disk failed; what was written is kept.
         """
         from fedsim.assembly.nodes import convert
         from fedsim.errors import JobFailed
@@ -113,7 +114,7 @@ class FedsimSweeper(Sweeper):
     def _run(self, folder: SweepFolder, jobs: Sequence[SweepJob], configs: Sequence[Mapping[str, Any]]) -> list[State]:
         """Run what is not finished; the states of the jobs, in their order."""
         from fedsim.sweep.board import skipped
-        from fedsim.sweep.side_by_side import QueuedJob
+        from fedsim.sweep.queued import QueuedJob
         from fedsim.sweep.state import identity
 
         keys = [identity(config) for config in configs]
@@ -130,7 +131,7 @@ class FedsimSweeper(Sweeper):
             asked = [[*of[s.identity][0].overrides, *dirs, _quoted("hydra.sweep.subdir", s.folder)] for s in todo]
             for done in self._launcher.launch(asked, initial_job_idx=0):
                 if done.status == JobStatus.FAILED:
-                    _explain(done._return_value)
+                    _explain(done._return_value, folder.path)
         now = {state.identity: state for state in folder.states()}
         return [now[key] for key in keys]
 
@@ -148,9 +149,16 @@ def _quoted(key: str, value: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def _explain(error: Any) -> None:
-    """Show where an unexpected error of a job came from; the expected ones have said what they are."""
-    from fedsim.errors import JobFailed
+def _explain(error: Any, sweep: Path) -> None:
+    """Show where an unexpected error of a job came from; the expected ones have said what they are.
 
+    Raises:
+        SweepStopped: it is of the disk.
+    """
+    from fedsim.errors import JobFailed
+    from fedsim.sweep.machine import disk_error, reason, sweep_stopped
+
+    if (broken := disk_error(error, sweep)) is not None:
+        raise sweep_stopped(reason(broken, sweep), sweep)
     if isinstance(error, Exception) and not isinstance(error, JobFailed):
         traceback.print_exception(error)
