@@ -166,6 +166,7 @@ def test_no_message_names_a_script_of_the_checkout() -> None:
         ("fedsim list algorithm fedpro", {"fedprox", "fedproto"}),
         ("fedsim presets beer_m", {"beer_mnist"}),
         ("fedsim replay run r", {"round="}),
+        ("fedsim export ", set()),
         ("fedsim algorithm=fedpro", {"algorithm=fedprox", "algorithm=fedproto"}),
         ("fedsim verify algorithm=fedpro", {"algorithm=fedprox", "algorithm=fedproto"}),
         ("fedsim algorithm=fedprox algorithm.m", {"algorithm.mu=", "algorithm.momentum="}),
