@@ -85,8 +85,8 @@ def _options(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 def _of_hydra(line: str, shell: str, own: Sequence[Path]) -> list[str]:
     """Hydra's own words for a line without the program's name."""
-    from fedsim.cli.composer import composer_of
     from fedsim.cli.arguments import flags_of
+    from fedsim.cli.composer import composer_of
 
     with composer_of(flags_of([f"--config-dir={folder}" for folder in own])) as composer:
         plugins = composer.get_shell_to_plugin_map(composer.config_loader)[shell]
