@@ -21,12 +21,12 @@ FLAGS = ("-sc", "--shell-completion")
 REPLAYED = ("round=", "client=")
 
 
-def asked(argv: Sequence[str]) -> bool:
+def queried(argv: Sequence[str]) -> bool:
     """Whether a shell asks how its line may go on; ``-sc install=bash`` is Hydra's to answer."""
     return any(flag in argv for flag in FLAGS) and any(text.startswith("query=") for text in argv)
 
 
-def answer(argv: Sequence[str]) -> int:
+def respond(argv: Sequence[str]) -> int:
     """Print how the line in COMP_LINE may go on; returns the exit code, which is always 0."""
     shell = next(text.partition("=")[2] for text in argv if text.startswith("query="))
     found: list[str] = []
@@ -65,6 +65,8 @@ def _words(command: str, given: Sequence[str], argv: Sequence[str]) -> list[str]
         return [name for name in DOWNLOADS if name not in given]
     if command == "replay":
         return [key for key in REPLAYED if not any(word.startswith(key) for word in given)] if given else []
+    if command == "export":
+        return []  # a folder, which the shell itself completes
     return _options(["experiment", *given] if command == "presets" else given, [*_own(argv), config_folder()])
 
 
@@ -83,8 +85,8 @@ def _options(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 def _of_hydra(line: str, shell: str, own: Sequence[Path]) -> list[str]:
     """Hydra's own words for a line without the program's name."""
+    from fedsim.cli.arguments import flags_of
     from fedsim.cli.composer import composer_of
-    from fedsim.cli.words import flags_of
 
     with composer_of(flags_of([f"--config-dir={folder}" for folder in own])) as composer:
         plugins = composer.get_shell_to_plugin_map(composer.config_loader)[shell]

@@ -19,11 +19,11 @@ from omegaconf import OmegaConf
 
 from fedsim.assembly.configuration import build_run
 from fedsim.assembly.problems import collect
+from fedsim.cli.arguments import flags_of, parsed_overrides
 from fedsim.cli.argv import with_own_classes
 from fedsim.cli.composer import composer_of
 from fedsim.cli.explain import COMPOSE_ERRORS, explained, require_values, unknown, without_hydra
 from fedsim.cli.folder import config_folder
-from fedsim.cli.words import flags_of, parsed_overrides
 from fedsim.errors import InputError, require
 
 

@@ -51,8 +51,8 @@ def _main() -> int:
     """What the command line comes to, as an exit code."""
     typed = shlex.join(["fedsim", *sys.argv[1:]])
     try:
-        if completion.asked(sys.argv[1:]):
-            return completion.answer(sys.argv[1:])
+        if completion.queried(sys.argv[1:]):
+            return completion.respond(sys.argv[1:])
         here = _here()
         sys.argv[1:] = command_first(sys.argv[1:])
         if not guarded(sys.argv[1:]):
