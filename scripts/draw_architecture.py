@@ -30,7 +30,7 @@ from tests.test_layers import FILES, FLOOR, FLOORS, imports, name, room  # noqa:
 PICTURE, PAGE = ROOT / "docs/architecture.svg", ROOT / "docs/architecture.md"
 FRONT = (
     *("simulation", "algorithms", "data", "models", "partition", "schedule", "topology", "channel", "privacy"),
-    *("aggregate", "local", "evaluate", "objective", "traits", "types", "fields", "errors"),
+    *("aggregate", "callbacks", "local", "evaluate", "objective", "traits", "types", "fields", "errors"),
 )
 """The rooms that users import from; the others run what these describe."""
 

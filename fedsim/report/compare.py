@@ -156,7 +156,17 @@ def compare(
     )
     axes = tuple(axis for axis in AXES if any(axis.name in c.axes for row in rows for c in row.curves.values()))
     goal = None if aim is None else (main, aim)
-    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired), tuple(unread), smooth)
+    return Comparison(
+        setting=setting,
+        metrics=tags,
+        rows=tuple(rows),
+        axes=axes,
+        baseline=base,
+        target=goal,
+        unpaired=tuple(unpaired),
+        unread=tuple(unread),
+        smooth=smooth,
+    )
 
 
 def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ...]:

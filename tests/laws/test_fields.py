@@ -42,6 +42,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.record.checkpoint": {"Saved"},
     "fedsim.cli.catalogue": {"Option"},
     "fedsim.data.batches": {"Samples"},
+    "fedsim.data.downloads": {"Download"},
     "fedsim.record.history": {"History"},
     "fedsim.ground.addresses": {"Purpose"},
     "fedsim.ground.layout": {"Layout"},
