@@ -26,7 +26,7 @@ class CellBar:
         self._rounds = rounds
         self._handle: Any = None
         self._last: tuple[int, tuple[str, ...]] = (0, ())
-        self._shown = (0.0, self._last)  # when, and what
+        self._shown: tuple[float, tuple[int, tuple[str, ...]]] = (0.0, self._last)  # when, and what
 
     def show(self, done: int, *texts: str) -> None:
         """Show that so many rounds are done, with these words around the bar; the first come before it."""
