@@ -3,7 +3,7 @@ PYTHON ?= python
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-slow test-matrix docs soak bench token image
+.PHONY: help check test test-slow test-job test-matrix docs soak bench token image
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: ## the fast test suite (minutes; real data files are used where FEDSIM_DAT
 
 test-slow: ## training on MNIST and CIFAR-10, storms of kill -9, wheel in a clean environment (tens of minutes)
 	$(PYTHON) -m pytest -m slow
+
+test-job: ## the default job on every promised Python that is found and on the oldest packages; one digest
+	$(PYTHON) scripts/matrix.py
 
 VERSIONS ?= 3.10 3.13
 TESTS ?=

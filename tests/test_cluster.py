@@ -177,6 +177,57 @@ def test_a_cluster_of_processes_listens_on_loopback_only_and_wants_its_token(tmp
     assert listeners(f"RAY_AUTH_TOKEN_PATH={folder / 'token'}") == []
 
 
+@pytest.mark.slow
+def test_a_worker_is_healthy_where_its_own_raylet_answers(tmp_path: Path) -> None:
+    """The check of docker/compose.yaml, asked of a raylet that runs, is stopped, runs again and is gone."""
+    worker = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]["worker"]
+    (port,) = (word.partition("=")[2] for word in worker["command"] if word.startswith("--node-manager-port="))
+    _, _, option, check = worker["healthcheck"]["test"]
+    asked = f"{{socket.gethostname()}}:{port}"
+    assert asked in check
+
+    def healthy(address: str) -> bool:
+        command = [sys.executable, option, check.replace(asked, address)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    folder = tmp_path / "cluster"
+    try:
+        started = script("--dir", str(folder), "start", "--nodes", "1")
+        assert started.returncode == 0, started.stderr
+        nodes = [line.split() for line in script("--dir", str(folder), "status").stdout.splitlines()]
+        (head,), (address,) = ([place for place, _, cpus, _ in nodes if cpus == count] for count in "01")
+        raylet = listening_on(address)
+        assert healthy(address)
+        os.kill(raylet, signal.SIGSTOP)
+        assert not healthy(address)
+        assert healthy(head)
+        os.kill(raylet, signal.SIGCONT)
+        assert healthy(address)
+        os.kill(raylet, signal.SIGKILL)
+        assert not healthy(address)
+    finally:
+        script("--dir", str(folder), "stop")
+
+
+def listening_on(address: str) -> int:
+    """The raylet that listens on an address of 127.0.0.1."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    tables = (Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6"))
+    lines = (line.split() for table in tables for line in table)
+    (inode,) = (fields[9] for fields in lines if fields[1].endswith(port) and fields[3] == "0A")
+    raylets = [path.parent for path in Path("/proc").glob("[0-9]*/comm") if name_of(path) == "raylet"]
+    (raylet,) = (path for path in raylets if f"socket:[{inode}]" in map(os.readlink, (path / "fd").iterdir()))
+    return int(raylet.name)
+
+
+def name_of(comm: Path) -> str:
+    """Of a process; "" of one that has ended."""
+    try:
+        return comm.read_text().strip()
+    except OSError:
+        return ""
+
+
 def fedsim(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | environment
     return subprocess.run(

@@ -17,11 +17,19 @@ from tests.fuzz.warm import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 
+FAULTS = {
+    "": "",
+    "errors are not answered": "import fedsim.cli.main as cli; cli.InputError = cli.Interrupted",
+    "roles are not checked": "from fedsim.assembly import targets; targets.lacks = lambda cls, kind: []",
+}
+"""Statements that spoil fedsim before the fuzzer begins."""
 
-def fuzzed(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+def fuzzed(*arguments: str, fault: str = "") -> subprocess.CompletedProcess[str]:
     """The fuzzer in a process of its own, which forks for each case."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.fuzz", *arguments]
+    program = f"{FAULTS[fault]}\nimport sys\nfrom tests.fuzz.__main__ import main\nsys.exit(main())"
+    command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -71,9 +79,9 @@ def test_what_is_seen(answer: str) -> None:
     assert broken(outcome, {}, after) == found
 
 
-def case(**content: Any) -> list[str]:
+def case(fault: str = "", **content: Any) -> list[str]:
     """What one case broke, as the fuzzer prints it."""
-    lines = fuzzed("--case", json.dumps(content)).stdout.splitlines()
+    lines = fuzzed("--case", json.dumps(content), fault=fault).stdout.splitlines()
     return lines[:-1]
 
 
@@ -82,3 +90,20 @@ def test_it_sees_a_file_elsewhere(tmp_path: Path) -> None:
     written = f"hydra.run.dir={tmp_path}/elsewhere"
     lines = case(argv=["engine=serial", "rounds=1", "partition.clients=4", "schedule.cohort=2", written])
     assert any(line.startswith("os.mkdir") and str(tmp_path) in line for line in lines)
+
+
+@pytest.mark.slow
+def test_it_finds_a_fault_that_was_planted() -> None:
+    """Among cases that it draws: a user's mistake that ends in a traceback."""
+    done = fuzzed("12", fault="errors are not answered")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "\na traceback\n" in f"\n{done.stdout}"
+    assert json.loads(done.stdout.splitlines()[-1])["broken"] >= 1
+
+
+def test_it_finds_that_foreign_code_is_called() -> None:
+    """The same case is no fault where roles are checked."""
+    argv = ["engine=serial", "rounds=1", "partition._target_=tests.fuzz.foreign.Thing"]
+    called = "called tests.fuzz.foreign.Thing"
+    assert called in case("roles are not checked", argv=argv)
+    assert called not in case(argv=argv)

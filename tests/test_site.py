@@ -87,8 +87,8 @@ def test_its_pages_have_what_they_are_for(site: Path, pages: ModuleType) -> None
         text = (site / f"catalogue/{group}.html").read_text(encoding="utf-8")
         for path in (ROOT / "configs" / group).glob("*.yaml"):
             assert f'id="{path.stem}"' in text, f"{group}={path.stem} is not on its page"
-    interface = (site / "api/fedsim.html").read_text(encoding="utf-8")
-    assert "fedsim.simulation.simulate" in interface
+    assert 'id="fedsim.simulate"' in (site / "api/runs.html").read_text(encoding="utf-8")
+    assert 'id="fedsim.data.from_arrays"' in (site / "api/data.html").read_text(encoding="utf-8")
     assert "architecture.svg" in (site / "architecture.html").read_text(encoding="utf-8")
 
 

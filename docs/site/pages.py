@@ -11,6 +11,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,19 @@ ELSEWHERE = {
 }
 """Pages that lie outside of docs, and their names on the site."""
 
-CATALOGUE = ("algorithm", "channel", "privacy", "topology", "partition", "schedule", "data", "model", "callbacks")
+CATALOGUE = {
+    "algorithm": "Algorithms",
+    "channel": "Layers of the channel",
+    "privacy": "Privacy mechanisms",
+    "topology": "Topologies",
+    "partition": "Partitions",
+    "schedule": "Schedules",
+    "data": "Data",
+    "model": "Models",
+    "callbacks": "Callbacks",
+}
+"""Groups with a page, and its title."""
+
 OF_PAPERS = ("algorithm", "channel", "data")
 """Groups whose modules are of one source each, which their docstring names."""
 
@@ -35,30 +48,21 @@ LISTS = re.compile(rf"`fedsim list ({'|'.join(CATALOGUE)})(?: (\w+))?`")
 """How a page names a page of the catalogue, so that it says something on the command line too."""
 
 API = {
-    "fedsim": ("fedsim.simulation.simulate", "fedsim.pool.engine", "fedsim.local", "fedsim.evaluate"),
-    "data": (
-        *("fedsim.data.dataset", "fedsim.data.own.from_arrays", "fedsim.data.torch_data.from_torch"),
-        *("fedsim.data.tabular", "fedsim.data.npz", "fedsim.data.image_folder.ImageFolder", "fedsim.data.leaf.Leaf"),
-        *("fedsim.data.huggingface.HuggingFace", "fedsim.data.augment.Augment"),
-        *("fedsim.data.losses.Task", "fedsim.data.metrics"),
+    "Runs": ("fedsim",),
+    "Data": ("fedsim.data",),
+    "Models": ("fedsim.models",),
+    "Parts of a run": ("fedsim.partition", "fedsim.schedule", "fedsim.topology", "fedsim.callbacks"),
+    "Messages and privacy": (
+        *("fedsim.aggregate.Stack", "fedsim.channel.channel.Channel", "fedsim.channel.onion.Layer"),
+        *("fedsim.channel.base", "fedsim.privacy.config"),
     ),
-    "models": ("fedsim.models.dense", "fedsim.models.convolutional", "fedsim.models.recurrent", "fedsim.models.resnet"),
-    "parts": (
-        *("fedsim.partition.population", "fedsim.schedule.rules.Schedule", "fedsim.topology.mixing"),
-        *("fedsim.aggregate", "fedsim.channel.channel.Channel", "fedsim.channel.base", "fedsim.privacy.config.Promise"),
-        *("fedsim.callbacks.base", "fedsim.callbacks.early_stopping"),
+    "For authors of methods": (
+        *("fedsim.objective.Objective", "fedsim.algorithms.kit.protocols", "fedsim.algorithms.kit.roles"),
+        *("fedsim.algorithms.kit.local_sgd", "fedsim.traits", "fedsim.types", "fedsim.fields.check_fields"),
+        *("fedsim.errors.require", "fedsim.errors.InputError"),
     ),
-    "authors": (
-        *("fedsim.algorithms.kit.protocols", "fedsim.algorithms.kit.local_sgd", "fedsim.algorithms.kit.roles"),
-        *("fedsim.objective.Objective", "fedsim.traits.words", "fedsim.types", "fedsim.fields", "fedsim.errors"),
-        "fedsim.ground.rng",
-    ),
-    "results": ("fedsim.record.result",),
 }
-"""What users call, by page; each is described by its docstring."""
-
-TITLES = {"fedsim": "Runs", "data": "Data", "models": "Models", "parts": "Parts of a run"}
-TITLES |= {"authors": "For authors of methods", "results": "Results"}
+"""What users import, by page: packages with all names that they offer, and single names."""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -66,12 +70,22 @@ def on_files(files: Files, config: Any) -> Files:
     pages = {name: (ROOT / path).read_text(encoding="utf-8") for path, name in ELSEWHERE.items()}
     pages |= {f"catalogue/{group}.md": catalogue(group) for group in CATALOGUE}
     pages["catalogue/experiment.md"] = presets()
-    for name, objects in API.items():
-        body = "\n\n".join(f"::: {path}" for path in objects)
-        pages[f"api/{name}.md"] = f"# {TITLES[name]}\n\n{body}\n"
+    for title, paths in API.items():
+        names = [name for path in paths for name in offered(path)]
+        body = "\n\n".join(f"::: {name}" for name in names)
+        pages[f"api/{title.split()[-1].lower()}.md"] = f"# {title}\n\n{body}\n"
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def offered(path: str) -> list[str]:
+    """The names that a package offers, each with its path; what is no package stands for itself."""
+    try:
+        names = import_module(path).__all__
+    except (ImportError, AttributeError):
+        return [path]
+    return [f"{path}.{name}" for name in names if not name.startswith("_")]
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -101,7 +115,7 @@ def catalogue(group: str) -> str:
     """A page with every option of a group."""
     found = options([ROOT / "configs"], group)
     said = describe(list(found.values()))
-    head = f"# {group}: {GROUPS[group]}\n\nWritten from the docstrings and the files of `configs/{group}`.\n"
+    head = f"# {CATALOGUE[group]}\n\n`{group}`: {GROUPS[group]}.\n"
     rows = "".join(f"| [`{name}`](#{name}) | {cell(linked(said[name]))} |\n" for name in found)
     table = f"\n| {group} | what it is |\n|---|---|\n{rows}\n"
     return head + table + "\n".join(section(group, option, said[option.name]) for option in found.values())
@@ -109,9 +123,7 @@ def catalogue(group: str) -> str:
 
 def presets() -> str:
     """A page with every preset: the first comment of its file, and the file."""
-    parts = [
-        "# experiment: whole runs, pinned\n\n`fedsim experiment=NAME` takes all of these; what else you give wins.\n"
-    ]
+    parts = ["# Presets\n\n`fedsim experiment=NAME` takes all of these; what else you give wins.\n"]
     for name, option in options([ROOT / "configs"], "experiment").items():
         text = option.path.read_text(encoding="utf-8").rstrip()
         parts.append(f"## {name}\n\n{prose(linked(option.comment))}\n\n```yaml\n{text}\n```\n")
@@ -121,14 +133,12 @@ def presets() -> str:
 def section(group: str, option: Option, summary: str) -> str:
     """What there is to say of one option."""
     choice = f"{group}=[{option.name}]" if group in ("channel", "callbacks") else f"{group}={option.name}"
-    parts = [
-        f"## {option.name}",
-        linked(prose(summary)),
-        f"`{choice}`" + (f" · `{option.target}`" if option.target else ""),
-    ]
+    parts = [f"## {option.name}", f"`{choice}`" + (f" · `{option.target}`" if option.target else "")]
     if option.target:
         parts += [linked(prose(text)) for text in documents(group, option.target)]
         parts += equations(option.target)
+    else:
+        parts.append(linked(prose(summary)))
     parts.append(keys(option))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -136,8 +146,7 @@ def section(group: str, option: Option, summary: str) -> str:
 def part_of(target: str) -> Any:
     """What a target names; for a function that is annotated with the class that it makes, this class."""
     module, _, name = target.rpartition(".")
-    __import__(module)
-    made = getattr(sys.modules[module], name)
+    made = getattr(import_module(module), name)
     told = getattr(made, "__annotations__", {}).get("return", "") if inspect.isfunction(made) else ""
     return getattr(sys.modules[made.__module__], str(told), made) if told else made
 
@@ -181,8 +190,11 @@ def cell(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Plain text as Markdown: what would be taken for a tag or for emphasis is not."""
-    return re.sub(r"<(?=[\w/])", "&lt;", text).replace("*", "\\*")
+    """Plain text as Markdown: what would be taken for a tag or for emphasis is not; code stays as it is."""
+    parts = re.split(r"(`+[^`]*`+|^ {4}.*$)", text, flags=re.M)
+    return "".join(
+        part if i % 2 else re.sub(r"<(?=[\w/])", "&lt;", part).replace("*", "\\*") for i, part in enumerate(parts)
+    )
 
 
 def linked(text: str) -> str:

@@ -14,6 +14,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,7 +23,11 @@ from fedsim.cli.folder import config_folder
 
 
 class _Loader(ConfigLoaderImpl):
-    """Remembers what it composed last: a run is composed when it is checked, and not again when it runs."""
+    """Remembers what it composed last: a run is composed when it is checked, and not again when it runs.
+
+    Lists a group's options in the folders that it has anyway; Hydra's own copies all of them for every question, which
+    took a sixth of the time to check a command line.
+    """
 
     _last: tuple[Any, DictConfig] | None = None
 
@@ -37,6 +42,18 @@ class _Loader(ConfigLoaderImpl):
                 _give_name(cfg)
             self._last = key, cfg
         return self._last[1]
+
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """As Hydra's; only overrides can add folders."""
+        if overrides:
+            return super().get_group_options(group_name, results_filter, config_name, overrides)
+        return self.repository.get_group_options(group_name, results_filter)
 
 
 def _give_name(cfg: DictConfig) -> None:

@@ -68,9 +68,8 @@ def own_event_files(folder: Path, end: str = RUN) -> list[Path]:
 class EventFile:
     """The event file in a run's ``tensorboard`` folder.
 
-    The hyper-parameters page is fed without TensorBoard's "experiment" summary: with one, the page of a sweep shows
-    the columns of whichever run comes first; without, it shows every hyper-parameter of every run, those that differ
-    first, and every scalar. The price: scalars are in alphabetical order, ``comm/*`` to the left of ``eval/*``.
+    A run's file says its hyper-parameters, but not the columns of their page, which depend on all runs that are shown
+    together (``record.hparams_page``).
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any] | None, *, begin: int = 0) -> None:
@@ -155,6 +154,12 @@ class EventFile:
         self._session(
             metadata.SESSION_END_INFO_TAG, session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())
         )
+
+    def columns(self, experiment: Any) -> None:
+        """Write which columns the hyper-parameters page has: ``record.hparams_page.experiment(...)``."""
+        from tensorboard.plugins.hparams import metadata
+
+        self._session(metadata.EXPERIMENT_TAG, experiment=experiment)
 
     def close(self) -> None:
         """Close the file; everything is already written."""

@@ -41,12 +41,16 @@ class FedsimLauncher(Launcher):
         """
         from fedsim.assembly.nodes import convert
         from fedsim.sweep.board import Board
+        from fedsim.sweep.overview import write_overview
         from fedsim.sweep.queued import Limits, in_one_process
         from fedsim.sweep.side_by_side import run_all
 
         limits: Limits = convert(self._given, Limits, "hydra.launcher")
-        with Board(folder.path, states) as board:
-            run_all(folder, in_one_process(tasks, limits), limits, board)
+        try:
+            with Board(folder.path, states) as board:
+                run_all(folder, in_one_process(tasks, limits), limits, board)
+        finally:
+            write_overview(folder.path, states)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run jobs for a sweeper that is not fedsim's own."""

@@ -80,7 +80,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name).resolve()
         warm.warm(home)
-        folders.made(home / "made")
+        if any("folder" in case for case in made):
+            folders.made(home / "made")
         for case in made:
             faults, outcome = tried(case, home)
             counts["broken" if faults else f"exit {outcome.code}"] += 1

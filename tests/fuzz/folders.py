@@ -16,9 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tests.fuzz.values import NONSENSE
-from tests.fuzz.warm import forked
+from tests.fuzz.warm import forked, here
 
-_SMALL = ("engine=serial", "hydra.run.dir=run", "partition=iid", "partition.clients=4", "model.hidden=[4]", "rounds=4")
+_SMALL = (
+    *("engine=serial", "hydra.run.dir=run", "partition=iid", "partition.clients=4", "model.hidden=[4]", "rounds=4"),
+    "local.steps=2",
+)
 KINDS = {
     "scaffold": ("algorithm=scaffold", "schedule=all"),
     "choco": ("algorithm=choco_sgd",),
@@ -42,14 +45,19 @@ STOPPED_IN = 3
 
 
 def made(home: Path) -> None:
-    """By kind, the folder of a finished run and of one that was killed, below ``home``."""
+    """By kind, the folder of a finished run and of one that was killed, below ``home``; a rehearsal for the cases."""
     for kind, words in KINDS.items():
-        for state, killed_in in (("finished", 0), ("killed", STOPPED_IN)):
-            place = home / f"{kind}-{state}"
-            place.mkdir(parents=True)
-            outcome = forked([*_SMALL, "checkpoint.seconds=0", *words], place, killed_in=killed_in)
-            if (outcome.code is None) != bool(killed_in) or outcome.code:
-                raise AssertionError(f"{place.name}: {outcome.err}")
+        for state in ("finished", "killed"):
+            (home / f"{kind}-{state}").mkdir(parents=True)
+        argv = [*_SMALL, "checkpoint.seconds=0", *words]
+        here(argv, home / f"{kind}-finished")
+        killed = forked(argv, home / f"{kind}-killed", killed_in=STOPPED_IN)
+        if killed.code is not None:
+            raise AssertionError(f"{kind}: {killed.err}")
+    place = home / "rehearsed"
+    shutil.copytree(home / "scaffold-finished", place)
+    for command in (["resume=run", "rounds=6"], ["replay", "run", "round=3"], ["report", "run"]):
+        here(command, place)
 
 
 PLACES = st.integers(0, 10**6)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
+import pickle
 import platform
 import resource
 import signal
@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -25,9 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from fedsim.cli.folder import config_folder
+from fedsim.record import figures
 from tests.fuzz import watch
 
-CPU_S, WALL_S = 60, 240  # a case takes half a second; the machine may be shared
+CPU_S, WALL_S = 60, 240  # a case takes half a second of CPU; the machine may be shared
 MEMORY, FILE = 6 * 2**30, 2**28  # bytes
 
 
@@ -60,8 +62,9 @@ def warm(folder: Path) -> None:
     sys.modules["ray"] = None  # type: ignore[assignment]  # as on a machine without Ray
     Figure.savefig = lambda self, file, **options: imsave(file, np.zeros((1, 1, 3)))  # type: ignore[method-assign]
     PdfPages.savefig = lambda self, figure: None  # type: ignore[assignment, method-assign, misc]
+    for picture in ("split_by_client", "confusion"):  # a third of the time of a run of two rounds
+        setattr(figures, picture, lambda *facts: Figure())
     _read_once()
-    gc.freeze()
 
 
 def _read_once() -> None:
@@ -74,14 +77,27 @@ def _read_once() -> None:
     def once(source: Any, config_path: str) -> Any:
         key = f"{source.path}/{source._normalize_file_name(config_path)}"
         if key not in known:
-            known[key] = read(source, config_path)
-        return copy.deepcopy(known[key])
+            known[key] = pickle.dumps(read(source, config_path))
+        return pickle.loads(known[key])
 
     kind.load_config = once
     root = config_folder()
     source = kind(provider="main", path=f"file://{root}")
     for path in root.rglob("*.yaml"):
         source.load_config(str(path.relative_to(root)))
+
+
+def here(argv: Sequence[str], folder: Path) -> None:
+    """Run one command line in this process: what is made at first use (parsers, imports) is there afterwards."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            code = _command(argv)
+    finally:
+        os.chdir(before)
+    if code:
+        raise AssertionError(f"{argv} ended with {code}")
 
 
 def forked(argv: Sequence[str], folder: Path, *, killed_in: int = 0) -> Outcome:
@@ -93,6 +109,7 @@ def forked(argv: Sequence[str], folder: Path, *, killed_in: int = 0) -> Outcome:
         killed_in: the round in which the process dies as by ``kill -9``; 0: in none.
     """
     files = {name: folder.parent / f"{folder.name}.{name}" for name in ("out", "err", "noted")}
+    gc.freeze()  # what is there is no garbage of the child's; looking through it would copy it
     begun = time.monotonic()
     child = os.fork()
     if child == 0:
