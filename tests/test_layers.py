@@ -99,6 +99,7 @@ def require_libraries_where_they_belong(module: str, used: frozenset[str]) -> No
     roots = {m.partition(".")[0] for m in used}
     assert "ray" not in roots or module in ("fedsim.pool.ray_pool", "fedsim.pool.ray_start"), module
     assert not roots & {"hydra", "omegaconf"} or module in (
+        "fedsim.cli.arguments",
         "fedsim.cli.compose",
         "fedsim.cli.composer",
         "fedsim.cli.explain",

@@ -23,6 +23,7 @@ LONG_CALLS = {
     ("algorithms/fedspeed.py", "FedSpeed"): "all keys of the method, one of which has another name in configurations",
     ("assembly/setup.py", "Setup"): "everything that workers are given, by name",
     ("data/own.py", "Arrays"): "in from_arrays, whose arguments these are",
+    ("report/compare.py", "Comparison"): "everything that is to be said of a setting, by name",
     ("simulation.py", "History"): "in simulate, whose arguments these are",
     ("simulation.py", "Parts"): "in simulate, whose arguments these are",
     ("simulation.py", "Result"): "in simulate: everything that a run came to, by name",
