@@ -53,7 +53,8 @@ def _with_place(text: str) -> str:
         cfg = composer.compose_config("config", [], RunMode.RUN)
         groups = groups_of(composer)
         known = unknown(cfg, groups, override) is None
-        found = [] if known else meanings(*text.split("=", 1), without_hydra(cfg), groups)
+        word, _, value = text.partition("=")
+        found = [] if known else meanings(word, value, without_hydra(cfg), groups)
         return " or ".join(found) or text
 
 

@@ -76,5 +76,6 @@ def _values(run: RecordedRun, at: int, metric: str) -> tuple[np.ndarray, str]:
 
 
 def _at(rounds: np.ndarray, values: np.ndarray, at: int) -> np.ndarray:
-    mine = values[rounds == at].astype(np.float64)
-    return mine[np.isfinite(mine)]
+    mine: np.ndarray = values[rounds == at].astype(np.float64)
+    finite: np.ndarray = mine[np.isfinite(mine)]
+    return finite

@@ -77,7 +77,7 @@ def smoothed(values: np.ndarray, smooth: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(values[there])])
     ends = np.arange(1, len(sums))
     begins = np.maximum(0, ends - smooth)
-    out = values.copy()
+    out: np.ndarray = values.copy()
     if smooth > 1:
         out[there] = (sums[ends] - sums[begins]) / (ends - begins)
     return out
