@@ -53,6 +53,7 @@ def warm(folder: Path) -> None:
     for module in walk_packages(fedsim.__path__, "fedsim."):
         if module.name not in ("fedsim.pool.ray_pool", "fedsim.pool.ray_start", "fedsim.pool.ray_home"):
             import_module(module.name)
+    import_module("torch._dynamo")  # as torch does when vmap first needs it; it makes an empty folder for itself
     claim()
     torch.set_num_threads(1)
     platform.processor()  # begins a process, once
