@@ -18,7 +18,7 @@ from fedsim.assembly import assemble as line
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.facts import as_node
 from fedsim.assembly.parts import Parts
-from fedsim.cli import compose, main
+from fedsim.cli import compose, composer, main
 from fedsim.data import Dataset
 from fedsim.errors import InputError
 from fedsim.models import mlp
@@ -82,9 +82,9 @@ def test_a_run_without_end_is_rehearsed_in_four_rounds() -> None:
 def test_a_run_of_the_command_line_is_composed_and_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     composed: list[Any] = []
     built: list[Any] = []
-    load, build = compose.ConfigLoaderImpl._load_configuration_impl, compose.build_run
+    load, build = composer.ConfigLoaderImpl._load_configuration_impl, compose.build_run
     monkeypatch.setattr(
-        compose.ConfigLoaderImpl,
+        composer.ConfigLoaderImpl,
         "_load_configuration_impl",
         lambda self, *how, **options: composed.append(how) or load(self, *how, **options),  # type: ignore[func-returns-value]
     )
