@@ -36,7 +36,7 @@ TOKEN = rf"(?:{'|'.join((*GROUPS, 'downlink', *SECTIONS))})(?:\.[a-z_0-9]+)*=[\w
 HINT = re.compile(rf"(?<![\w./~-]){TOKEN}(?:\s+(?:{TOKEN}|(?:rounds|seed)=[\d,]+))*")
 # Names that stand for the reader's own: NAME, my_module, the examples that the documents write down in full.
 OWN = re.compile(
-    r"[A-Z]{2,}|my_module|_target_=(?!fedsim)|kept|window|a\.B|\[a,b,c\]|nosuch|\.\.\.|\.mu=1$|=fast$|^sweep|=[A-Z]\w+$|_$|\d+\.\d+\.\d+\.\d+"
+    r"[A-Z]{2,}|my_module|_target_=(?!fedsim)|kept|window|a\.B|\[a,b,c\]|nosuch|\.\.\.|\.mu=1$|=fast$|^sweep|=(focal|wrong|stoping)\.?|early_stoping|root=\.|=[A-Z]\w+$|_$|\d+\.\d+\.\d+\.\d+"
 )
 
 

@@ -71,6 +71,8 @@ RIGHT: dict[str, Any] = {
     "progress": False,
     "run_dir": None,
     "config": None,
+    "callbacks": (),
+    "name": None,
 }
 STRANGERS: dict[str, Any] = {
     "None": None,

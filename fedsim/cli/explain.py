@@ -44,8 +44,8 @@ def _wrong(composer: Hydra, config_name: str, overrides: Sequence[Override], err
 
 
 def without_hydra(cfg: DictConfig) -> Any:
-    """The configuration of a run alone."""
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    """The configuration of a run alone, as plain containers; a value that must be given stands there as ``???``."""
+    return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
 
 
 def groups_of(composer: Hydra) -> dict[str, list[str]]:

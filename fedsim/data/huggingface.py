@@ -13,7 +13,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.images import CHANNELS, pixels
 from fedsim.data.memory import require_memory
 from fedsim.data.own import from_arrays, stem
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
 _NO_HF = "data=huggingface needs the library datasets, got none; pip install 'fedsim-ray[hf]'"
@@ -90,7 +90,7 @@ class HuggingFace:
                 return datasets.load_dataset(self.path, self.subset, split=name)
             found = datasets.load_from_disk(str(folder))
         except Exception as error:  # the library and its network raise many types
-            why = " ".join(str(error).split())
+            why = first_line(error)
             raise InputError(
                 f"data.path must be a saved folder or a name on the hub, got {self.path} ({why})"
             ) from error

@@ -12,7 +12,7 @@ from fedsim.data.augment import Augment
 from fedsim.data.dataset import Dataset
 from fedsim.data.images import SUFFIXES, Colour, read_images_of
 from fedsim.data.own import check_test_share, from_arrays, stem
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
 FOLDERS = "folders"
@@ -139,7 +139,9 @@ def read_owners(path: str) -> Mapping[str, str]:
             require({"file", "client"} <= set(heading), "data.clients", must, ", ".join(heading))
             return {row["file"]: row["client"] for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"data.clients must be folders, null or a CSV file, got {path!r} ({error})") from error
+        raise InputError(
+            f"data.clients must be folders, null or a CSV file, got {path!r} ({first_line(error)})"
+        ) from error
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from fedsim.data.memory import require_memory
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.ground.console import note
 
 if TYPE_CHECKING:
@@ -118,5 +118,5 @@ def _require_mode(mode: str, file: Path) -> None:
 
 
 def _unreadable(file: Path, error: Exception) -> str:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     return f"{file}: cannot be read as an image ({why}); remove it or get it again"

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsim.data.images import SUFFIXES, read_images_of
 from fedsim.data.memory import require_memory
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 
 Kind: TypeAlias = Literal["femnist", "shakespeare", "sent140", "celeba", "features"]
 
@@ -125,7 +125,9 @@ def _vocabulary(path: str) -> Mapping[str, int]:
         listed = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))["vocab"]
         return {word: number for number, word in enumerate(listed)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"data.vocabulary must be a JSON file with the list vocab, got {path} ({error})") from error
+        raise InputError(
+            f"data.vocabulary must be a JSON file with the list vocab, got {path} ({first_line(error)})"
+        ) from error
 
 
 def _celeba(x: Samples, y: Samples, told: LeafOptions) -> Made:
@@ -141,4 +143,6 @@ def _numbers(x: Samples) -> np.ndarray:
     try:
         return np.array(x, np.float32)
     except (ValueError, TypeError) as error:
-        raise InputError(f"data=leaf: samples must be lists of equally many numbers, got others ({error})") from error
+        raise InputError(
+            f"data=leaf: samples must be lists of equally many numbers, got others ({first_line(error)})"
+        ) from error

@@ -14,7 +14,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.losses import Task
 from fedsim.data.memory import require_memory
 from fedsim.data.own import Arrays, stem
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _table(path: str, kind: str, read: Callable[[Path], Any]) -> Sheet:
     try:
         found = read(file)
     except (OSError, pyarrow.ArrowException) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise InputError(f"{path}: cannot be read as {kind} ({why}); check the path and what is in the file") from error
     _require_columns(path, found.column_names, found.num_rows)
     return Sheet({name: _from_arrow(found[name]) for name in found.column_names}, path)

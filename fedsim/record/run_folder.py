@@ -122,8 +122,9 @@ class RunFolder:
             records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
             metrics.truncate(end)
             metrics.seek(end)
-            anew = (*(() if done else (BEST,)), *((CLIENTS,) if done is None else ()))
-            for name in ("summary.json", "trajectory.npz", LAST, *anew):
+            # The model of where the run stopped stays until there is a newer one: this attempt may yet be refused.
+            anew = (*(() if done else (BEST,)), *((LAST, CLIENTS) if done is None else ()))
+            for name in ("summary.json", "trajectory.npz", *anew):
                 (path / name).unlink(missing_ok=True)
             for left in filter(is_own_file, leftovers(path, ATOMIC)):
                 left.unlink()
