@@ -128,6 +128,7 @@ FITS = {  # the strangers that are none
     "task": {"None"},
     "engine": {"an engine"},
     "run_dir": {"None", "a string"},
+    "name": {"None", "a string"},
     "config": {"None", "a dictionary", "a node of Hydra"},
 }
 

@@ -25,7 +25,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.leaf_samples import Kind, LeafOptions, kind_of, made
 from fedsim.data.memory import require_memory
 from fedsim.data.own import from_arrays
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
 _DO = "run LEAF's preprocess.sh, which writes it"
