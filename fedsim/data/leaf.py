@@ -105,6 +105,6 @@ def _user_data(file: Path) -> dict[str, Any]:
         users: dict[str, Any] = content["user_data"]
         good = all(isinstance(user["x"], list) and isinstance(user["y"], list) for user in users.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file}: must be JSON with user_data of x and y, got {error!r}; {_DO}") from error
+        raise InputError(f"{file}: must be JSON with user_data of x and y, got {first_line(error)}; {_DO}") from error
     require(good, str(file), "hold lists x and y for each user", "others", _DO)
     return users
