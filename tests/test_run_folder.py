@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import yaml
 
 from fedsim.errors import InputError
-from fedsim.ground.files import atomic_file
+from fedsim.ground.files import atomic_file, of_the_disk
 from fedsim.record.run_folder import RunFolder, run_summary
 
 CONFIG = {"seed": 3, "algorithm": {"_target_": "fedsim.algorithms.FedAvg", "lr": 1e-5}, "betas": (0.5, math.inf)}
@@ -189,3 +191,22 @@ def test_non_finite_values_are_last_but_never_best() -> None:
 
 def test_a_run_without_rounds_has_a_summary() -> None:
     assert run_summary([], "failed", "", 1.0) == {"status": "failed", "rounds": 0, "time/wall_s": 1.0, "digest": ""}
+
+
+@pytest.mark.parametrize(
+    ("number", "about", "ours"),
+    [
+        (errno.EACCES, "run/summary.json", True),
+        (errno.EACCES, "run", True),
+        (errno.EACCES, "run2/summary.json", False),
+        (errno.EACCES, None, False),
+        (errno.ENOSPC, "elsewhere", True),
+    ],
+)
+@pytest.mark.parametrize("typed", [Path, lambda name: Path(name).absolute()], ids=["relative", "absolute"])
+def test_an_error_of_the_disk_is_told_from_one_of_a_users_own_code(
+    number: int, about: str | None, ours: bool, typed: Callable[[str], Path]
+) -> None:
+    """However the folder was typed: a run names its files in full."""
+    error = OSError(number, "no", about and str(Path(about).absolute()))
+    assert of_the_disk(error, typed("run")) == ours

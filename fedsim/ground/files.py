@@ -22,7 +22,13 @@ DISK = frozenset(
 
 def of_the_disk(error: OSError, folder: Path) -> bool:
     """Whether an error is the disk's, or about a file in the folder of a run; others come from a user's own code."""
-    return isinstance(error, NotSaved) or error.errno in DISK or str(error.filename).startswith(str(folder))
+    return isinstance(error, NotSaved) or error.errno in DISK or is_about(error, folder)
+
+
+def is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error names a file in a folder, or the folder itself; ``run2`` is not in ``run``."""
+    about = error.filename
+    return isinstance(about, (str, Path)) and Path(about).absolute().is_relative_to(folder.absolute())
 
 
 @contextmanager

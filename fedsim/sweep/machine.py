@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.errors import InputError, SweepStopped, first_line
-from fedsim.ground.files import DISK, of_the_disk
+from fedsim.ground.files import DISK, is_about, of_the_disk
 
 NO_PROCESS = frozenset((errno.EAGAIN, errno.ENOMEM))  # of fork: a limit on processes, or no memory for one more
 
@@ -21,9 +21,8 @@ def disk_error(error: Exception, folder: Path) -> OSError | None:
 
 def reason(error: OSError, sweep: Path) -> str:
     """What the system said, and about which file where that is not one of the sweep's."""
-    said, about = error.strerror or first_line(error), error.filename
-    elsewhere = isinstance(about, (str, Path)) and not Path(about).is_relative_to(sweep)
-    return f"{said} ({about})" if elsewhere else said
+    said = error.strerror or first_line(error)
+    return said if error.filename is None or is_about(error, sweep) else f"{said} ({error.filename})"
 
 
 def sweep_stopped(why: str, sweep: Path) -> SweepStopped:
