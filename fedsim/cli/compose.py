@@ -160,7 +160,7 @@ def _composed(composer: Hydra, config_name: str, overrides: list[str]) -> Any:
     """The resolved configuration as plain containers."""
     try:
         cfg = composer.compose_config(config_name, overrides, RunMode.RUN)
-        return OmegaConf.to_container(without_hydra(cfg), resolve=True)
+        return without_hydra(cfg, resolve=True)
     except COMPOSE_ERRORS as error:
         raise InputError(
             "\n".join(explained(composer, config_name, parsed_overrides(composer, overrides), error))

@@ -43,9 +43,10 @@ def _wrong(composer: Hydra, config_name: str, overrides: Sequence[Override], err
     return [line for o in values if (line := unknown(cfg, groups_of(composer), o))]
 
 
-def without_hydra(cfg: DictConfig) -> Any:
+def without_hydra(cfg: DictConfig, resolve: bool = False) -> Any:
     """The configuration of a run alone, as plain containers; a value that must be given stands there as ``???``."""
-    return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return OmegaConf.to_container(run, resolve=resolve)
 
 
 def groups_of(composer: Hydra) -> dict[str, list[str]]:
