@@ -80,6 +80,7 @@ def test_a_sweep_has_them_by_itself(console: Callable[..., int], tmp_path: Path)
     assert console(*line) == 0
     keys, metrics = page(tmp_path / "many")
     assert metrics[:2] == ["eval/accuracy", "eval/loss"]
-    assert [key for key, varies in keys if varies] == ["algorithm", "algorithm.mu", "name", "seed"]
+    varied = [key for key, varies in keys if varies]
+    assert varied == ["algorithm", "algorithm.mu", "algorithm.server_momentum", "name", "seed"]
     assert console(*line[:-2], "seed=0,1,2", "hydra.sweep.dir=many") == 0
     assert len(list((tmp_path / "many" / "tensorboard").iterdir())) == 1, "made anew when the sweep has grown"
