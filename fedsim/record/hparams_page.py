@@ -2,8 +2,8 @@
 
 TensorBoard takes them from ONE "experiment" summary, the first that it finds below the folder that it is opened on. So
 a run writes none, and whoever knows all runs of a folder writes it: a sweep, ``fedsim-report``. Without one the page
-shows every key, those in which runs differ first, and every scalar by the alphabet, ``comm/*`` left of ``eval/*``. Opened on
-several sweeps at once, it has the columns of one of them.
+shows every key, those in which runs differ first, and every scalar by the alphabet, ``comm/*`` left of ``eval/*``.
+Opened on several sweeps at once, it has the columns of one of them.
 """
 
 from __future__ import annotations
