@@ -13,7 +13,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams.backend_context import Context
 
-from fedsim.record.hparams_page import experiment
+from fedsim.record.hparams_page import experiment, varied
 from fedsim.record.run_folder import RunFolder
 from fedsim.record.tensorboard import EventFile
 from fedsim.report.__main__ import main
@@ -52,9 +52,26 @@ def test_what_varies_and_accuracy_stand_first_after_a_report(tmp_path: Path) -> 
     assert main([str(tmp_path)]) == 0
     keys, metrics = page(tmp_path)
     assert metrics == METRICS
-    assert [key for key, varies in keys if varies] == ["algorithm", "algorithm.mu", "seed"]
-    assert [key for key, _ in keys[:3]] == ["algorithm", "algorithm.mu", "seed"]
+    assert [key for key, varies in keys if varies] == ["algorithm", "seed"]
+    assert [key for key, _ in keys[:2]] == ["algorithm", "seed"]
     assert {key for key, _ in keys} == {"algorithm", "algorithm.mu", "algorithm.lr", "seed", "rounds", "data"}
+
+
+def test_columns_that_vary_are_those_that_a_sweep_varies() -> None:
+    """TensorBoard ticks five: what only follows from the method would push the seed out of sight."""
+    follows: dict[str, dict[str, bool | float | str]] = {
+        "FedAvg": {"aggregate.weights": "examples", "algorithm.momentum": 0.0, "algorithm.server_lr": 1.0},
+        "Scaffold": {"aggregate.weights": "uniform", "algorithm.option": 2, "algorithm.cut": False},
+    }
+    runs: list[dict[str, bool | float | str]] = [
+        {"algorithm": name, "algorithm.lr": lr, "seed": seed, "name": f"{name}-s{seed}", "rounds": 8, **more}
+        for name, more in follows.items()
+        for lr in (0.05, 0.1)
+        for seed in (0, 1)
+    ]
+    assert varied(runs) == {"algorithm", "algorithm.lr", "seed"}
+    runs[-1]["algorithm.option"] = 1
+    assert varied(runs) == {"algorithm", "algorithm.lr", "algorithm.option", "seed"}
 
 
 def test_a_column_has_the_type_and_the_values_to_filter_by(tmp_path: Path) -> None:
@@ -80,7 +97,6 @@ def test_a_sweep_has_them_by_itself(console: Callable[..., int], tmp_path: Path)
     assert console(*line) == 0
     keys, metrics = page(tmp_path / "many")
     assert metrics[:2] == ["eval/accuracy", "eval/loss"]
-    varied = [key for key, varies in keys if varies]
-    assert varied == ["algorithm", "algorithm.mu", "algorithm.server_momentum", "name", "seed"]
+    assert [key for key, varies in keys if varies] == ["algorithm", "seed"]
     assert console(*line[:-2], "seed=0,1,2", "hydra.sweep.dir=many") == 0
     assert len(list((tmp_path / "many" / "tensorboard").iterdir())) == 1, "made anew when the sweep has grown"

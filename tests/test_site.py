@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -46,21 +45,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Fetched(HTMLParser):
-    """What a browser fetches for a page, and what anchors it has and links to."""
+class Read(HTMLParser):
+    """What a browser fetches for a page, where its links lead, and what anchors it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.urls: list[str] = []
+        self.links: list[str] = []
+        self.anchors = {""}
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.urls += [value or "" for key, value in attrs if key == LOADED.get(tag)]
-
-
-def fetched(path: Path) -> Iterator[str]:
-    parser = Fetched()
-    parser.feed(path.read_text(encoding="utf-8"))
-    yield from parser.urls
+        self.links += [value or "" for key, value in attrs if (tag, key) == ("a", "href")]
+        self.anchors |= {value or "" for key, value in attrs if key == "id"}
 
 
 @pytest.mark.slow
@@ -69,7 +67,7 @@ def test_it_is_read_from_a_folder(site: Path) -> None:
     html = sorted(site.rglob("*.html"))
     assert len(html) > 40
     for path in html:
-        for url in fetched(path):
+        for url in Read(path).urls:
             assert not re.match(r"(?:https?:)?//", url), f"{path.relative_to(site)} fetches {url}"
             if path.name != "404.html" and not url.startswith("data:"):  # a server's page, with absolute addresses
                 file = (path.parent / url.partition("#")[0].partition("?")[0]).resolve()
@@ -77,6 +75,20 @@ def test_it_is_read_from_a_folder(site: Path) -> None:
     styles = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))
     assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", styles)
     assert (site / "search/search_index.js").exists(), "a browser does not read JSON beside a file"
+
+
+@pytest.mark.slow
+def test_every_link_leads_somewhere(site: Path) -> None:
+    """MkDocs checks the links of what we wrote; those that the hooks and mkdocstrings write are checked here."""
+    pages = {path.resolve(): Read(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+    for path, page in pages.items():
+        for link in page.links:
+            file, _, anchor = link.partition("#")
+            if re.match(r"[a-z]+:", link):
+                continue
+            target = (path.parent / file).resolve() if file else path
+            assert target.exists(), f"{path.name} leads to {link}"
+            assert target not in pages or anchor in pages[target].anchors, f"{path.name} leads to {link}"
 
 
 @pytest.mark.slow
@@ -103,6 +115,17 @@ def test_a_section_says_what_docstring_and_yaml_say(pages: ModuleType) -> None:
     assert "Wire: k values" in pages.catalogue("channel").partition("\n## topk\n")[2]
 
 
+def test_every_key_is_explained(pages: ModuleType) -> None:
+    """``fedsim list GROUP OPTION`` shows the same lines."""
+    for group in pages.CATALOGUE:
+        for section in pages.catalogue(group).split("\n## ")[1:]:
+            rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", section, re.M)
+            for key, default, said in rows:
+                assert said, f"{group}={section.split()[0]}: {key} has no comment in its yaml"
+                assert default, f"{group}={section.split()[0]}: {key} shows no default"
+                assert "#" not in default, f"{group}={section.split()[0]}: {key} has its comment for a default"
+
+
 def test_links_lead_to_pages_of_the_site(pages: ModuleType) -> None:
     for link, source, want in (
         ("docs/channel.md#bytes", "README.md", "channel.md#bytes"),
@@ -119,6 +142,7 @@ def test_what_fedsim_list_shows_is_on_a_page(pages: ModuleType) -> None:
     for text, want in (
         ("see `fedsim list algorithm`", "see [`fedsim list algorithm`](catalogue/algorithm.md)"),
         ("`fedsim list channel topk`", "[`fedsim list channel topk`](catalogue/channel.md#topk)"),
+        ("`fedsim list callbacks NAME`", "[`fedsim list callbacks NAME`](catalogue/callbacks.md)"),
         ("`fedsim list`", "`fedsim list`"),
     ):
         assert pages.on_page_markdown(text, page) == want

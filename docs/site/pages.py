@@ -99,7 +99,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def listed(group: str, option: str | None) -> str:
     """The page that has what ``fedsim list GROUP OPTION`` shows."""
-    return f"catalogue/{group}.md" + (f"#{option}" if option else "")
+    return f"catalogue/{group}.md" + (f"#{option}" if option and option != "NAME" else "")
 
 
 def site_link(link: str, source: str) -> str:
@@ -173,9 +173,10 @@ def equations(target: str) -> list[str]:
 
 def keys(option: Option) -> str:
     """The keys of its yaml with their defaults and comments."""
-    lines = option.path.read_text(encoding="utf-8").partition("_target_")[2].splitlines()[1:]
-    found = [re.fullmatch(r"\s*(\w+): *(.*?)(?: +# (.*))?", line) for line in lines]
-    rows = [f"| `{k[1]}` | {code(k[2])} | {cell(k[3] or '')} |" for k in found if k and k[1] in option.keys]
+    text = option.path.read_text(encoding="utf-8").partition("_target_")[2].partition("\n")[2]
+    row = r"^ *(\w+):(?: +([^#\n].*?))?(?: +# (.*))?$(?=(?:\n +_target_: (\S+))?)"  # of a part in the part: its class
+    found = re.finditer(row, text, re.M)
+    rows = [f"| `{k[1]}` | {code(k[2] or k[4] or '')} | {cell(k[3] or '')} |" for k in found if k[1] in option.keys]
     return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows]) if rows else ""
 
 
