@@ -128,7 +128,8 @@ def test_a_stranger_is_refused_in_every_place(group: str, option: str, name: str
     config = chosen(group, option)
     own = {key: value for key, value in config.items() if group == "experiment" or key in (group, "aggregate")}
     for path in places(own):
-        if path[-1] in FITS.get(name, ()) and len(path) == 1:
+        fits = path[0] in FITS.get(name, ())
+        if fits and (len(path) == 1 or (len(path) == 3 and path[1] == "architectures")):
             continue
         require_refused(config, path, {"_target_": STRANGERS[name]})
 
