@@ -229,6 +229,7 @@ def test_its_keys_are_checked() -> None:
         ({"patience": 0}, "patience must be >= 1"),
         ({"target": 1, "min_delta": -1}, "min_delta must be >= 0"),
         ({"target": 1, "mode": "up"}, "mode must be one of auto, min, max"),
+        ({"target": 90}, "target must be at most 1, as eval/accuracy is, got 90.0; 0.9 is 90 %"),
         ({"target": 1, "metric": "accuracy"}, "metric must be a tag such as eval/accuracy"),
     ):
         with pytest.raises(InputError, match=line):
@@ -253,6 +254,12 @@ def test_the_table_is_the_records_and_a_resume_repeats_none(tmp_path: Path) -> N
     assert [row["round"] for row in found] == [str(i) for i in range(7)]
     for row, record in zip(found, result.metrics, strict=True):
         assert {tag: float(value) for tag, value in row.items() if value} == record
+
+
+def test_the_table_makes_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "mine.csv"
+    run(callbacks=[CsvFile(path=str(path))])
+    assert len(rows(path)) == 7
 
 
 def test_a_file_of_somebody_else_is_kept(tmp_path: Path) -> None:
