@@ -43,6 +43,7 @@ LONG_FILES = {
     "privacy/ledger.py": "epsilon, from draws over counts to the accountant's questions: one computation",
     "record/checkpoint.py": "one file format: written, read and distrusted in one place",
     "record/run_folder.py": "one folder: every file in it, written and read in one place",
+    "report/compare.py": "one comparison: what it holds, and how each number of it comes about",
     "schedule/rules.py": "a list: the rules for cohorts, each with its law in its docstring",
     "topology/reading.py": "graphs from files: three formats that share their checks",
     "traits/declared.py": "how the words of a class are read, and every way in which they can be wrong",

@@ -380,7 +380,7 @@ def test_scores_are_read_from_summaries() -> None:
     ("argv", "words"),
     [
         (["sweep=nosuch"], ["unknown option sweep=nosuch", "fedprox_mu"]),
-        (["-m", "sweep.retyr=true"], ["unknown key sweep.retyr", "did you mean sweep.retry?"]),
+        (["-m", "sweep.retyr=true"], ["unknown key sweep.retyr", "did you mean sweep.retry=true?"]),
         (["-m", "algorithm.lr=interval(0.1,1)"], ["algorithm.lr must be values", "sweep.search.sampler=tpe"]),
         (["-m", "algorithm.mu@fedprx=1,2"], ["algorithm.mu@fedprx must be for an option of algorithm", "fedprox"]),
         (["-m", "algorithm=fedavg,fedprox", "algorithm.mu=1"], ["unknown key algorithm.mu", "algorithm.mu@OPTION="]),

@@ -27,4 +27,4 @@ def require_name(name: Any) -> None:
     """Raise InputError unless a run can be called so: its folder is."""
     must = f"be letters, digits, spaces and any of _.,=+@- of at most {LONGEST}, not beginning with . or a space"
     good = name is None or (isinstance(name, str) and re.fullmatch(rf"[\w,=+@-][\w.,=+@ -]{{0,{LONGEST - 1}}}", name))
-    require(bool(good), "name", must, name)
+    require(bool(good), "name", must, name if isinstance(name, str) else type(name).__name__)

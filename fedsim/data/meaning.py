@@ -68,7 +68,9 @@ def as_targets(y: np.ndarray, task: str | Task, where: str) -> np.ndarray:
         return y.astype(np.float32)
     if y.dtype.kind == "f" and bool((y == np.round(y)).all()):
         return y.astype(np.int64)
-    require(y.dtype.kind != "f", where, f"be whole numbers for {task}", "fractions", "for these say task=regression")
+    require(
+        y.dtype.kind != "f", where, f"be whole numbers for {task}", "fractions", "for these say data.task=regression"
+    )
     return y
 
 
