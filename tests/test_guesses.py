@@ -174,6 +174,8 @@ def test_a_module_named_like_one_of_pythons_own_names_the_file_that_was_found(
 def test_no_message_names_a_script_of_the_checkout() -> None:
     package = Path(completion.__file__).parents[1]
     assert [str(path) for path in package.rglob("*.py") if "scripts/" in path.read_text()] == []
+    shown = config_folder().rglob("*.yaml")  # by `fedsim presets NAME`; scripts/*.sh are those of other projects
+    assert [str(path) for path in shown if re.search(r"scripts/\S*\.py", path.read_text())] == []
 
 
 @pytest.mark.parametrize(
