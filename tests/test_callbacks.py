@@ -8,7 +8,9 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -405,6 +407,16 @@ def test_wandb_offline_has_every_round_once(tmp_path: Path, monkeypatch: pytest.
     logged = [row for path in files for row in history(path)]
     assert [row["_step"] for row in logged] == [*range(7)]
     assert [row["eval/loss"] for row in logged] == [record["eval/loss"] for record in result.metrics]
+
+
+def test_only_a_run_that_ended_as_it_should_is_a_success_at_wandb() -> None:
+    codes: dict[str, int] = {}
+    for status in ("finished", "stopped", "diverged", "failed", "interrupted"):
+        listener = WandB.__new__(WandB)
+        told = partial(codes.setdefault, status)
+        listener._run = SimpleNamespace(summary={}, finish=lambda exit_code, told=told: told(exit_code))  # type: ignore[assignment]
+        listener.end({"status": status})
+    assert codes == {"finished": 0, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1}
 
 
 def test_a_run_that_goes_on_at_once_has_files_of_its_own_at_wandb(tmp_path: Path) -> None:
