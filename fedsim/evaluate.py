@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +12,32 @@ from fedsim.errors import require
 from fedsim.fields import check_fields
 
 LOWER_IS_BETTER = frozenset(
-    {"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std", "norm2", "bytes", "epsilon"}
+    {"loss", "logloss", "nll", "bce", "entropy", "perplexity", "hinge", "deviance", "divergence", "brier", "ece"}
+    | {"error", "errors", "mse", "rmse", "msle", "rmsle", "mae", "mape", "smape", "fpr", "fnr"}
+    | {"distance", "gap", "lost", "angle", "std", "norm2", "bytes", "epsilon"}
 )
 """Words of a metric that is good when it is small."""
 
-SHARES = frozenset({"accuracy", "top5", "f1", "auc"})
+SHARES = frozenset({"accuracy", "top5", "f1", "auc", "auroc", "precision", "recall", "jaccard"})
 """Words of a metric that lies between 0 and 1."""
+
+
+def _words(tag: str) -> set[str]:
+    """The words of a metric's name, in whatever way they are joined: ``macro_f1``, ``RMSE``, ``MeanSquaredError``."""
+    return set(
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", tag.rpartition("/")[2]).lower().split("_")
+    )
 
 
 def lower_is_better(tag: str) -> bool:
     """Whether a metric such as ``eval/loss`` is good when it is small: whether it has a word that says so."""
-    return bool(LOWER_IS_BETTER & set(tag.rpartition("/")[2].split("_")))
+    words = _words(tag)
+    return bool(LOWER_IS_BETTER & words) and "d2" not in words  # d2_brier_score: the share that is explained
 
 
 def is_share(tag: str) -> bool:
     """Whether a metric such as ``eval/accuracy`` lies between 0 and 1: whether it has a word that says so."""
-    return bool(SHARES & set(tag.rpartition("/")[2].split("_")))
+    return bool(SHARES & _words(tag))
 
 
 def is_better(tag: str, new: float, old: float | None) -> bool:

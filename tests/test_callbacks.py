@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,6 +232,7 @@ def test_its_keys_are_checked() -> None:
         ({"patience": 0}, "patience must be >= 1"),
         ({"target": 1, "min_delta": -1}, "min_delta must be >= 0"),
         ({"target": 1, "mode": "up"}, "mode must be one of auto, min, max"),
+        ({"target": 90}, "target must be at most 1, as eval/accuracy is, got 90.0; 0.9 is 90 %"),
         ({"target": 1, "metric": "accuracy"}, "metric must be a tag such as eval/accuracy"),
     ):
         with pytest.raises(InputError, match=line):
@@ -254,6 +257,12 @@ def test_the_table_is_the_records_and_a_resume_repeats_none(tmp_path: Path) -> N
     assert [row["round"] for row in found] == [str(i) for i in range(7)]
     for row, record in zip(found, result.metrics, strict=True):
         assert {tag: float(value) for tag, value in row.items() if value} == record
+
+
+def test_the_table_makes_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "mine.csv"
+    run(callbacks=[CsvFile(path=str(path))])
+    assert len(rows(path)) == 7
 
 
 def test_a_file_of_somebody_else_is_kept(tmp_path: Path) -> None:
@@ -404,6 +413,16 @@ def test_wandb_offline_has_every_round_once(tmp_path: Path, monkeypatch: pytest.
         time.sleep(0.5)
     assert [row["_step"] for row in logged] == [*range(7)]
     assert [row["eval/loss"] for row in logged] == [record["eval/loss"] for record in result.metrics]
+
+
+def test_only_a_run_that_ended_as_it_should_is_a_success_at_wandb() -> None:
+    codes: dict[str, int] = {}
+    for status in ("finished", "stopped", "diverged", "failed", "interrupted"):
+        listener = WandB.__new__(WandB)
+        told = partial(codes.setdefault, status)
+        listener._run = SimpleNamespace(summary={}, finish=lambda exit_code, told=told: told(exit_code))  # type: ignore[assignment]
+        listener.end({"status": status})
+    assert codes == {"finished": 0, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1}
 
 
 def test_a_run_that_goes_on_at_once_has_files_of_its_own_at_wandb(tmp_path: Path) -> None:

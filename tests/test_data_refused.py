@@ -27,6 +27,32 @@ def npz(**arrays: Any) -> Callable[[Path], Any]:
     return make
 
 
+def beyond(folder: Path) -> Any:
+    """A file whose heading says a shape that is not in it."""
+    import io
+    import zipfile
+
+    heading = io.BytesIO()
+    np.lib.format.write_array_header_1_0(heading, {"descr": "<f8", "fortran_order": False, "shape": (10**15,)})
+    with zipfile.ZipFile(folder / "a.npz", "w") as file:
+        file.writestr("x.npy", heading.getvalue())
+        file.writestr("y.npy", heading.getvalue())
+    return Npz(str(folder / "a.npz"))
+
+
+def csv_bytes(content: bytes) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        (folder / "a.csv").write_bytes(content)
+        return Csv(str(folder / "a.csv"), "y")
+
+    return make
+
+
+def lacking(folder: Path) -> Any:
+    (folder / "b.csv").write_text("a,y\n1,0\n1,1\n")
+    return csv(GOOD, test=str(folder / "b.csv"))(folder)
+
+
 def csv(text: str, target: str = "y", **keys: Any) -> Callable[[Path], Any]:
     def make(folder: Path) -> Any:
         (folder / "a.csv").write_text(text)
@@ -70,6 +96,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         npz(x=X, y=np.array(Y, object)),
         "y must be an array of numbers or text, got Python objects; save y.ast",
     ),
+    "a shape that nobody has": (beyond, r"x must fit into memory, got Unable to allocate .* PiB"),
+    "nothing": (arrays(None, Y), "x must be given, got None"),
+    "no labels": (arrays(X, None), "y must be given, got None"),
+    "no samples": (arrays(X[:0], Y[:0]), "x must hold samples, got 0"),
+    "one class": (arrays(X, ["cat"] * 30), r"y must hold two classes at least, got \('cat',\); say outputs=K"),
+    "names for names": (arrays(X, [*"ab"] * 15, classes="ba"), "classes must be left out where y has names"),
+    "names too few": (arrays(X, Y, classes="ab"), "classes must name each of the 3 classes, got 2"),
+    "a cell of text": (csv("a,y\n1,0\n,1\n2x,1\n"), "column a must hold numbers, got '2x' in row 3"),
+    "another code page": (csv_bytes("a,y\n1,é\n2,ü\n".encode("latin-1")), "cannot be read as csv .*UTF8"),
+    "another delimiter": (csv("a;y\n1;0\n"), "say what stands between two cells: data.delimiter=';'"),
+    "a test file that lacks one": (lacking, r"b.csv must have the column b of .*a.csv, got none"),
+    "a feature twice": (csv(GOOD, features=("a", "a")), r"features must name each column once, got \['a'\]"),
     "test inputs alone": (npz(x=X, y=Y, x_test=X), "have x_test and y_test, or neither"),
     "fewer labels": (arrays(X, Y[:-1]), "y must have one entry for each of the 30 samples, got 29"),
     "fewer clients": (arrays(X, Y, client=Y[:-1]), "client must have one entry for each of the 30 samples, got 29"),

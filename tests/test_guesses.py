@@ -53,6 +53,17 @@ GUESSES = {
     "algorithm fedprox": "algorithm=fedprox",
     "fedprox": "algorithm=fedprox",
     "mnist": "data=mnist",
+    "data=wine.csv": "data=csv data.path=wine.csv",
+    "data=wine.npz": "data=npz data.path=wine.npz",
+    "data.path=wine.parquet": "data=parquet data.path=wine.parquet",
+    "data=images": "data=image_folder",
+    "loss=mine.focal": "task=own task.loss=mine.focal",
+    "task=mine.focal": "task=own task.loss=mine.focal",
+    "task.loss=mine.focal": "task=own task.loss=mine.focal",
+    "metric=[macro_f1]": "evaluate.metrics=[macro_f1]",
+    "algorithm=mine.Mine": "algorithm._target_=mine.Mine",
+    "schedule.rate=0.5": "schedule=bernoulli schedule.rate=0.5",
+    "topology.p=0.5": "topology=erdos_renyi topology.p=0.5",
 }
 """{what is typed: what would have done it}"""
 
@@ -98,6 +109,11 @@ def test_what_has_no_command_of_its_own_says_what_there_is(typed: str, said: str
     assert "schedule, did you mean schedule" not in line
 
 
+def test_a_key_that_must_be_given_is_known_beside_one_that_is_not() -> None:
+    (line,) = lines("data=csv", "data.path=wine.csv", "data.label=kind")
+    assert line.startswith("unknown key data.label (got 'data.label=kind')")
+
+
 def test_a_deleted_key_with_a_default_is_no_mistake() -> None:
     check(["~schedule.cohort", "--cfg", "job"])
 
@@ -134,6 +150,11 @@ def test_a_folder_of_ones_own_may_stand_before_a_command_and_behind_it(
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
     assert "Mine alone." in said[0]
+    for name in ("replay", "export", "download"):
+        assert console(*flag, name, "--help") == 0
+        capsys.readouterr()
+    assert console(*flag, "replay", str(tmp_path / "no"), "round=1") == 2
+    assert "resume must be the folder of a run" in capsys.readouterr().err
     assert command_first([*flag, "verify", "rounds=1"]) == ["verify", *flag, "rounds=1"]
     assert command_first([*flag, "rounds=1"]) == [*flag, "rounds=1"]
 
@@ -153,6 +174,8 @@ def test_a_module_named_like_one_of_pythons_own_names_the_file_that_was_found(
 def test_no_message_names_a_script_of_the_checkout() -> None:
     package = Path(completion.__file__).parents[1]
     assert [str(path) for path in package.rglob("*.py") if "scripts/" in path.read_text()] == []
+    shown = config_folder().rglob("*.yaml")  # by `fedsim presets NAME`; scripts/*.sh are those of other projects
+    assert [str(path) for path in shown if re.search(r"scripts/\S*\.py", path.read_text())] == []
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,22 @@ def test_direction_is_in_the_name() -> None:
     assert not is_better("eval/r2", 1.0, 2.0)
 
 
+def test_the_direction_of_functions_of_others_is_what_they_say() -> None:
+    """By scikit-learn's own scorers, and by the classes of torchmetrics, however their words are joined."""
+    said = {sk.get_scorer(name)._score_func.__name__: sk.get_scorer(name)._sign for name in sk.get_scorer_names()}
+    said.pop("negative_likelihood_ratio")  # small is good there, as no word of it says
+    assert {name for name, sign in said.items() if lower_is_better(f"eval/{name}") != (sign < 0)} == set()
+    torchmetrics = pytest.importorskip("torchmetrics")
+    made = {name: getattr(torchmetrics, name) for name in torchmetrics.__all__}
+    told = {name: of.higher_is_better for name, of in made.items() if getattr(of, "higher_is_better", None) is not None}
+    wrong = {name for name, higher in told.items() if lower_is_better(f"eval/{name}") == higher}
+    assert len(told) > 20
+    none = {"TranslationEditRate", "WordInfoPreserved", "RetrievalFallOut", "TotalVariation"}
+    assert wrong <= none, "no word of theirs says so"
+    assert lower_is_better("eval/RMSE")
+    assert not lower_is_better("eval/macroF1")
+
+
 @pytest.mark.parametrize("name", ["two words", "a/b", "é", "<lambda>"])
 def test_a_name_is_a_word(name: str) -> None:
     with pytest.raises(InputError, match="name must be letters, digits and underscores"):

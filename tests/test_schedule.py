@@ -21,7 +21,7 @@ from fedsim.errors import InputError
 from fedsim.local import Local
 from fedsim.models import linear
 from fedsim.partition import Natural
-from fedsim.schedule import All, Bernoulli, Cohorts, Cyclic, Uniform, smaller_cohort
+from fedsim.schedule import All, Asynchronous, Bernoulli, Cohorts, Cyclic, Uniform, smaller_cohort
 from fedsim.simulation import simulate
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "schedule").glob("*.yaml"))
@@ -208,6 +208,16 @@ def test_a_cohort_that_nobody_chose_is_ten_or_everybody(rule):
     assert rule().expected(45) == rule(10).expected(45)
     assert smaller_cohort(rule(), 10) == smaller_cohort(rule(7), 7) == smaller_cohort(All(), 7) == ()
     assert "schedule.cohort is 7:" in smaller_cohort(rule(), 7)[0]
+
+
+def test_clients_at_work_that_nobody_counted_are_ten_or_everybody():
+    rule = Asynchronous()
+    rule.check(7, 3)
+    assert (rule.expected(7), rule.expected(45), Asynchronous(20).expected(45)) == (7, 10, 20)
+    assert smaller_cohort(rule, 10) == smaller_cohort(Asynchronous(7), 7) == ()
+    assert "schedule.concurrency is 7:" in smaller_cohort(rule, 7)[0]
+    with pytest.raises(InputError, match=r"schedule\.concurrency must be <= the 7 clients, got 8"):
+        Asynchronous(8).check(7, 3)
 
 
 def test_seven_clients_of_the_data_run_together_and_are_said_to(capsys):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from torch import Tensor
 
@@ -166,6 +167,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "task root: loss must have a finite gradient",
     ),
     "infinite": ({"task": Task(lambda o, y: o.sum(-1) / 0, name="inf")}, "task inf: loss must be finite"),
+    "that spoils what it is given": (
+        {"task": Task(lambda o, y: o.log_softmax(-1).gather(-1, y[..., None])[..., 0] + 0 * y.sub_(0), name="spoils")},
+        "task spoils: loss must have a gradient, got RuntimeError: .*inplace",
+    ),
+    "of torch": (
+        {"task": Task(F.cross_entropy, name="ce")},
+        r"task ce: loss fails on .*; a function of torch wants outputs.flatten\(0, -2\) and y.flatten\(\)",
+    ),
+    "a metric of nothing": (
+        {"evaluate": Evaluate(metrics=(Metric(lambda c, y: None, "f", of="classes"),))},
+        "metric f must give a number, a mapping or a vector, got None",
+    ),
     "that fails": (
         {"task": Task(lambda o, y: o.nothing, name="bad")},
         r"task bad: loss fails .*\(tests/test_tasks.py:",
@@ -202,6 +215,11 @@ def test_what_is_not_what_it_says_is_one_line(case: str, tmp_path: Path) -> None
         run(**changes, run_dir=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_list_without_brackets_is_told_of_them() -> None:
+    with pytest.raises(InputError, match=r"metrics must be .*, got 'macro_f1'; a list has brackets: \[macro_f1\]"):
+        Evaluate(metrics="macro_f1")  # type: ignore[arg-type]
 
 
 def test_a_metric_that_fails_later_is_named() -> None:

@@ -128,14 +128,18 @@ def require_loss(setup: Setup) -> None:
         alone = [loss(outputs[i : i + 1], y[i : i + 1]) for i in range(n)]
     except FAILURES as error:  # user code: any type
         what = f"outputs {list(outputs.shape)} or [2, {n}, ...] and y {list(y.shape)}"
-        raise InputError(f"{name} fails on {what}: {said(error)}") from error
+        flat = "; a function of torch wants outputs.flatten(0, -2) and y.flatten()" if outputs.dim() > y.dim() else ""
+        raise InputError(f"{name} fails on {what}: {said(error)}{flat}") from error
     _require_shape(losses, [n], name, "one number for each example")
     _require_shape(two, [2, n], name, "one number for each example of two clients")
     for one in alone:
         _require_shape(one, [1], name, "one number for one example")
     require(bool(torch.isfinite(losses).all()), name, "be finite at the initial model", losses.tolist())
     require(losses.requires_grad, name, "depend on the outputs", "a number without a gradient")
-    (gradient,) = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
+    try:
+        (gradient,) = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
+    except FAILURES as error:  # of a loss that changed what it was given
+        raise InputError(f"{name} must have a gradient, got {said(error)}") from error
     good = gradient is not None and bool(torch.isfinite(gradient).all())
     require(
         good, name, "have a finite gradient at the initial model", "none" if gradient is None else "NaN or infinity"

@@ -35,6 +35,7 @@ class CsvFile(Callback):
         self._file = run.file(self.path, "metrics.csv", "csv.path")
         mine = run.records and self._file.is_file() and self._file.read_text().startswith("round,")
         require(bool(mine) or not self._file.exists(), "csv.path", "be a new file", str(self._file))
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         self._rows = [dict(record) for record in run.records]
         self._columns: list[str] = []
         if self._rows:

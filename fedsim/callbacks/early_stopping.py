@@ -9,7 +9,7 @@ from typing import Literal
 
 from fedsim.callbacks.base import Callback, RunView
 from fedsim.errors import InputError, require
-from fedsim.evaluate import lower_is_better
+from fedsim.evaluate import is_share, lower_is_better
 from fedsim.fields import check_fields
 
 
@@ -46,6 +46,9 @@ class EarlyStopping(Callback):
         require(given, "target", "be given, or patience", self.target, "when shall the run stop?")
         require(self.patience is None or self.patience >= 1, "patience", "be >= 1", self.patience)
         require(self.min_delta >= 0, "min_delta", "be >= 0", self.min_delta)
+        share = is_share(self.metric) and self.target is not None
+        do = f"{(self.target or 0) / 100:g} is {self.target:g} %" if share else ""
+        require(not share or (self.target or 0) <= 1, "target", f"be at most 1, as {self.metric} is", self.target, do)
         require("/" in self.metric, "metric", "be a tag such as eval/accuracy", self.metric)
 
     def begin(self, run: RunView) -> None:

@@ -84,7 +84,7 @@ class WandB(Callback):
                 self._run.summary[tag] = value
             elif isinstance(value, Mapping) and "best" in value:
                 self._run.summary[f"{tag}.best"] = value["best"]
-        self._run.finish(exit_code=1 if summary["status"] == "failed" else 0)
+        self._run.finish(exit_code=0 if summary["status"] in ("finished", "stopped") else 1)
 
     def _place(self, run: RunView, before: Mapping[str, Any]) -> dict[str, Any]:
         """Where wandb writes, and which run goes on."""

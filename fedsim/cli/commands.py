@@ -36,10 +36,12 @@ def command(argv: Sequence[str]) -> int:
     """
     name, *rest = argv
     parser = _Parser(prog=f"fedsim {name}", description=COMMANDS[name].capitalize() + ".")
+    if name != "verify":  # which composes, as a run does
+        shown = "shown too" if name in ("list", "presets") else "which this command does not need"
+        parser.add_argument(*FOLDERS, type=Path, help=f"a folder with groups of your own, {shown}")
     if name in ("list", "presets"):
         from fedsim.cli.catalogue import show
 
-        parser.add_argument(*FOLDERS, type=Path, help="a folder with groups of your own, shown too")
         if name == "list":
             parser.add_argument("group", nargs="?", help="algorithm, data, partition, ...; nothing: the groups")
         parser.add_argument("option", nargs="?", help="one option: its whole documentation and its keys")

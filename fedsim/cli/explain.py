@@ -18,7 +18,8 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError
 
 from fedsim.assembly.problems import nearest, unknown_key
-from fedsim.cli.guesses import WORDS, first_guess, unknown_option
+from fedsim.cli.folder import config_folder
+from fedsim.cli.guesses import LISTS, WORDS, first_guess, of_another, unknown_option
 from fedsim.errors import InputError, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -100,19 +101,28 @@ def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Over
     path: list[str] = []
     for part in override.key_or_group.split("."):
         if not isinstance(node, DictConfig):
-            return f"unknown key {override.key_or_group}; {'.'.join(path)} holds a value and has no keys"
-        if part not in node:
+            meant = _of_another(path, part, override, groups)
+            return f"unknown key {override.key_or_group}; {meant}{'.'.join(path)} holds a value and has no keys"
+        if part not in list(node):  # "in" denies a key that must be given still
             names = [str(key) for key in node] + ([] if path else [name for name in groups if name not in cfg])
             valid = [name for name in names if name not in ("hydra", "_target_")]
             last = override.key_or_group.rpartition(".")[2]
             hint = "" if override.is_delete() else first_guess(last, _value(override), known, groups)
-            near = "" if hint and last in WORDS else _near(override, path, part, valid)
+            near = _of_another(path, part, override, groups)
+            near = near or ("" if hint and last in WORDS else _near(override, path, part, valid))
             line = unknown_key(".".join(path), part, valid, override.input_line, near or hint)
             several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))
             return f"{line}; choose {several} first: {path[0]}=[{part}]" if several else line
         path.append(part)
         node = OmegaConf.select(node, part)
     return None
+
+
+def _of_another(path: Sequence[str], part: str, override: Override, groups: Mapping[str, Sequence[str]]) -> str:
+    """``did you mean GROUP=OPTION KEY=VALUE? `` for a key of another option of the group, or ""."""
+    if len(path) != 1 or path[0] not in groups or path[0] in LISTS or override.is_delete():
+        return ""
+    return of_another(path[0], part, override.input_line or "", config_folder())
 
 
 def _near(override: Override, path: Sequence[str], part: str, valid: Sequence[str]) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fedsim.assembly.problems import did_you_mean, nearest
 
@@ -44,6 +47,9 @@ WORDS = {
     "random_seed": "seed",
     "eval_every": "evaluate.every",
     "dataset": "data",
+    "loss": "task=own task.loss={}",
+    "criterion": "task=own task.loss={}",
+    "metric": "evaluate.metrics",
     "optimizer": "algorithm",
     "optim": "algorithm",
     "strategy": "algorithm",
@@ -60,6 +66,14 @@ WORDS = {
     "output_dir": "hydra.run.dir",
 }
 """{what somebody may write: the key, the last part of the key, or the words, {} being the value, that fedsim has}"""
+
+OPTIONS = {
+    "data": {"images": "image_folder", "femnist": "leaf", "celeba": "leaf", "sent140": "leaf", "hf": "huggingface"},
+}
+"""{group: {what somebody may choose: the option that fedsim has}}"""
+
+FILES = {".csv": "csv", ".tsv": "csv", ".npz": "npz", ".parquet": "parquet"}
+"""{how a file's name ends: the option of data that reads it}"""
 
 LISTS = ("channel", "downlink", "callbacks")
 """Groups of which several options are chosen."""
@@ -128,7 +142,47 @@ def unknown_option(group: str, word: str, valid: Sequence[str], before: str = ""
     if group in DESCRIBED:
         near = ", ".join(nearest(word, valid, 3, cutoff=0.0))
         return f"unknown option {group}={word}; nearest: {near}; {DESCRIBED[group]} describes all {len(valid)}"
-    return f"unknown option {group}={word}; {did_you_mean(word, valid, before)}options of {group}: {', '.join(valid)}"
+    hint = _instead(group, word) or did_you_mean(word, valid, before)
+    return f"unknown option {group}={word}; {hint}options of {group}: {', '.join(valid)}"
+
+
+def _instead(group: str, word: str) -> str:
+    """What takes the place of an option that is a file, a dotted path of one's own, or a word of others; or ""."""
+    if group == "data" and Path(word).suffix in FILES:
+        return f"did you mean data={FILES[Path(word).suffix]} data.path={word}? "
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", word):
+        mine = {"task": f"task=own task.loss={word}", "callbacks": f"callbacks.mine._target_={word}"}
+        return (
+            f"did you mean {mine.get(group, f'{group}._target_={word}')}? "
+            if group not in ("channel", "downlink")
+            else ""
+        )
+    meant = OPTIONS.get(group, {}).get(word)
+    return f"did you mean {group}={meant}? " if meant else ""
+
+
+def of_another(group: str, key: str, text: str, folder: Path) -> str:
+    """The option and the key, for a key that other options of its group have; or "".
+
+    Args:
+        group: whose chosen option does not have the key.
+        key: its name.
+        text: KEY=VALUE, as it was typed.
+        folder: of the configurations.
+    """
+    found = [path.stem for path in sorted((folder / group).glob("*.yaml")) if key in _keys(path, group)]
+    end = Path(text.partition("=")[2]).suffix
+    if group == "data" and FILES.get(end) in found:
+        found = [FILES[end]]
+    choices = [f"{group}={name} {text.lstrip('+')}" for name in found[:3]]
+    return f"did you mean {' or '.join(choices)}? " if choices else ""
+
+
+def _keys(path: Path, group: str) -> Mapping[str, Any]:
+    """The keys of an option, wherever in its file they stand."""
+    node = yaml.safe_load(path.read_text()) or {}
+    inside = node.get(group) if "defaults" in node or isinstance(node.get(group), dict) else node
+    return inside if isinstance(inside, dict) else {}
 
 
 def _choice(group: str, name: str) -> str:

@@ -67,6 +67,8 @@ class ColumnRoles:
             if name not in names:
                 raise InputError(f"{table.where} must have the column {name}, got {_listed(name, names)}")
         chosen = [n for n in names if n not in (*own, *self.drop)] if self.features is None else list(self.features)
+        again = sorted({name for name in chosen if chosen.count(name) > 1})
+        require(not again, "features", "name each column once", again)
         twice = [name for name in own if name in chosen]
         require(not twice, "features", "be neither target nor client", twice)
         require(bool(chosen), table.where, "have a column of inputs", names)
@@ -99,7 +101,8 @@ def arranged(table: Sheet, tested: Sheet | None, layout: ColumnRoles, told: Shee
     for other in tables[1:]:
         layout.inputs(other)
         lacking = [column for column in chosen if column not in other.columns]
-        require(not lacking, other.where, f"have the columns of {table.where}", f"none called {lacking[:1]}")
+        if lacking:
+            raise InputError(f"{other.where} must have the column {lacking[0]} of {table.where}, got none")
     values = {c: _values(tables, c) for c in layout.categories if c in chosen}
     given: dict[str, Any] = {}
     for one, suffix in zip(tables, ("", "_test"), strict=False):
@@ -118,7 +121,7 @@ def _numbers(table: Sheet, name: str, values: Mapping[str, np.ndarray]) -> np.nd
         return ones.astype(np.float32)
     do = f"data.categories=[{name}] makes columns of zeros and ones of text, data.drop=[{name}] leaves it out"
     if column.dtype.kind not in "biuf":
-        row, cell = next(((i, c) for i, c in enumerate(column.tolist()) if c is not None), (0, None))
+        row, cell = next(((i, c) for i, c in enumerate(column.tolist()) if not _is_number(c)), (0, None))
         kind = f"{cell!r} in row {row + 1}"
         raise InputError(f"{table.where}: column {name} must hold numbers, got {kind}; {do}")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
@@ -126,6 +129,14 @@ def _numbers(table: Sheet, name: str, values: Mapping[str, np.ndarray]) -> np.nd
         do = f"fill it or leave the row out, or the column with data.drop=[{name}]"
         raise InputError(f"{table.where}: column {name} must hold finite numbers, got none in row {row}; {do}")
     return column.astype(np.float32)[:, None]
+
+
+def _is_number(cell: Any) -> bool:
+    """Whether a cell of a column of text is empty or a number, as most of its column may be."""
+    try:
+        return cell is None or cell == "" or isinstance(float(cell), float)
+    except (TypeError, ValueError):
+        return False
 
 
 def _names(table: Sheet, name: str) -> np.ndarray:
@@ -165,4 +176,6 @@ def _listed(name: str, names: Sequence[str]) -> str:
     near = get_close_matches(name, names, n=1)
     more = "" if len(names) <= 8 else f", ... ({len(names)} in all)"
     guess = f"; did you mean {near[0]}?" if near else ""
+    between = next((mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), None)
+    guess = f"; say what stands between two cells: data.delimiter={between!r}" if between else guess
     return f"the columns {', '.join(names[:8])}{more}{guess}"

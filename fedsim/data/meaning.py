@@ -53,9 +53,11 @@ def as_inputs(x: Any, where: str) -> np.ndarray:
         do = "pass x.transpose(0, 3, 1, 2)" if last else do
         require(array.ndim == 4 and not last, where, "be images [n, c, h, w] where it is uint8", shape, do)
     elif array.dtype.kind in "fb":
-        narrow = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # said below
+            narrow = array.astype(np.float32, copy=False)
         beyond = array.dtype.kind == "f" and bool((np.isinf(narrow) & np.isfinite(array)).any())
-        require(not beyond, where, "lie within 3.4e+38, the range of float32", float(np.abs(array).max()))
+        if beyond:
+            require(False, where, "lie within 3.4e+38, the range of float32", float(np.abs(array).max()))
         return narrow
     return array
 

@@ -109,6 +109,7 @@ def each(metric: Metric, outputs: Tensor, y: Tensor) -> Tensor:
 def value(metric: Metric, predictions: Tensor, y: Tensor) -> dict[str, float]:
     """A metric of all predictions: its value under "", or its values under their words or numbers."""
     found = metric.fn(predictions, y)
+    require(found is not None, f"metric {metric.name}", "give a number, a mapping or a vector", None)
     if isinstance(found, Mapping):
         return {str(word): float(number) for word, number in found.items()}
     array = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found, dtype=np.float64)

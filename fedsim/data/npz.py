@@ -13,7 +13,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset
 from fedsim.data.memory import require_memory
 from fedsim.data.own import check_outputs, check_test_share, from_arrays, stem
-from fedsim.errors import InputError, require
+from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
 NEEDED = ("x", "y")
@@ -84,6 +84,10 @@ def _array(found: np.lib.npyio.NpzFile, name: str, path: str) -> np.ndarray:
     try:
         array: np.ndarray = found[name]
         return array
+    except MemoryError as error:  # the heading of an array may say any shape
+        raise InputError(
+            f"{path}: {name} must fit into memory, got {first_line(error)}; write the file again"
+        ) from error
     except ValueError as error:  # of Python objects, which are pickles
         do = f"save {name}.astype(str) for text, {name}.astype('float32') for numbers"
         raise InputError(f"{path}: {name} must be an array of numbers or text, got Python objects; {do}") from error

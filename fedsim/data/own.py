@@ -47,6 +47,8 @@ class Arrays:
         require(pairs, f"data {self.name}", "have x_test and y_test, or neither", "one of them")
         tested = self.client_test is None or (self.client is not None and self.x_test is not None)
         require(tested, f"data {self.name}: client_test", "come with client and x_test", "one without the other")
+        for part in ("x", "y"):
+            require(getattr(self, part) is not None, self._at(part), "be given", None)
         for part in ("x", "x_test"):
             self._fit(part, None if getattr(self, part) is None else as_inputs(getattr(self, part), self._at(part)))
         for part in ("y", "y_test", "client", "client_test"):
@@ -76,6 +78,7 @@ class Arrays:
         if self.standardise:
             train, test = _standardised(train, test, self._at("x"))
         outputs = self.outputs or outputs_of(task, y, self.x, classes)
+        self._check_classes(classes, outputs)
         mean, std = channel_statistics(train.x) if train.x.dtype == np.uint8 else ((), ())
         made = Dataset(self.name, train, test, task, outputs, mean, std, self.augment)
         return with_digest(replace(made, classes=self.classes or classes, clients=clients))
@@ -88,6 +91,15 @@ class Arrays:
             return self._numbers(self.y, self.y_test, "y")
         require(not text, self._at("y"), f"be numbers for {task}", "text")
         return [as_targets(part, task, self._at("y")) for part in parts], ()
+
+    def _check_classes(self, found: tuple[str, ...], outputs: int) -> None:
+        """Raise InputError where there is but one class, or names were given that are not those of the classes."""
+        do = "say outputs=K where K classes are possible"
+        require(len(found) != 1 or self.outputs is not None, self._at("y"), "hold two classes at least", found, do)
+        given, text = self.classes, self.y.dtype.kind == "U"
+        require(not given or not text or given == found, self._at("classes"), "be left out where y has names", given)
+        named = f"name each of the {outputs} classes"
+        require(not given or len(given) == outputs, self._at("classes"), named, len(given))
 
     def _numbers(self, first: Any, second: Any, name: str) -> tuple[list[np.ndarray], tuple[str, ...]]:
         parts = [part for part in (first, second) if part is not None]

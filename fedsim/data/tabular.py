@@ -172,11 +172,12 @@ def _table(path: str, kind: str, read: Callable[[Path], Any]) -> Sheet:
     file = Path(path).expanduser()
     try:
         found = read(file)
+        _require_columns(path, found.column_names, found.num_rows)
+        columns = {name: _from_arrow(found[name]) for name in found.column_names}
     except (OSError, pyarrow.ArrowException) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise InputError(f"{path}: cannot be read as {kind} ({why}); check the path and what is in the file") from error
-    _require_columns(path, found.column_names, found.num_rows)
-    return Sheet({name: _from_arrow(found[name]) for name in found.column_names}, path)
+    return Sheet(columns, path)
 
 
 def _from_arrow(column: pyarrow.ChunkedArray) -> np.ndarray:

@@ -167,4 +167,5 @@ def _named(metric: Metric, where: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise ClientError(f"metric {metric.name} fails on {where}: {said(error)}") from error
+        do = "; a client may lack classes: give NaN for it, which does not count" if "client" in where else ""
+        raise ClientError(f"metric {metric.name} fails on {where}: {said(error)}{do}") from error

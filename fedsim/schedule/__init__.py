@@ -3,6 +3,7 @@
 A schedule knows the number of clients, the round and the seed, and nothing of what clients do or hold.
 """
 
+from fedsim.schedule.cohorts import smaller_cohort
 from fedsim.schedule.delays import Asynchronous
 from fedsim.schedule.rules import (
     All,
@@ -13,7 +14,6 @@ from fedsim.schedule.rules import (
     Schedule,
     Uniform,
     as_accounted,
-    smaller_cohort,
 )
 
 __all__ = [

@@ -279,14 +279,6 @@ def cohort_size(cohort: int | Literal["auto"], population: int) -> int:
     return min(COHORT, population) if cohort == "auto" else cohort
 
 
-def smaller_cohort(schedule: Schedule, population: int) -> tuple[str, ...]:
-    """A note where nobody said how many clients a round has, and there are fewer than it has by default."""
-    auto = isinstance(schedule, (Uniform, Cyclic)) and schedule.cohort == "auto"
-    if not auto or population >= COHORT:
-        return ()
-    return (f"schedule.cohort is {population}: there are fewer clients than the {COHORT} of a round by default",)
-
-
 def _require_cohort(cohort: int | Literal["auto"], population: int | None = None) -> None:
     """Raise InputError unless a round can have so many clients; how many there are may not be known yet."""
     if cohort == "auto":
