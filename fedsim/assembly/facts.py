@@ -7,10 +7,13 @@ would name them.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from fedsim.assembly.assemble import Assembled
 from fedsim.channel.channel import Channel
@@ -74,7 +77,16 @@ def method(assembled: Assembled) -> dict[str, Any]:
     ledger, parts = assembled.ledger, assembled.parts
     same: dict[str, Any] = {"data": assembled.dataset.digest, "partition": assembled.population.digest}
     same |= {"noise": ledger.noise_multiplier} if ledger else {}
+    same |= constants(assembled.prepared.setup.models)
     return same | ({"rounds": parts.planned_rounds} if isinstance(parts.schedule, Events) else {})  # they divide time
+
+
+def constants(models: Sequence[nn.Module]) -> dict[str, str]:
+    """The sha256 of all frozen parameters, which no checkpoint holds, if there are any."""
+    hashed, frozen = hashlib.sha256(), [p for model in models for p in model.parameters() if not p.requires_grad]
+    for p in frozen:
+        hashed.update(p.detach().cpu().contiguous().numpy())
+    return {"constants": hashed.hexdigest()} if frozen else {}
 
 
 def _nodes(assembled: Assembled) -> dict[str, Any]:

@@ -4,6 +4,7 @@ And what a module must be so that many clients can share it. Models know neither
 sample's shape and a number of outputs.
 """
 
+from fedsim.models.adapted import Adapted
 from fedsim.models.body_head import BodyHead
 from fedsim.models.build import Factory, build, copied, twin, zero_sample
 from fedsim.models.convolutional import cnn, fedgh_cnn, lenet
@@ -14,6 +15,7 @@ from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar, resnet_small_gn
 from fedsim.models.validate import validate
 
 __all__ = [
+    "Adapted",
     "BodyHead",
     "Factory",
     "build",
