@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -86,10 +86,11 @@ def test_tied_frozen_weights_stay_tied() -> None:
     assert bare.get_parameter("0.weight") is bare.get_parameter("1.weight")
 
 
+@pytest.mark.usefixtures("_cluster")
 @pytest.mark.parametrize("batching", ["auto", "loop"])
 @pytest.mark.parametrize("make", [body_frozen, head_frozen])
-def test_one_and_three_actors_give_the_serial_bits(make: object, batching: str, _cluster: None) -> None:
-    model, data = make(), numbers()  # type: ignore[operator]
+def test_one_and_three_actors_give_the_serial_bits(make: Callable[[], nn.Module], batching: str) -> None:
+    model, data = make(), numbers()
     serial = run(model, data, engine={"batching": batching, "jobs": 4})
     for actors in (1, 3):
         how = {"backend": "ray", "actors": actors, "batching": batching, "jobs": 4}

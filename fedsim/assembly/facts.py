@@ -20,6 +20,7 @@ from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset
 from fedsim.data.own import Arrays
 from fedsim.ground.public_names import name_of_class
+from fedsim.models import Adapted
 from fedsim.record.provenance import provenance
 from fedsim.schedule import Events
 
@@ -68,6 +69,7 @@ def machine(assembled: Assembled) -> dict[str, Any]:
         partition={"clients": len(assembled.population), "digest": assembled.population.digest},
         engine=prepared.described() | {"threads": parts.engine.threads},
         parameters=d[0] if len(d) == 1 else list(d),
+        **_origins(parts.factories),
         **_nodes(assembled),
     )
 
@@ -78,7 +80,14 @@ def method(assembled: Assembled) -> dict[str, Any]:
     same: dict[str, Any] = {"data": assembled.dataset.digest, "partition": assembled.population.digest}
     same |= {"noise": ledger.noise_multiplier} if ledger else {}
     same |= constants(assembled.prepared.setup.models)
+    same |= {"init": [one["sha256"] for one in found]} if (found := _origins(parts.factories).get("init", [])) else {}
     return same | ({"rounds": parts.planned_rounds} if isinstance(parts.schedule, Events) else {})  # they divide time
+
+
+def _origins(factories: Sequence[Any]) -> dict[str, list[dict[str, str]]]:
+    """The files of the architectures' initial values and their sha256, if there are any."""
+    found = [factory.origin for factory in factories if isinstance(factory, Adapted) and factory.init is not None]
+    return {"init": found} if found else {}
 
 
 def constants(models: Sequence[nn.Module]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_origin
 
-from fedsim.assembly.factory import ModelFactory
+from fedsim.assembly.factory import MODEL_KEYS, ModelFactory
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
 from fedsim.assembly.targets import fits, holds_part, imported, located, made_by, require_makes
 from fedsim.errors import InputError
@@ -112,14 +112,10 @@ def build_factory(node: Any, path: str) -> ModelFactory | Adapted:
     return adapted(factory, own, path)
 
 
-KEYS = ("batchnorm", "freeze", "train")
-"""Keys of every model, beside its own options; an option of the same name is the model's."""
-
-
 def split_keys(target: Callable[..., Any], node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys of a model node that every model has, and the others."""
     options = inspect.signature(target).parameters
-    own = {key: value for key, value in node.items() if key in KEYS and (key == "batchnorm" or key not in options)}
+    own = {k: value for k, value in node.items() if k in MODEL_KEYS and (k == "batchnorm" or k not in options)}
     return own, {key: value for key, value in node.items() if key not in own}
 
 

@@ -1,25 +1,24 @@
-"""A model made ready for a run: which of its parameters are trained."""
+"""A model made ready for a run: where its values come from, and which of them are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
+from fedsim.ground.model_file import digest_of, model_file, read_model
 from fedsim.models.build import call, copied
-
-SHOWN = 8
-"""Names that a message lists."""
+from fedsim.models.initial_values import KEY, load_values
+from fedsim.models.names import matching
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model of which a part is trained: itself a model, wherever one is asked for.
+    """A model with values from a file, or of which a part is trained: itself a model, wherever one is asked for.
 
     >>> from fedsim.models import mlp
     >>> model = Adapted(mlp, train=("head.*",))((4,), 3)
@@ -28,31 +27,46 @@ class Adapted:
 
     Attributes:
         model: a factory, a class of modules, or a module, which is copied.
+        init: a file of named tensors, or the folder of a run, whose last model is taken.
+        init_skip: patterns of names that keep the values that the model itself draws, a new head's for example.
         freeze: patterns of names of parameters that stay as they are, such as ``body.*``; ``*`` stands for anything.
         train: patterns of names of the parameters that are trained, all others being frozen; None: as the model says.
     """
 
     model: Callable[..., Any]
+    init: str | None = None
+    init_skip: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        must = "be empty without init, the file whose names they are"
+        require(self.init is not None or not self.init_skip, "init_skip", must, self.init_skip)
 
     @property
     def __name__(self) -> str:
         """The model's name, for messages."""
         return getattr(self.model, "__name__", type(self.model).__name__)
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """The file of the initial values and its sha256, if there is one."""
+        if self.init is None:
+            return {}
+        file = model_file(self.init, KEY)
+        return {"init": str(file), "sha256": digest_of(file)}
+
     def __call__(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """The model for samples of this shape and this number of outputs."""
-        if isinstance(self.model, nn.Module):
-            model = copied(self.model)
-        else:
-            model = call(self.model, input_shape, outputs, {})
+        given = isinstance(self.model, nn.Module)
+        model = copied(self.model) if given else call(self.model, input_shape, outputs, {})
         require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
+        if self.init is not None:
+            file = model_file(self.init, KEY)
+            load_values(model, read_model(file, KEY), str(file), self.init_skip)
         choose_trained(model, self.train, self.freeze)
-        return model
+        return model  # type: ignore[no-any-return]
 
 
 def choose_trained(model: nn.Module, train: Sequence[str] | None, freeze: Sequence[str]) -> None:
@@ -71,19 +85,3 @@ def choose_trained(model: nn.Module, train: Sequence[str] | None, freeze: Sequen
     if not any(p.requires_grad for p in parameters.values()):
         key, value = ("model.freeze", freeze) if freeze else ("model.train", train)
         raise InputError(f"{key} must leave parameters to train, got {list(value or ())}, which leaves none")
-
-
-def matching(key: str, patterns: Sequence[str], names: Iterable[str], what: str = "parameters") -> set[str]:
-    """The names that match one of the patterns.
-
-    Raises:
-        InputError: a pattern matches none of them.
-    """
-    names = list(names)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-            raise InputError(
-                f"{key} must be patterns of names of {what}, got {pattern!r}; there are: {shown or 'none'}"
-            )
-    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}

@@ -222,9 +222,10 @@ class RayPool:
 
 
 def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> int:
-    """Bytes of the object store, the models' frozen parameters among them: what does not fit is spilled to disk, which makes rounds several times longer."""
-    data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
-    data += sum(array.nbytes for model in setup.models for array in arrays(model).values())
+    """Bytes of the object store: what does not fit is spilled to disk, which makes rounds several times longer."""
+    held = [array for model in setup.models for array in arrays(model).values()]
+    samples = (setup.train.x, setup.train.y, setup.test.x, setup.test.y)
+    data = sum(array.nbytes for array in (*samples, *held))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows = min(3 * row_bytes, memory // 4)  # sent, returned, and the last round's not yet collected
     return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES

@@ -1,4 +1,4 @@
-"""A model of which a part is trained, against a plain torch loop; what is frozen is neither trained, sent nor copied."""
+"""A model of which a part is trained, against a plain torch loop; what is frozen is neither trained nor sent."""
 
 from __future__ import annotations
 
