@@ -146,13 +146,21 @@ def test_the_file_is_on_record_and_the_same_when_a_run_goes_on(tmp_path: Path) -
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
+
+    def started(*words: str) -> Any:
+        monkeypatch.setattr("sys.argv", ["fedsim", *words])
+        try:
+            return main()
+        except SystemExit as stop:
+            return stop.code
+
     common = ["engine=serial", "data=synthetic", "partition=natural", "model=linear", "rounds=1", "seed=1"]
-    assert main([*common, "hydra.run.dir=first"]) == 0
-    assert main([*common, "model.init=first", "model.freeze=[*.bias]", "hydra.run.dir=second"]) == 0
+    assert started(*common, "hydra.run.dir=first") == 0
+    assert started(*common, "model.init=first", "model.freeze=[*.bias]", "hydra.run.dir=second") == 0
     first, second = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
     assert torch.equal(first["head.bias"], second["head.bias"])
     assert not torch.equal(first["head.weight"], second["head.weight"])
-    assert main(["resume=second", "rounds=2"]) == 0
+    assert started("resume=second", "rounds=2") == 0
     capsys.readouterr()
-    assert main([*common, "model.init=third"]) == 2
+    assert started(*common, "model.init=third") == 2
     assert "model.init must be a file of named tensors" in capsys.readouterr().err

@@ -1,24 +1,26 @@
-"""A model made ready for a run: where its values come from, and which of them are trained."""
+"""A model made ready for a run: where its values come from, which are trained, its adapters, which output counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 from fedsim.ground.model_file import digest_of, model_file, read_model
 from fedsim.models.build import call, copied
 from fedsim.models.initial_values import KEY, load_values
+from fedsim.models.lora import LoRA, merged
 from fedsim.models.names import matching
+from fedsim.models.output import Output
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model with values from a file, or of which a part is trained: itself a model, wherever one is asked for.
+    """A model with values from a file, adapters, or of which a part is trained: a model wherever one is asked for.
 
     >>> from fedsim.models import mlp
     >>> model = Adapted(mlp, train=("head.*",))((4,), 3)
@@ -30,7 +32,10 @@ class Adapted:
         init: a file of named tensors, or the folder of a run, whose last model is taken.
         init_skip: patterns of names that keep the values that the model itself draws, a new head's for example.
         freeze: patterns of names of parameters that stay as they are, such as ``body.*``; ``*`` stands for anything.
-        train: patterns of names of the parameters that are trained, all others being frozen; None: as the model says.
+        train: patterns of names of the parameters that are trained, all others being frozen; None: as the model says,
+            or with ``lora`` none of the model's own.
+        lora: adapters, which are trained. Names above are those of the model without them.
+        output: which of the model's outputs counts, where it gives a dictionary, a tuple or an object; see ``Output``.
     """
 
     model: Callable[..., Any]
@@ -38,6 +43,8 @@ class Adapted:
     init_skip: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] | None = None
+    lora: LoRA | None = None
+    output: str | int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -62,26 +69,38 @@ class Adapted:
         given = isinstance(self.model, nn.Module)
         model = copied(self.model) if given else call(self.model, input_shape, outputs, {})
         require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
-        if self.init is not None:
-            file = model_file(self.init, KEY)
-            load_values(model, read_model(file, KEY), str(file), self.init_skip)
-        choose_trained(model, self.train, self.freeze)
-        return model  # type: ignore[no-any-return]
+        tensors, file = self._read()
+        with_adapters = any(name.endswith("lora_A.weight") for name in tensors)
+        if tensors and not (with_adapters and self.lora):
+            load_values(model, merged(tensors), file, self.init_skip)
+        own = dict(model.named_parameters())
+        if self.lora is not None:
+            model = self.lora.put_into(model)
+        if with_adapters and self.lora:
+            load_values(model, tensors, file, self.init_skip)
+        choose_trained(own, self.train, self.freeze)
+        if not any(p.requires_grad for p in model.parameters()):
+            key, value = ("model.freeze", self.freeze) if self.freeze else ("model.train", self.train)
+            raise InputError(f"{key} must leave parameters to train, got {list(value or ())}, which leaves none")
+        return model if self.output is None else Output(model, self.output)
+
+    def _read(self) -> tuple[dict[str, Tensor], str]:
+        """The tensors of ``init``, and their file."""
+        if self.init is None:
+            return {}, ""
+        file = model_file(self.init, KEY)
+        return read_model(file, KEY), str(file)
 
 
-def choose_trained(model: nn.Module, train: Sequence[str] | None, freeze: Sequence[str]) -> None:
-    """Let a model train the parameters that match ``train`` (None: as they are), but those that match ``freeze``.
+def choose_trained(parameters: Mapping[str, nn.Parameter], train: Sequence[str] | None, freeze: Sequence[str]) -> None:
+    """Train the parameters that match ``train`` (None: those that are), but those that match ``freeze``.
 
     Raises:
-        InputError: a pattern matches no parameter, or nothing is left to train.
+        InputError: a pattern matches no parameter.
     """
-    parameters = dict(model.named_parameters())
     if train is not None:
         wanted = matching("model.train", train, parameters)
         for name, p in parameters.items():
             p.requires_grad_(name in wanted)
     for name in matching("model.freeze", freeze, parameters):
         parameters[name].requires_grad_(False)
-    if not any(p.requires_grad for p in parameters.values()):
-        key, value = ("model.freeze", freeze) if freeze else ("model.train", train)
-        raise InputError(f"{key} must leave parameters to train, got {list(value or ())}, which leaves none")

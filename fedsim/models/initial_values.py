@@ -30,11 +30,11 @@ def load_values(model: nn.Module, tensors: Mapping[str, Tensor], file: str, skip
     given = {name: tensor for name, tensor in tensors.items() if name not in skipped}
     there = {id(own[name]) for name in given if name in own}  # a tied weight is there under any of its names
     missing = [name for name, value in own.items() if name not in skipped and id(value) not in there]
-    extra = [name for name in given if name not in own]
+    extra = sorted(name for name in given if name not in own)
     shapes = [
-        f"{name} {list(value.shape)} for {list(own[name].shape)}"
-        for name, value in given.items()
-        if name in own and value.shape != own[name].shape
+        f"{name} {list(given[name].shape)} for {list(value.shape)}"
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
     ]
     parts = (("without", missing), ("with too many", extra), ("of other shapes", shapes))
     wrong = [f"{words} {listed(names)}" for words, names in parts if names]
