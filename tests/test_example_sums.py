@@ -15,6 +15,7 @@ from fedsim.data.losses import Loss, cross_entropy, squared_error
 from fedsim.ground.layout import Layout
 from fedsim.kernels.example_pieces import Outer, OuterDifference
 from fedsim.kernels.oracle import ModelOracle
+from fedsim.models import Adapted
 from fedsim.types import Batch
 
 B, M = 3, 5
@@ -87,6 +88,11 @@ class Case:
         return self.make().double()
 
 
+def without(make: Callable[[], nn.Module], *freeze: str) -> Callable[[], nn.Module]:
+    """The model with some parameters frozen."""
+    return lambda: Adapted(make(), freeze=freeze)((1,), 1)
+
+
 CASES = {
     "mlp": Case(lambda: nn.Sequential(nn.Linear(8, 10), nn.Softplus(), nn.Linear(10, 1)), (8,), 1),
     "linear": Case(lambda: nn.Sequential(nn.Linear(6, 3, bias=False)), (6,)),
@@ -97,6 +103,10 @@ CASES = {
     "folded": Case(Folded, (4,)),
     "depthwise": Case(lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten()), (2, 3, 3), 4, fast=False),
     "unknown": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmin(1)), (4,), fast=False),
+    "images_head": Case(without(images, "0.*", "1.*", "4.*"), (2, 4, 4)),
+    "images_parts": Case(without(images, "0.weight", "1.bias", "6.*"), (2, 4, 4)),
+    "sequences_parts": Case(without(sequences, "0.bias", "1.weight", "4.weight"), (3, 4)),
+    "tied_frozen": Case(without(Tied, "first.*"), (4,)),  # its weight is the second layer's too
 }
 
 

@@ -146,9 +146,7 @@ class Counting(Own):
 
 
 def frozen() -> nn.Module:
-    model = Own()
-    model.layer.bias.requires_grad_(False)
-    return model
+    return Own().requires_grad_(False)
 
 
 def counts() -> nn.Module:
@@ -170,7 +168,7 @@ def sequential(*layers: nn.Module) -> Callable[[], nn.Module]:
         (sequential(nn.LSTM(3, 2, 2, dropout=0.1)), (3,), "dropout 0.1 at 0 (LSTM)"),
         (Noisy, (3,), "draws random numbers in forward"),
         (Counting, (3,), "changes its buffer calls in forward"),
-        (frozen, (3,), "parameter layer.bias is frozen"),
+        (frozen, (3,), "model must have parameters to train, got 'every one frozen (requires_grad=False)'"),
         (counts, (3,), "parameter steps must be floating point, got torch.int64"),
         (nn.Flatten, (2,), "model must have parameters to train"),
         (lambda: 3, (3,), "must be or give a torch.nn.Module, got 'int'"),

@@ -56,6 +56,16 @@ class Residual(nn.Module):
         return self.head(torch.flatten(x).view(x.shape))  # type: ignore[no-any-return]
 
 
+def part(factory: Callable[..., nn.Module], *freeze: str) -> Callable[..., nn.Module]:
+    """The model with some of its parameters frozen."""
+
+    def build(input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
+        model = models.build(factory, input_shape, outputs, options, seed=3)
+        return models.Adapted(model, freeze=freeze)(input_shape, outputs)
+
+    return build
+
+
 class Tokens(nn.Module):
     """An embedding and linear layers on sequences [m, t]."""
 
@@ -90,6 +100,16 @@ CASES: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str,
     "wide": (lambda: WIDE, (3, 6, 6), 32, {}),
     "pixel": (lambda: PIXEL, (3, 2, 2), 5, {}),
     "tokens": (Tokens, (6,), 9, {}),
+    # frozen layers are shared operands: whole bodies, weights without biases and biases without weights, and the rest
+    "mlp_frozen": (part(models.mlp, "body.1.*", "head.bias"), (1, 6, 6), 5, {"hidden": (9, 7)}),
+    "mlp_biases": (part(models.mlp, "*.weight"), (1, 6, 6), 5, {"hidden": (9, 7)}),
+    "cnn_frozen": (part(models.cnn, "body.0.*"), (1, 28, 28), 10, {}),
+    "cnn_second": (part(models.cnn, "body.3.weight"), (1, 28, 28), 10, {}),
+    "resnet_frozen": (part(models.resnet_small_gn, "body.layer[12].*"), (3, 16, 16), 10, {}),
+    "resnet_norms": (part(models.resnet_small_gn, "*conv*", "*.0.weight"), (3, 16, 16), 10, {}),
+    "residual_frozen": (part(Residual, "scale", "first.*", "rows.weight", "columns.bias", "conv2.*"), (2, 8, 8), 3, {}),
+    "tokens_frozen": (part(Tokens, "body.0.*"), (6,), 9, {}),
+    "tokens_body": (part(Tokens, "body.*"), (6,), 9, {}),
 }
 
 
@@ -102,7 +122,7 @@ def prepared(case: str) -> tuple[nn.Module, Layout, StackedModel, Callable[[int,
     def draw(b: int, m: int) -> tuple[Tensor, Tensor]:
         g = stream(0, "test", b, m)
         x = layout.flatten(model, torch.float64) + 0.05 * torch.randn(b, layout.d, generator=g, dtype=torch.float64)
-        if case == "tokens":
+        if case.startswith("tokens"):
             return x, torch.randint(9, (b, m, *shape), generator=g)
         return x, torch.randn(b, m, *shape, generator=g, dtype=torch.float64)
 
@@ -157,7 +177,9 @@ def test_features_without_a_head_are_an_error() -> None:
         stacked.features(layout.views(x), inputs)
 
 
-@pytest.mark.parametrize("case", ["mlp", "cnn", "residual", "wide", "pixel", "tokens"])
+@pytest.mark.parametrize(
+    "case", ["mlp", "cnn", "residual", "wide", "pixel", "tokens", "mlp_frozen", "cnn_frozen", "residual_frozen"]
+)
 def test_a_client_depends_on_nobody_else(case: str) -> None:
     """Another neighbour changes no bit; and no output of a client has a gradient in another's parameters."""
     _, layout, stacked, draw = prepared(case)

@@ -17,7 +17,7 @@ from fedsim.data.batches import Feed, Samples
 from fedsim.data.losses import Loss
 from fedsim.errors import InputError, first_line
 from fedsim.ground import addresses
-from fedsim.ground.layout import Layout
+from fedsim.ground.layout import Layout, trained
 from fedsim.ground.rng import stream
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle, answer
@@ -171,7 +171,7 @@ class Agreement:
         model.train(question != "prediction")
         x, (inputs, y) = at.x[client], at.real(client)
         parameters = list(model.parameters())
-        for p, view in zip(parameters, self.layout.views(x).values(), strict=True):
+        for p, view in zip(trained(model), self.layout.views(x).values(), strict=True):
             p.data, p.grad = view, None
         if question == "prediction":
             with torch.no_grad(), pure(model, at.inputs[client], self.name):
@@ -198,7 +198,7 @@ class Agreement:
         return [g, loss.detach()]
 
     def _gradient(self, model: nn.Module) -> Tensor:
-        each = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        each = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained(model)]
         return torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in each])
 
     def _by_example(
@@ -207,7 +207,7 @@ class Agreement:
         """One example after the other: their gradients, or the sums of these clipped; and their mean loss."""
 
         def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-            for p, view in zip(model.parameters(), self.layout.views(x).values(), strict=True):
+            for p, view in zip(trained(model), self.layout.views(x).values(), strict=True):
                 p.data = view
             rows, losses = [], []
             for k in range(len(y)):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedsim.assembly.agreement import TOLERANCE, Trial, largest
 from fedsim.data.batches import Feed
 from fedsim.errors import InputError
-from fedsim.ground.layout import Layout
+from fedsim.ground.layout import Layout, trained
 from fedsim.ground.own_code import said
 from fedsim.kernels.kernel import numbers
 from fedsim.models import pure, twin
@@ -108,7 +108,7 @@ class _Called:
         """Outputs at parameters x [d]; a second call must give the same, and leave everything as the first did."""
         x = x.clone()
         parameters = list(self.module.parameters())
-        for p, view in zip(parameters, self.layout.views(x).values(), strict=True):
+        for p, view in zip(trained(self.module), self.layout.views(x).values(), strict=True):
             p.data = view
         where = [p.data_ptr() for p in parameters]
         given = x.clone()

@@ -10,6 +10,9 @@ from typing import Any, Literal
 from fedsim.assembly.problems import prefixed
 from fedsim.fields import check_fields
 
+MODEL_KEYS = ("batchnorm", "init", "init_skip", "freeze", "train", "lora", "output")
+"""Keys of every model, beside its own options; an option of the same name is the model's."""
+
 
 @dataclass(frozen=True)
 class ModelFactory:

@@ -87,7 +87,8 @@ def _shared(algorithm: Any, layouts: tuple[Layout, ...], x0s: tuple[Tensor, ...]
     if shares == "parameters":
         return layouts[0].views(x0s[0])
     if not all(layout.head for layout in layouts):
-        raise InputError(f"model must end with a linear layer named head for {name}; use one of fedsim's own models")
+        do = "use one of fedsim's own models, and freeze none of its head"
+        raise InputError(f"model must end with a trained linear layer named head for {name}; {do}")
     heads = sorted({layout.head for layout in layouts if layout.head})
     must = f"have heads of one shape (outputs, features) for {name}, whose clients share it"
     require(shares == "body" or len(heads) == 1, "model", must, heads)

@@ -1,4 +1,7 @@
-"""Flat vector [d] <-> named tensors of a model; and how tensors lie in memory where bits are promised.
+"""Flat vector [d] <-> the trained tensors of a model; and how tensors lie in memory where bits are promised.
+
+What a model trains are its parameters with ``requires_grad=True``: they are x. Its other parameters and its buffers are
+constants, which stay in the module and are in no vector.
 
 The views of x come from ONE ``x.split(sizes)``: its backward is a single concatenation, where a slice per parameter
 would cost a zero-filled [d] gradient each.
@@ -29,9 +32,14 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that x is made of, in its order."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter of a model lies in the flat vector x [d].
+    """Where each trained parameter of a model lies in the flat vector x [d].
 
     Attributes:
         names: parameter names in ``model.named_parameters()`` order.
@@ -43,8 +51,8 @@ class Layout:
 
     @staticmethod
     def of(model: nn.Module) -> Layout:
-        """The layout of a model's parameters (shared parameters appear once, as torch lists them)."""
-        named = list(model.named_parameters())
+        """The layout of a model's trained parameters (shared parameters appear once, as torch lists them)."""
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         return Layout(tuple(n for n, _ in named), tuple(p.shape for _, p in named))
 
     @property
@@ -85,12 +93,12 @@ class Layout:
         return {n: p.reshape((*lead, *s)) for n, s, p in zip(self.names, self.shapes, pieces, strict=True)}
 
     def flatten(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The model's current parameters as a new vector [d]."""
-        return torch.cat([p.detach().reshape(-1).to(dtype) for p in model.parameters()])
+        """The model's current trained parameters as a new vector [d]."""
+        return torch.cat([p.detach().reshape(-1).to(dtype) for p in trained(model)])
 
     def load(self, model: nn.Module, x: Tensor) -> nn.Module:
-        """Write x [d] into the model's parameters, in place, and return the model."""
+        """Write x [d] into the model's trained parameters, in place, and return the model."""
         with torch.no_grad():
-            for (_, p), view in zip(model.named_parameters(), self.views(x).values(), strict=True):
+            for p, view in zip(trained(model), self.views(x).values(), strict=True):
                 p.copy_(view)
         return model

@@ -25,10 +25,10 @@ from fedsim.kernels.stacked_ops import Act, Unstackable, plain
 
 
 class Site(NamedTuple):
-    """A layer with parameters, and where these lie in the flat vector."""
+    """A layer with trained parameters, and where these lie in the flat vector."""
 
     module: nn.Module
-    weight: str  # name in the layout
+    weight: str | None  # name in the layout, or None where it is frozen
     bias: str | None
     first: bool  # what enters it comes from the examples alone, whatever the model
 
@@ -48,7 +48,7 @@ class ExampleSums:
 
     def __init__(self, stacked: StackedModel, model: nn.Module, layout: Layout, loss: Loss):
         self.stacked, self.layout, self.loss = stacked, layout, loss
-        names = {id(p): name for name, p in model.named_parameters()}
+        names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self.sites: dict[str, Site] = {}
         taken: set[str] = set()
         data = {stacked.source}  # values that no parameter has changed
@@ -56,9 +56,9 @@ class ExampleSums:
             fed = [value.name for value in step.args if isinstance(value, fx.Node)]
             first = all(name in data for name in fed)
             module: Any = None if step.path is None else model.get_submodule(step.path)
-            mine = [] if module is None else [names[id(p)] for p in module.parameters()]
+            mine = [] if module is None else [names[id(p)] for p in module.parameters() if id(p) in names]
             if step.path is None or not mine:
-                if not step.args:  # a parameter that forward uses by itself
+                if step.trained:  # a parameter that forward uses by itself
                     raise Unstackable(f"{step.label} has no gradients by example")
                 data |= {step.target} if first else set()
                 continue
@@ -68,7 +68,8 @@ class ExampleSums:
             if step.path in self.sites or not taken.isdisjoint(mine):
                 raise Unstackable(f"{step.label} is used twice")
             taken.update(mine)
-            self.sites[step.path] = Site(module, names[id(module.weight)], mine[1] if len(mine) > 1 else None, first)
+            weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
+            self.sites[step.path] = Site(module, weight, bias, first)
 
     def __call__(
         self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
@@ -161,12 +162,15 @@ def _pieces(site: Site, a: Tensor, delta: Tensor, half: int | None) -> dict[str,
     module: Any = site.module
     found: dict[str, Piece] = {}
     if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-        scaled, positions = _normalised(module, a) * delta, _positions(module, delta)
-        found[site.weight] = _whole(scaled.sum(positions) if positions else scaled, half)
+        positions = _positions(module, delta)
+        if site.weight is not None:
+            scaled = _normalised(module, a) * delta
+            found[site.weight] = _whole(scaled.sum(positions) if positions else scaled, half)
         shifts = delta.sum(positions) if positions else delta
     else:
         rows = _rows(module, delta)
-        found[site.weight] = _weight(site, a, rows, half)
+        if site.weight is not None:
+            found[site.weight] = _weight(site, a, rows, half)
         shifts = rows.sum(2) if rows.shape[2] > 1 else rows.squeeze(2)
     if site.bias is not None:
         found[site.bias] = _whole(shifts, half)

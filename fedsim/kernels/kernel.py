@@ -86,7 +86,7 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
     """
     # Two clients with two examples each: with one of either, wrong shapes would broadcast and pass.
     two = sample.expand(2, 2, *sample.shape[1:])
-    params = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
+    params = {n: p.detach().expand(2, *p.shape) for n, p in model.named_parameters() if p.requires_grad}
     model = twin(model)  # what forward keeps of a trace or under vmap is of no use afterwards
     try:
         with torch.no_grad():

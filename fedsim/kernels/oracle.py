@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from fedsim.data.losses import Loss, Term
 from fedsim.errors import InputError
-from fedsim.ground.layout import Layout
+from fedsim.ground.layout import Layout, trained
 from fedsim.ground.opaque import opaque
 from fedsim.kernels.example_pieces import NUMBERS
 from fedsim.kernels.example_sums import ExampleSums, factors
@@ -80,7 +80,7 @@ class ModelOracle:
         model.train(training)
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
-        self.parameters = list(model.parameters())
+        self.parameters = trained(model)
         # Of a twin: what tracing leaves in a module must not be found in the one that computes.
         self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
 
@@ -134,7 +134,7 @@ class ModelOracle:
         return features
 
     def at(self, x: Tensor) -> nn.Module:
-        """The module with its parameters set to views of x [d]."""
+        """The module with its trained parameters set to views of x [d]."""
         for p, view in zip(self.parameters, self.layout.views(x).values(), strict=True):
             p.data = view  # the module's own parameters: hooks, tied weights and custom layers work as written
         return self.model

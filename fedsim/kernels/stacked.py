@@ -36,6 +36,7 @@ class _Step:
     target: str
     label: str
     path: str | None  # of the layer, where it is one
+    trained: bool  # a trained parameter that forward uses by itself, outside any layer
     run: Kernel
     args: tuple[Any, ...]  # fx.Node where a value goes
     kwargs: dict[str, Any]
@@ -116,7 +117,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     """The stacked form of a model.
 
     Args:
-        model: only its structure is used; its parameters are not.
+        model: its structure is used, and its frozen parameters; those that are trained are not.
         layout: names of its parameters.
 
     Raises:
@@ -141,9 +142,9 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     if tracer.switched:
         raise Unstackable(f"forward of {type(model).__name__} {tracer.switched}")
     # Tied weights have several names and one place in the flat vector: all names lead to the one that the layout has.
+    # Frozen ones have none: a kernel takes them from the module.
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    first = {id(parameters[name]): name for name in layout.names}
-    names = {id(p): first[id(p)] for p in parameters.values()}
+    names = {id(parameters[name]): name for name in layout.names}
     modules = dict(model.named_modules())
     nodes = list(graph.nodes)
     sources = [node for node in nodes if node.op == "placeholder"]
@@ -165,8 +166,8 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         seen.update(node.all_input_nodes)
         if node in kernels:
             path = str(node.target) if node.op == "call_module" else None
-            label = _describe(node, modules)
-            steps.append(_Step(node.name, label, path, kernels[node], node.args, node.kwargs, last))
+            label, alone = _describe(node, modules), node.op == "get_attr" and id(parameters[node.target]) in names
+            steps.append(_Step(node.name, label, path, alone, kernels[node], node.args, node.kwargs, last))
     return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
 
 
@@ -245,7 +246,7 @@ def _kernel(
         node: of the traced graph.
         modules: by path.
         parameters: by name, tied ones under each of their names.
-        names: id of a parameter -> its name in the layout.
+        names: id of a trained parameter -> its name in the layout.
         numbers: nodes that give Python numbers (sizes), not tensors; extended by this node where it is one.
 
     Raises:
@@ -255,7 +256,8 @@ def _kernel(
     if node.op == "get_attr":
         if node.target not in parameters:
             raise Unstackable(f"forward uses {node.target}, which is not a parameter")
-        return ops.parameter(names[id(parameters[str(node.target)])])
+        parameter = parameters[str(node.target)]
+        return ops.parameter(names[id(parameter)]) if id(parameter) in names else ops.constant(parameter)
     if node.op == "call_function" and callable(node.target) and inputs and numbers.issuperset(inputs):
         numbers.add(node)
         return ops.size_arithmetic(node.target)

@@ -4,18 +4,24 @@ And what a module must be so that many clients can share it. Models know neither
 sample's shape and a number of outputs.
 """
 
+from fedsim.models.adapted import Adapted
 from fedsim.models.body_head import BodyHead
 from fedsim.models.build import Factory, build, copied, twin, zero_sample
 from fedsim.models.convolutional import cnn, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
+from fedsim.models.lora import LoRA, merged
+from fedsim.models.output import Output
 from fedsim.models.pure import pure
 from fedsim.models.recurrent import char_lstm
 from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar, resnet_small_gn
 from fedsim.models.validate import validate
 
 __all__ = [
+    "Adapted",
     "BodyHead",
     "Factory",
+    "LoRA",
+    "Output",
     "build",
     "char_lstm",
     "cnn",
@@ -24,6 +30,7 @@ __all__ = [
     "lenet",
     "linear",
     "linear_zero",
+    "merged",
     "mlp",
     "pure",
     "resnet18_gn",

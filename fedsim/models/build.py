@@ -54,17 +54,9 @@ def build(
         if options:
             raise InputError(f"model {name} is a module already and takes no options, got {', '.join(options)}")
     else:
-        parameters = inspect.signature(factory).parameters
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        unknown = [] if takes_all else [key for key in options if key not in parameters]
-        if unknown:
-            known = [key for key in parameters if key not in ("input_shape", "outputs")]
-            raise InputError(f"model {name} has no option {unknown[0]}; its options are: {', '.join(known) or 'none'}")
-        given = {"input_shape": input_shape, "outputs": outputs}
-        given = {key: value for key, value in given.items() if takes_all or key in parameters}
         with scoped(seed, addresses.INIT):
             try:
-                model = factory(**given, **options)
+                model = call(factory, input_shape, outputs, options)
             except InputError:
                 raise
             except FAILURES as error:  # user code: any type
@@ -78,6 +70,23 @@ def build(
             checked.train(training)
             _probe(twin(checked), name, input_shape, outputs, tokens=tokens)
     return checked
+
+
+def call(factory: Factory, input_shape: tuple[int, ...], outputs: int, options: Mapping[str, Any]) -> Any:
+    """What a factory makes; it gets ``input_shape`` and ``outputs`` where its signature has them.
+
+    Raises:
+        InputError: it has no such option.
+    """
+    parameters = inspect.signature(factory).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_all else [key for key in options if key not in parameters]
+    if unknown:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        known = [key for key in parameters if key not in ("input_shape", "outputs")]
+        raise InputError(f"model {name} has no option {unknown[0]}; its options are: {', '.join(known) or 'none'}")
+    given = {"input_shape": input_shape, "outputs": outputs}
+    return factory(**{key: v for key, v in given.items() if takes_all or key in parameters}, **options)
 
 
 def _detach_weight_norm(model: nn.Module) -> None:

@@ -13,11 +13,11 @@ from fedsim.errors import InputError, require
 
 
 def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error") -> nn.Module:
-    """Refuse a model that clients cannot share: running statistics, random layers, frozen or integer parameters.
+    """Refuse a model that clients cannot share: running statistics, random layers, integer or no parameters.
 
-    Every parameter is trained and communicated, so every parameter must be a trainable floating-point one. Buffers
-    are constants, shared by all clients of all rounds and never communicated; ``fedsim.models.build`` checks that
-    ``forward`` leaves them alone.
+    Parameters with ``requires_grad=True`` are trained and communicated. Frozen ones and buffers are constants, shared
+    by all clients of all rounds and never communicated; ``fedsim.models.build`` checks that ``forward`` leaves them
+    alone.
 
     Args:
         model: changed in place when batch normalisation is converted.
@@ -66,14 +66,11 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
         if isinstance(parameter, nn.UninitializedParameter):
             raise InputError(f"model parameter {name} must have a shape, got one of a lazy module; give its sizes")
     require(len(parameters) > 0, "model", "have parameters to train", type(model).__name__)
+    left, none = any(p.requires_grad for p in parameters.values()), "every one frozen (requires_grad=False)"
+    require(left, "model", "have parameters to train", none, "leave some of them requires_grad=True")
     for name, parameter in parameters.items():
         if not parameter.is_floating_point():
             raise InputError(f"model parameter {name} must be floating point, got {parameter.dtype}; make it a buffer")
-        if not parameter.requires_grad:
-            raise InputError(
-                f"model parameter {name} is frozen (requires_grad=False), but every parameter is trained and sent; "
-                "register it as a buffer instead"
-            )
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})
     must = "have parameters of one dtype, which engine.dtype then changes as a whole"
     require(len(kinds) == 1, "model", must, ", ".join(kinds), "cast none of its parts")

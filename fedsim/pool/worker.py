@@ -35,6 +35,7 @@ from fedsim.local import Local
 from fedsim.models import copied
 from fedsim.models.pure import Watch
 from fedsim.pool.block import ClientSide, Job, to_device, to_numpy
+from fedsim.pool.constants import constants
 from fedsim.pool.local_part import written
 from fedsim.pool.scores import Measures, Scores, joined
 from fedsim.types import Batch, Message, State
@@ -140,7 +141,8 @@ class Worker:
         self.oracles: list[ModelOracle] = []  # in training mode: local steps
         self.evaluators: list[ModelOracle] = []  # in evaluation mode: whatever is measured
         for model, kernel, by_layer, prediction in kinds:
-            mine, measured = (copied(model).to(self.device, setup.dtype) for _ in range(2))  # what a run leaves in it
+            held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
+            mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False))
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)])
