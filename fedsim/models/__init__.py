@@ -6,7 +6,7 @@ sample's shape and a number of outputs.
 
 from fedsim.models.body_head import BodyHead
 from fedsim.models.build import Factory, build, copied, twin, zero_sample
-from fedsim.models.convolutional import cnn, fedgh_cnn, lenet
+from fedsim.models.convolutional import cnn, cnn_dropout, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
 from fedsim.models.pure import pure
 from fedsim.models.recurrent import char_lstm
@@ -19,6 +19,7 @@ __all__ = [
     "build",
     "char_lstm",
     "cnn",
+    "cnn_dropout",
     "copied",
     "fedgh_cnn",
     "lenet",
