@@ -282,7 +282,7 @@ def hooked() -> nn.Module:
     [
         (lambda: models.char_lstm((5,), 9), "LSTM at body.lstm has no stacked kernel"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "Softmax at 1 has no stacked kernel"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), "Dropout at 1 draws random numbers"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()), "RReLU at 1 has no stacked kernel"),
         (lambda: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), "pads with circular"),
         (lambda: nn.Sequential(nn.Embedding(4, 2, padding_idx=0)), "Embedding at 0 has padding_idx"),
         (lambda: nn.Sequential(nn.Conv1d(1, 1, 3)), "Conv1d at 0 has no stacked kernel"),

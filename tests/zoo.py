@@ -462,7 +462,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "rare_new_generator": (net(skips(lambda m: np.random.default_rng().random())), "makes random numbers"),
     "rare_system_random": (net(skips(lambda m: random.SystemRandom().random())), "makes random numbers"),
     "rare_entropy": (net(skips(lambda m: os.urandom(1)[0] / 256)), "makes random numbers"),
-    "dropout_when_large": (net(lambda m, x: plain(m, F.dropout(x, 0.5, m.training and len(x) > 4))), "(torch)"),
+    "noise_when_large": (net(lambda m, x: plain(m, F.rrelu(x, training=m.training and len(x) > 4))), "(torch)"),
     "generator_of_constants": (
         net(lambda m, x: plain(m, x + torch.rand(F_IN, generator=torch.Generator().manual_seed(1)).to(x.dtype))),
         "right",
@@ -500,7 +500,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "activation_in_place": (net(lambda m, x: m.head(m.body(x).mul_(2).tanh_())), "right"),
     "numpy_random": (net(lambda m, x: m.head(m.body(x)) * float(np.random.rand())), "numpy.random"),  # noqa: NPY002
     "python_random": (net(lambda m, x: m.head(m.body(x)) * random.random()), "(random)"),
-    "torch_random": (net(lambda m, x: m.head(m.body(F.dropout(x, 0.5, m.training)))), "(torch)"),
+    "torch_random": (net(lambda m, x: m.head(m.body(F.rrelu(x, training=m.training)))), "(torch)"),
     "own_torch_generator": (by_own_generator("torch"), "random generator"),
     "own_numpy_generator": (by_own_generator("numpy"), "random generator"),
     "counter": (net(counts_calls), "keeps state"),

@@ -8,6 +8,7 @@ client, in training mode, ``loss.backward()``, nothing of ``torch.func``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -22,6 +23,7 @@ from fedsim.ground.rng import stream
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle, answer
 from fedsim.models import pure, twin
+from fedsim.models.dropout import Masks, draws
 from fedsim.types import Batch
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -57,6 +59,11 @@ class Trial(NamedTuple):
     inputs: Tensor  # [2, m, ...]
     y: Tensor  # [2, m, ...]
     mask: Tensor  # [2, m]
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys [2, m] of the examples' dropout."""
+        return torch.arange(self.mask.numel()).view_as(self.mask)
 
     def real(self, client: int) -> tuple[Tensor, Tensor]:
         """A client's inputs and targets without padding."""
@@ -96,7 +103,7 @@ class Agreement:
 
     def __init__(self, model: nn.Module, loss: Loss, at: Trial):
         self.model, self.loss, self.at = model, loss, at
-        self.name, self.layout = type(model).__name__, Layout.of(model)
+        self.name, self.layout, self.draws = type(model).__name__, Layout.of(model), draws(model)
         self._bounds: dict[tuple[torch.dtype, int], float] = {}  # of gradients, and of their differences
         self._modules: dict[tuple[torch.dtype, int], nn.Module] = {}
         self._known: dict[tuple[torch.dtype, str], Answers] = {}
@@ -180,7 +187,8 @@ class Agreement:
         with torch.enable_grad():
             if question in ("example_grads", "clipped_sum"):
                 return self._by_example(model, x, inputs, y, at, client, question)
-            with pure(model, inputs, self.name):
+            keys = at.keys[client][at.mask[client] > 0]
+            with pure(model, inputs, self.name), self._masks(keys):
                 outputs, features = answer(model, model, inputs)
             if before != [(p.data_ptr(), float(p.detach().sum())) for p in parameters]:
                 raise InputError(f"model {self.name} changes its parameters in forward, which belong to the algorithm")
@@ -197,6 +205,9 @@ class Agreement:
         g = self._gradient(model)
         return [g, loss.detach()]
 
+    def _masks(self, keys: Tensor) -> AbstractContextManager[Any]:
+        return Masks(keys) if self.draws else nullcontext()
+
     def _gradient(self, model: nn.Module) -> Tensor:
         each = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained(model)]
         return torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in each])
@@ -205,6 +216,7 @@ class Agreement:
         self, model: nn.Module, x: Tensor, inputs: Tensor, y: Tensor, at: Trial, client: int, question: str
     ) -> list[Tensor]:
         """One example after the other: their gradients, or the sums of these clipped; and their mean loss."""
+        keys = at.keys[client][at.mask[client] > 0]
 
         def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
             for p, view in zip(trained(model), self.layout.views(x).values(), strict=True):
@@ -212,7 +224,9 @@ class Agreement:
             rows, losses = [], []
             for k in range(len(y)):
                 model.zero_grad()
-                loss = self.loss(model(inputs[k : k + 1]), y[k : k + 1]).sum()
+                with self._masks(keys[k : k + 1]):
+                    outputs = model(inputs[k : k + 1])
+                loss = self.loss(outputs, y[k : k + 1]).sum()
                 torch.autograd.backward(loss)
                 rows.append(self._gradient(model))
                 losses.append(loss.detach())
@@ -236,8 +250,10 @@ class Agreement:
         if question == "descend":  # a step as large as x, so that rounding hides no more of it than of x
             lr = largest(at.x) / max(largest(known[0][0]), 1e-30)
 
-        def one(x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, weights: Tensor, other: Tensor) -> Any:
-            batch = Batch(inputs, y, mask)
+        def one(
+            x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor, weights: Tensor, other: Tensor
+        ) -> Any:
+            batch = Batch(inputs, y, mask, keys)
             if question == "descend":
                 return oracle.descend(x, batch, lr)
             if question == "term":
@@ -254,10 +270,10 @@ class Agreement:
             return [[], []]  # there are none; whoever asks for them is told so
         with torch.no_grad():
             if oracle.kernel == "loop":
-                real = [at.real(client) for client in range(2)]
-                got = [list(one(at.x[i], *real[i], None, weights[i][: len(real[i][1])], at.x[1 - i])) for i in range(2)]
+                real = [(*at.real(client), None, at.keys[client][at.mask[client] > 0]) for client in range(2)]
+                got = [list(one(at.x[i], *real[i], weights[i][: len(real[i][1])], at.x[1 - i])) for i in range(2)]
             else:
-                both = torch.func.vmap(one)(at.x, at.inputs, at.y, at.mask, weights, at.x.flip(0))
+                both = torch.func.vmap(one)(at.x, at.inputs, at.y, at.mask, at.keys, weights, at.x.flip(0))
                 by_example = question in ("outputs", "features", "example_grads")
                 got = [[p[i][at.mask[i] > 0] if by_example and p.dim() > 1 else p[i] for p in both] for i in range(2)]
             if question == "descend":  # compare what was subtracted

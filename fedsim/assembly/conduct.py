@@ -7,6 +7,7 @@ depends on the samples beside it would depend on how many are evaluated at once.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from math import isqrt
 from typing import Any
@@ -22,6 +23,7 @@ from fedsim.ground.layout import Layout, trained
 from fedsim.ground.own_code import said
 from fedsim.kernels.kernel import numbers
 from fedsim.models import pure, twin
+from fedsim.models.dropout import Masks, draws
 from fedsim.models.pure import identical
 from fedsim.models.reach import changed, refuse_generators, snapshot
 from fedsim.pool.worker import CHUNK, Setup
@@ -103,6 +105,7 @@ class _Called:
     def __init__(self, model: nn.Module, name: str, training: bool):
         self.module, self.name, self.layout = twin(model), name, Layout.of(model)
         self.module.train(training)
+        self.draws = training and draws(model)
 
     def __call__(self, x: Tensor, inputs: Tensor, *, twice: bool = True) -> Tensor:
         """Outputs at parameters x [d]; a second call must give the same, and leave everything as the first did."""
@@ -116,7 +119,8 @@ class _Called:
         first = torch.empty(0)
         for again in range(2 if twice else 1):
             try:
-                with pure(self.module, inputs, self.name):
+                keys = torch.arange(len(inputs))
+                with pure(self.module, inputs, self.name), Masks(keys) if self.draws else nullcontext():
                     outputs = self.module(inputs)
             except InputError:
                 raise

@@ -21,7 +21,7 @@ from fedsim.data.losses import Loss
 from fedsim.ground.layout import Layout
 from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, SharedWeight, Whole
 from fedsim.kernels.stacked import StackedModel
-from fedsim.kernels.stacked_ops import Act, Unstackable, plain
+from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain, with_keys
 
 
 class Site(NamedTuple):
@@ -72,7 +72,14 @@ class ExampleSums:
             self.sites[step.path] = Site(module, weight, bias, first)
 
     def __call__(
-        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        keys: Tensor | None,
+        bound: Tensor | float,
+        less: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Each client's sum [b, d] of clipped gradients by example, and its examples' losses [b, m].
 
@@ -81,6 +88,7 @@ class ExampleSums:
             inputs: [b, m, ...] their examples.
             y: [b, m, ...] the examples' targets.
             mask: [b, m] 1 for examples and 0 for padding, or None without padding.
+            keys: [b, m] of the examples' dropout, or None.
             bound: the norm to which gradients are clipped, of all clients or [b].
             less: [b, d] models whose gradients are subtracted before clipping, or None.
 
@@ -90,7 +98,9 @@ class ExampleSums:
         b = len(x)
         if less is not None:  # both models in one pass, as 2b clients: first those at x, then those at ``less``
             x, inputs, y = torch.cat([x, less]), torch.cat([inputs, inputs]), torch.cat([y, y])
-        found, losses = self._pieces(self.layout.views(x), inputs, y, None if less is None else b)
+            keys = None if keys is None else torch.cat([keys, keys])
+        params = with_keys(self.layout.views(x), keys)
+        found, losses = self._pieces(params, inputs, y, None if less is None else b)
         # The norm of a whole gradient needs every layer; only then are the weights known with which each layer is
         # summed.
         norms = sum((piece.norms2() for piece in found.values()), start=x.new_zeros(b, y.shape[1])).sqrt()
@@ -101,9 +111,7 @@ class ExampleSums:
                 view.copy_(found[name].total(weights).view_as(view))
         return out, losses[:b]
 
-    def _pieces(
-        self, params: dict[str, Tensor], inputs: Tensor, y: Tensor, half: int | None
-    ) -> tuple[dict[str, Piece], Tensor]:
+    def _pieces(self, params: Params, inputs: Tensor, y: Tensor, half: int | None) -> tuple[dict[str, Piece], Tensor]:
         """Gradients by example of every parameter; with ``half``, of the first lanes less those of the others.
 
         And every example's loss in every lane.

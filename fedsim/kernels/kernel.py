@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedsim.errors import first_line
 from fedsim.ground.layout import Layout
 from fedsim.kernels.stacked import Unstackable, stack
-from fedsim.kernels.stacked_ops import WIDE
+from fedsim.kernels.stacked_ops import WIDE, with_keys
 from fedsim.models import twin, zero_sample
+from fedsim.models.dropout import trial_masks
 
 Kernel = Literal["stacked", "vmap", "loop"]
 """How clients are computed: many at once on stacked parameters, many at once under vmap, or one by one."""
@@ -91,10 +92,11 @@ def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) 
     try:
         with torch.no_grad():
             if kernel == "stacked":
-                stack(model, layout)(params, two)
+                stack(model, layout)(with_keys(params, torch.zeros(2, 2, dtype=torch.int64)), two)
             else:
                 _refuse_under_vmap(model, sample)
-                vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
+                with trial_masks(model):
+                    vmap(lambda p, x: functional_call(model, p, (x,)))(params, two)
     except Unstackable as error:
         return first_line(error)
     except Exception as error:  # user code and vmap raise many types
@@ -108,7 +110,7 @@ def _refuse_under_vmap(model: nn.Module, sample: Tensor) -> None:
         if module._backward_hooks or module._backward_pre_hooks:
             what = f"{type(module).__name__} at {path or 'the top'}"
             raise Unstackable(f"vmap does not call the backward hooks of {what}")
-    with _Embeddings() as seen:
+    with trial_masks(model), _Embeddings() as seen:
         model(sample)
     if seen.option:
         raise Unstackable(f"vmap ignores {seen.option} of an embedding")
@@ -157,7 +159,7 @@ def numbers(model: nn.Module, sample: Tensor, wanted: Callable[[nn.Module], bool
     layers = (m for m in model.modules() if list(m.parameters(recurse=False)) and wanted(m))
     handles = [layer.register_forward_hook(note) for layer in layers]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), trial_masks(model):
             model(sample)
     finally:
         for handle in handles:

@@ -11,6 +11,7 @@ That these are the gradients of the module itself is checked before a run starts
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,9 @@ from fedsim.kernels.example_pieces import NUMBERS
 from fedsim.kernels.example_sums import ExampleSums, factors
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.stacked import StackedModel, Unstackable, stack
+from fedsim.kernels.stacked_ops import with_keys
 from fedsim.models import twin
+from fedsim.models.dropout import Masks, draws
 from fedsim.types import Batch
 
 LANES = 4
@@ -81,6 +84,7 @@ class ModelOracle:
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
         self.parameters = trained(model)
+        self.draws = training and draws(model)
         # Of a twin: what tracing leaves in a module must not be found in the one that computes.
         self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
 
@@ -113,7 +117,7 @@ class ModelOracle:
 
     def example_grads(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradient of each example's loss at x [d], [m, d], zero rows for padding; and the mean loss."""
-        g, losses = opaque(self._by_example, self._by_example_of_many, x, batch.x, batch.y)
+        g, losses = opaque(self._by_example, self._by_example_of_many, x, batch.x, batch.y, batch.keys)
         return g if batch.mask is None else g * batch.mask[:, None], _mean(losses, batch.mask)
 
     def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -124,13 +128,13 @@ class ModelOracle:
     @torch.no_grad()
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model at x [d], [m, k]."""
-        outputs: Tensor = opaque(lambda x, i: self.at(x)(i), self._outputs, x, batch.x)
+        outputs: Tensor = opaque(self._output, self._outputs, x, batch.x, batch.keys)
         return outputs
 
     @torch.no_grad()
     def features(self, x: Tensor, batch: Batch) -> Tensor:
         """Input of ``model.head`` at x [d], [m, f]; raises InputError where no such layer is called once."""
-        features: Tensor = opaque(self._body, self._bodies, x, batch.x)
+        features: Tensor = opaque(self._body, self._bodies, x, batch.x, batch.keys)
         return features
 
     def at(self, x: Tensor) -> nn.Module:
@@ -154,15 +158,28 @@ class ModelOracle:
         shared = self.layout.views(x.expand(LANES, -1))
         return self.stacked(shared, padded.view(LANES, m, *inputs.shape[1:])).flatten(0, 1)[:rows]
 
-    def _run(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def masks(self, keys: Tensor | None) -> AbstractContextManager[Any]:
+        """Around a forward pass of the module: dropout by the keys of its examples."""
+        return Masks(keys) if self.draws else nullcontext()
+
+    def _run(self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> Tensor:
         if self.stacked is not None:
-            return self.stacked(parameters, inputs)
-        each = torch.func.vmap(lambda p, i: functional_call(self.model, p, (i,)))
-        outputs: Tensor = each(parameters, inputs)
+            return self.stacked(with_keys(parameters, keys), inputs)
+
+        def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> Any:
+            with self.masks(keys):
+                return functional_call(self.model, mine, (i,))
+
+        outputs: Tensor = torch.func.vmap(one)(parameters, inputs, keys if self.draws else None)
         return outputs
 
-    def _outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return self._run(self.layout.views(x), inputs)
+    def _output(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
+        model = self.at(x)
+        with self.masks(keys):
+            return torch.as_tensor(model(inputs))
+
+    def _outputs(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
+        return self._run(self.layout.views(x), inputs, keys)
 
     def _loss(
         self, outputs: Tensor, features: Tensor | None, y: Tensor, mask: Tensor | None, term: Term | None, extras: Any
@@ -178,6 +195,7 @@ class ModelOracle:
         inputs: Tensor,
         y: Tensor,
         mask: Tensor | None,
+        keys: Tensor | None,
         lr: float | None = None,
         term: Term | None = None,
         *extras: Tensor,
@@ -185,7 +203,8 @@ class ModelOracle:
         """One client: gradient [d] (or with ``lr`` the new x) and plain loss, by autograd on the module itself."""
         model = self.at(x)
         with torch.enable_grad():
-            outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
+            with self.masks(keys):
+                outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
             minimised, loss = self._loss(outputs, features, y, mask, term, extras)
             grads = torch.autograd.grad(minimised, self.parameters, allow_unused=True, materialize_grads=True)
         return self._flat(x, _dense(grads), lr), loss
@@ -196,6 +215,7 @@ class ModelOracle:
         inputs: Tensor,
         y: Tensor,
         mask: Tensor | None,
+        keys: Tensor | None,
         lr: float | None = None,
         term: Term | None = None,
         *extras: Tensor,
@@ -203,7 +223,8 @@ class ModelOracle:
         """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b]."""
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
-            outputs, features = (self._run(leaves, inputs), None) if term is None else self._answers(leaves, inputs)
+            found = (self._run(leaves, inputs, keys), None) if term is None else self._answers(leaves, inputs, keys)
+            outputs, features = found
             minimised, loss = self._loss(outputs, features, y, mask, term, extras)
             # Client i's loss depends on row i of each leaf alone, so the gradient of the sum is each one's own
             # gradient.
@@ -221,44 +242,60 @@ class ModelOracle:
             torch.sub(old, g, alpha=lr, out=new)
         return out
 
-    def _value(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        return _mean(self.loss(self.at(x)(inputs), y), mask)
+    def _value(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None) -> Tensor:
+        return _mean(self.loss(self._output(x, inputs, keys), y), mask)
 
-    def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        return _mean(self.loss(self._run(self.layout.views(x), inputs), y), mask)
+    def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None) -> Tensor:
+        return _mean(self.loss(self._outputs(x, inputs, keys), y), mask)
 
-    def _by_example(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_example(self, x: Tensor, inputs: Tensor, y: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Every example as a client of its own: [d], [m, ...] -> gradients [m, d] and losses [m]."""
         if self.kernel == "loop":
-            found = [self._alone(x, i[None], t[None], None) for i, t in zip(inputs, y, strict=True)]
-            return _stacked(found)
-        return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None)
+            each = zip(inputs, y, _rows(keys, len(y)), strict=True)
+            return _stacked([self._alone(x, i[None], t[None], None, k if k is None else k[None]) for i, t, k in each])
+        one_each = None if keys is None else keys[:, None]
+        return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None, one_each)
 
-    def _by_example_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_example_of_many(self, x: Tensor, inputs: Tensor, y: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """[b, d], [b, m, ...] -> [b, m, d] and [b, m]: b times m clients with one example each."""
         if self.kernel == "loop":
-            return _stacked([self._by_example(*one) for one in zip(x, inputs, y, strict=True)])
+            return _stacked([self._by_example(*one) for one in zip(x, inputs, y, _rows(keys, len(y)), strict=True)])
         b, m = y.shape[:2]
         one_each = x[:, None].expand(b, m, -1).reshape(b * m, -1)
-        g, losses = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
+        data, targets = inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None]
+        g, losses = self._together(one_each, data, targets, None, None if keys is None else keys.reshape(-1, 1))
         return g.view(b, m, -1), losses.view(b, m)
 
     def _clipped(
-        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        keys: Tensor | None,
+        bound: Tensor | float,
+        less: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The clipped sum [d] and mean loss of one client, as a block of one: there is one code for both."""
         bounds = bound[None] if isinstance(bound, Tensor) else bound
-        masks, others = (None if a is None else a[None] for a in (mask, less))
-        totals, losses = self._clipped_of_many(x[None], inputs[None], y[None], masks, bounds, others)
+        masks, mine, others = (None if a is None else a[None] for a in (mask, keys, less))
+        totals, losses = self._clipped_of_many(x[None], inputs[None], y[None], masks, mine, bounds, others)
         return totals[0], losses[0]
 
     def _clipped_of_many(
-        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        keys: Tensor | None,
+        bound: Tensor | float,
+        less: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """[b, d], [b, m, ...] -> [b, d], [b]: layer by layer where that is possible, else from gradients by example."""
         if self.example_sums is not None:
             try:
-                sums, each = self.example_sums(x, inputs, y, mask, bound, less)
+                sums, each = self.example_sums(x, inputs, y, mask, keys, bound, less)
                 return sums, _mean(each, mask)
             except Unstackable:  # a layer sees rows that are not examples, which only a pass over real data shows
                 pass
@@ -267,36 +304,46 @@ class ModelOracle:
         total = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         losses = []
         for some in (slice(first, first + size) for first in range(0, m, size)):
-            g, mine = self._by_example_of_many(x, inputs[:, some], y[:, some])
+            few = inputs[:, some], y[:, some], None if keys is None else keys[:, some]
+            g, mine = self._by_example_of_many(x, *few)
             losses.append(mine)
             if less is not None:
-                g = g - self._by_example_of_many(less, inputs[:, some], y[:, some])[0]
+                g = g - self._by_example_of_many(less, *few)[0]
             norms = torch.linalg.vector_norm(g, dim=2)
             weights = factors(norms, bound, None if mask is None else mask[:, some])
             total += torch.bmm(weights.unsqueeze(1), g).squeeze(1)
         return total, _mean(torch.cat(losses, 1), mask)
 
-    def _answers(self, parameters: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _answers(
+        self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Outputs and features of b clients."""
         if self.stacked is not None:
-            return self.stacked.answers(parameters, inputs)
+            return self.stacked.answers(with_keys(parameters, keys), inputs)
 
-        def one(mine: dict[str, Tensor], i: Tensor) -> tuple[Tensor, ...]:
-            outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
+        def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> tuple[Tensor, ...]:
+            with self.masks(keys):
+                outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
             return (outputs,) if features is None else (outputs, features)
 
-        outputs, *features = torch.func.vmap(one)(parameters, inputs)
+        outputs, *features = torch.func.vmap(one)(parameters, inputs, keys if self.draws else None)
         return outputs, features[0] if features else None
 
-    def _body(self, x: Tensor, inputs: Tensor) -> Tensor:
+    def _body(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
         model = self.at(x)
-        return _there(answer(model, model, inputs)[1])
+        with self.masks(keys):
+            return _there(answer(model, model, inputs)[1])
 
-    def _bodies(self, x: Tensor, inputs: Tensor) -> Tensor:
+    def _bodies(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
         parameters = self.layout.views(x)
         if self.stacked is not None:
-            return self.stacked.features(parameters, inputs)
-        return _there(self._answers(parameters, inputs)[1])
+            return self.stacked.features(with_keys(parameters, keys), inputs)
+        return _there(self._answers(parameters, inputs, keys)[1])
+
+
+def _rows(keys: Tensor | None, count: int) -> Sequence[Any]:
+    """The keys of each of these, or nothing for each."""
+    return (None,) * count if keys is None else tuple(keys)
 
 
 def _there(features: Tensor | None) -> Tensor:

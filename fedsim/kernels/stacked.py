@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from fedsim.errors import InputError, first_line
 from fedsim.ground.layout import Layout
+from fedsim.kernels import stacked_dropout as drop
 from fedsim.kernels import stacked_ops as ops
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
 
@@ -156,7 +157,12 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     head = tracer.head_inputs[0] if len(tracer.head_inputs) == 1 else None
     keep = {result, *tracer.head_inputs}
     numbers: set[fx.Node] = set()
-    kernels = {n: _kernel(n, modules, parameters, names, numbers) for n in nodes[:-1] if n.op != "placeholder"}
+    dropouts = _dropouts(nodes, modules)
+    kernels = {
+        n: dropouts[n] if n in dropouts else _kernel(n, modules, parameters, names, numbers)
+        for n in nodes[:-1]
+        if n.op != "placeholder"
+    }
     steps: list[_Step] = []
     seen: set[fx.Node] = set()
     # Backwards, so that the first step that reads a value is the last one that needs it: activations of a whole block
@@ -230,7 +236,26 @@ _METHODS: dict[str, Kernel] = {
     "contiguous": ops.elementwise(Tensor.contiguous),
 }
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul)
-_VIEWS = ("view", "reshape", "flatten", "contiguous", torch.flatten, nn.Flatten, nn.Identity, nn.Dropout)
+_VIEWS = ("view", "reshape", "flatten", "contiguous", torch.flatten, nn.Flatten, nn.Identity, *drop.LAYERS, *drop.CALLS)
+
+
+def _dropouts(nodes: list[fx.Node], modules: dict[str, nn.Module]) -> dict[fx.Node, Kernel]:
+    """Kernels of the nodes that are dropout, each with its place among those that drop something."""
+    found: dict[fx.Node, Kernel] = {}
+    places = 0
+    for node in nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        kind: Any = node.target if module is None else type(module)
+        if kind not in (drop.LAYERS if module is not None else drop.CALLS):
+            continue
+        _refuse_shared_writes(node, modules, kind)
+        if node.all_input_nodes != list(node.args[:1]):
+            raise Unstackable(f"{_describe(node, modules)} has no stacked kernel for these arguments")
+        p = drop.rate(node, modules)
+        inplace = bool(node.kwargs.get("inplace") or getattr(module, "inplace", False))
+        found[node] = drop.dropout(kind, p, places, inplace)
+        places += p > 0
+    return found
 
 
 def _kernel(
@@ -290,13 +315,11 @@ def _module_kernel(path: str, module: nn.Module, names: Names) -> Kernel:
         raise Unstackable(f"Conv2d at {path} pads with {module.padding_mode}, which has no stacked kernel")
     if isinstance(module, nn.Embedding) and (option := _option(module)):
         raise Unstackable(f"Embedding at {path} has {option}, which has no stacked kernel")
-    if isinstance(module, nn.Dropout) and module.p > 0:
-        raise Unstackable(f"Dropout at {path} draws random numbers")
     if kind in _WITH_PARAMETERS:
         return _WITH_PARAMETERS[kind](module, names)
     if isinstance(module, nn.Flatten):
         return ops.flatten_as(module.start_dim, module.end_dim)
-    if kind in _ELEMENTWISE or kind is nn.Dropout:
+    if kind in _ELEMENTWISE:
         return ops.elementwise(module)
     if kind in _PER_CHANNEL:
         return ops.per_channel(module)

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 Params: TypeAlias = Mapping[str, Tensor]
 """{name: [b, *shape]}; the leading stride may be anything, 0 included."""
 
+KEYS = ".keys"
+"""Where ``Params`` has the keys [b, m] of the examples' dropout: no parameter can have this name."""
+
 Names: TypeAlias = Mapping[int, str]
 """id of a trained parameter of the model -> its name in the layout (one name for tied parameters)."""
 
@@ -52,6 +55,11 @@ Kernel: TypeAlias = Callable[..., Any]
 
 class Unstackable(Exception):
     """The model has no stacked form; the message names the layer or the call and says why."""
+
+
+def with_keys(params: Params, keys: Tensor | None) -> Params:
+    """Parameters, and the keys [b, m] of the examples beside them."""
+    return params if keys is None else {**params, KEYS: keys}
 
 
 def plain(act: Act) -> Tensor:

@@ -16,6 +16,7 @@ from fedsim.errors import InputError
 from fedsim.ground import addresses
 from fedsim.ground.own_code import FAILURES, error_line, own_code, place, said
 from fedsim.ground.rng import scoped
+from fedsim.models.dropout import trial_masks
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
 
@@ -139,7 +140,7 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
     for dtype in (torch.int64,) if tokens else (parameter.dtype, torch.int64):
         sample = torch.zeros(1, *input_shape, dtype=dtype, device=parameter.device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), trial_masks(model):
                 model(sample)
             return sample
         except FAILURES as error:  # user code: any type
@@ -154,7 +155,7 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
 def _probe(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int, *, tokens: bool) -> None:
     """Pass one zero sample: the shape must fit, nothing random may be drawn, neither input nor buffers may change."""
     sample = zero_sample(model, input_shape, tokens=tokens)
-    with torch.no_grad(), pure(model, sample, name):
+    with torch.no_grad(), pure(model, sample, name), trial_masks(model):
         out: Any = model(sample)
     lasts = (1, outputs) if outputs == 2 else (outputs,)
     if not isinstance(out, Tensor) or out.dim() < 2 or out.shape[0] != 1 or out.shape[-1] not in lasts:

@@ -1,4 +1,7 @@
-"""A forward pass may do nothing but compute: what clients share must stay, and random draws have no address here."""
+"""A forward pass may do nothing but compute: what clients share must stay, and random draws have no address here.
+
+But dropout, which is answered before it draws (``fedsim.models.dropout``).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ClientError, InputError
+from fedsim.models.dropout import draws
 
 
 class _Before:
@@ -68,9 +72,12 @@ def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
     if inputs._version != version or not identical(inputs, given):
         raise InputError(f"model {name} writes into its input in forward, but the samples are shared; use x = x - ...")
     if generator := before.generator():
+        do = "take them out, or draw them once in __init__ and keep them as a buffer"
+        if not model.training and draws(model):
+            do = "switch dropout off in evaluation mode, as in F.dropout(x, p, self.training)"
         raise InputError(
             f"model {name} draws random numbers in forward ({generator}), which have no address (seed, round, "
-            "client); take them out, or draw them once in __init__ and keep them as a buffer"
+            f"client); {do}"
         )
     if written := before.written():
         raise InputError(written)

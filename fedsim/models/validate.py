@@ -7,13 +7,12 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from fedsim.errors import InputError, require
 
 
 def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error") -> nn.Module:
-    """Refuse a model that clients cannot share: running statistics, random layers, integer or no parameters.
+    """Refuse a model that clients cannot share: running statistics, integer or no parameters.
 
     Parameters with ``requires_grad=True`` are trained and communicated. Frozen ones and buffers are constants, shared
     by all clients of all rounds and never communicated; ``fedsim.models.build`` checks that ``forward`` leaves them
@@ -54,12 +53,6 @@ def validate(model: nn.Module, batchnorm: Literal["error", "groupnorm"] = "error
                 f"model has {kind} at {path or 'the top'}, whose running statistics have no owner when clients share "
                 f"a round{mixes}; use model=resnet18_gn, a model with GroupNorm, or model.batchnorm=groupnorm to "
                 "convert it"
-            )
-        p = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
-        if isinstance(p, (int, float)) and p > 0:
-            raise InputError(
-                f"model has dropout {p} at {path or 'the top'} ({kind}), whose random draws have no address "
-                "(seed, round, client); set it to 0"
             )
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
