@@ -102,6 +102,12 @@ def broadcast(op: Callable[..., Any]) -> Kernel:
     def run(params: Params, x: Any, y: Any) -> Any:
         if not (isinstance(x, Act) and isinstance(y, Act)):
             known = x if isinstance(x, Act) else y
+            if isinstance(x, Tensor) or isinstance(y, Tensor):  # what all clients share
+                rank = max(v.dim if isinstance(v, Act) else v.dim() for v in (x, y) if not isinstance(v, (int, float)))
+                wide = (
+                    plain(v).reshape(v.b, *(1,) * (rank - v.dim), *v.shape) if isinstance(v, Act) else v for v in (x, y)
+                )
+                return Act(op(*wide), known.b)
             bare = [v.data if isinstance(v, Act) else v for v in (x, y)]
             return known._replace(data=op(*bare)) if isinstance(known, Act) else op(*bare)
         if x.shape == y.shape and (x.grouped or y.grouped):  # a shortcut of a ResNet: no copy into another layout
@@ -141,11 +147,6 @@ def size(params: Params, x: Act, dim: int | None = None) -> Any:
 def shape(params: Params, x: Act, name: str) -> tuple[int, ...]:
     """``x.shape`` of each client's value."""
     return x.shape
-
-
-def size_arithmetic(op: Callable[..., Any]) -> Kernel:
-    """Kernel of arithmetic on Python numbers, such as a product of sizes: no client has values of its own there."""
-    return lambda params, *values: op(*values)
 
 
 def parameter(name: str) -> Kernel:
