@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.kernels.stacked_products import normalised, rows_times
+
 Params: TypeAlias = Mapping[str, Tensor]
 """{name: [b, *shape]}; the leading stride may be anything, 0 included."""
 
@@ -157,16 +159,19 @@ def parameter(name: str) -> Kernel:
 def linear(module: nn.Linear, names: Names) -> Kernel:
     """[b, ..., f] -> [b, ..., o] by one batched matrix product.
 
-    It is taken as W x^T, so that the gradient of W comes out in the layout of W: 1.3 to 3 times faster, gradient
+    One row for each example is taken as W x^T, so that the gradient of W comes out in the layout of W: 1.3 to 3 times faster, gradient
     included, than x W^T, whose gradient has to be transposed.
     """
     weight, bias = names[id(module.weight)], None if module.bias is None else names[id(module.bias)]
 
     def run(params: Params, x: Act) -> Act:
-        data = plain(x)
-        columns = (data if data.dim() == 3 else data.reshape(x.b, -1, data.shape[-1])).transpose(1, 2)
-        out = _product(params[weight], columns, None if bias is None else params[bias]).transpose(1, 2)
-        return Act(out if data.dim() == 3 else out.reshape(*data.shape[:-1], -1), x.b)
+        data, w, shift = plain(x), params[weight], None if bias is None else params[bias]
+        if data.dim() == 3:
+            return Act(_product(w, data.transpose(1, 2), shift).transpose(1, 2), x.b)
+        if data.dim() == 2:
+            return Act(_product(w, data.unsqueeze(2), shift).squeeze(2), x.b)
+        rows = rows_times(data.reshape(x.b, -1, data.shape[-1]), w, shift)  # a sequence: what follows wants its rows
+        return Act(rows.view(*data.shape[:-1], -1), x.b)
 
     return run
 
@@ -262,14 +267,12 @@ def layer_norm(module: nn.LayerNorm, names: Names) -> Kernel:
     weight, bias = (None if p is None else names[id(p)] for p in (module.weight, module.bias))
 
     def run(params: Params, x: Act) -> Act:
-        data = plain(x)
-        out = F.layer_norm(data, module.normalized_shape, eps=module.eps)
-        ones = (1,) * (data.dim() - 1 - len(module.normalized_shape))
-        if weight is not None:
-            out = out * params[weight].reshape(x.b, *ones, *module.normalized_shape)
-        if bias is not None:
-            out = out + params[bias].reshape(x.b, *ones, *module.normalized_shape)
-        return Act(out, x.b)
+        data, shape = plain(x), tuple(module.normalized_shape)
+        if weight is None:
+            return Act(F.layer_norm(data, shape, eps=module.eps), x.b)
+        shift = None if bias is None else params[bias]
+        rows = data.reshape(x.b, -1, *shape)
+        return Act(normalised(rows, shape, params[weight], shift, module.eps).view(data.shape), x.b)
 
     return run
 

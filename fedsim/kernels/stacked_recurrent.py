@@ -15,32 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain
+from fedsim.kernels.stacked_products import rows_times
 from fedsim.kernels.stacked_values import stacked
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-
-
-class Projection(torch.autograd.Function):
-    """x W^T + bias: [b, n, f], [b, o, f], [b, o] -> [b, n, o]; the gradient of W comes out in the layout of W."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One product for each client."""
-        ctx.save_for_backward(x, weight)
-        columns = weight.transpose(1, 2)
-        return torch.bmm(x, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, columns)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the three."""
-        x, weight = ctx.saved_tensors
-        at_x, at_weight, at_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(g, weight) if at_x else None,
-            torch.bmm(g.transpose(1, 2), x) if at_weight else None,
-            g.sum(1) if at_bias else None,
-        )
 
 
 def project(params: Params, x: Act, weight: Any, *biases: Any) -> Act:
@@ -49,7 +27,7 @@ def project(params: Params, x: Act, weight: Any, *biases: Any) -> Act:
         raise Unstackable(f"a recurrent layer on values of {x.dim} dimensions, need sequences of 3")
     b, t, m, f = (data := plain(x)).shape
     shift = sum((stacked(bias, b) for bias in biases[1:]), start=stacked(biases[0], b)) if biases else None
-    gates = Projection.apply(data.reshape(b, t * m, f), stacked(weight, b), shift)  # type: ignore[no-untyped-call]
+    gates = rows_times(data.reshape(b, t * m, f), stacked(weight, b), shift)
     return Act(gates.view(b, t, m, -1), b)
 
 
