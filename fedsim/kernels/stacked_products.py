@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+WIDE = 8
+"""Outputs per input of a layer from which the gradient of its weight is taken the other way round."""
+
+
 def rows_times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + bias: [b, n, f], [b, o, f], [b, o] -> [b, n, o]."""
     return _Rows.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
@@ -34,11 +38,12 @@ class _Rows(torch.autograd.Function):
         """Gradients of all three."""
         x, weight = ctx.saved_tensors
         at_x, at_weight, at_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(g, weight) if at_x else None,
-            torch.bmm(g.transpose(1, 2), x) if at_weight else None,
-            g.sum(1) if at_bias else None,
-        )
+        first = None
+        if at_weight and weight.shape[1] > WIDE * weight.shape[2]:  # as one row for each input: twice as fast
+            first = torch.bmm(x.transpose(1, 2), g).transpose(1, 2)
+        elif at_weight:
+            first = torch.bmm(g.transpose(1, 2), x)
+        return torch.bmm(g, weight) if at_x else None, first, g.sum(1) if at_bias else None
 
 
 def normalised(x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

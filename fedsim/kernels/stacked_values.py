@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.kernels.stacked_ops import Act, Kernel, Params, Unstackable, plain
+from fedsim.kernels.stacked_products import rows_times
 
 
 def stacked(value: Any, b: int) -> Tensor:
@@ -122,10 +123,9 @@ def linear(params: Params, x: Act, weight: Any, bias: Any = None) -> Act:
         return Act(torch.nn.functional.linear(data, weight, bias), b)
     if rank(weight) != 2 or rank(x) < 2:
         raise Unstackable(f"a weight of {rank(weight)} dimensions for values of {rank(x)}")
-    columns = data.reshape(b, -1, data.shape[-1]).transpose(1, 2)
-    w = stacked(weight, b)  # as W x^T, see ``stacked_ops.linear``
-    out = torch.bmm(w, columns) if bias is None else torch.baddbmm(stacked(bias, b).unsqueeze(2), w, columns)
-    return Act(out.transpose(1, 2).reshape(*data.shape[:-1], -1), b)
+    shift = None if bias is None else stacked(bias, b)
+    out = rows_times(data.reshape(b, -1, data.shape[-1]), stacked(weight, b), shift)
+    return Act(out.view(*data.shape[:-1], -1), b)
 
 
 def affine(out: Tensor, weight: Any, bias: Any, b: int) -> Tensor:
