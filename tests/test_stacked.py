@@ -238,27 +238,9 @@ class Branching(nn.Linear):
         return super().forward(x if x.sum() > 0 else -x)
 
 
-class Indexing(nn.Linear):
+class Fourier(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[..., :4])
-
-
-class Product(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(4, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.w
-
-
-class Centred(nn.Linear):
-    def __init__(self) -> None:
-        super().__init__(4, 2)
-        self.register_buffer("centre", torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x - self.get_buffer("centre"), self.weight, self.bias)
+        return super().forward(torch.fft.rfft(x, n=6).abs())
 
 
 class Overwriting(nn.Module):
@@ -271,6 +253,11 @@ class Overwriting(nn.Module):
         return y + F.relu(y, inplace=True)
 
 
+class First(nn.Module):
+    def forward(self, found: tuple[Tensor, Tensor]) -> Tensor:
+        return found[0]
+
+
 def hooked() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 2))
     model[0].register_forward_hook(lambda module, args, out: out * 2)
@@ -280,16 +267,13 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
-        (lambda: models.char_lstm((5,), 9), "LSTM at body.lstm has no stacked kernel"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "Softmax at 1 has no stacked kernel"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()), "RReLU at 1 has no stacked kernel"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Hardtanh(), nn.Softmax2d()), "Softmax2d at 2 has no stacked kernel"),
         (lambda: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), "pads with circular"),
         (lambda: nn.Sequential(nn.Embedding(4, 2, padding_idx=0)), "Embedding at 0 has padding_idx"),
-        (lambda: nn.Sequential(nn.Conv1d(1, 1, 3)), "Conv1d at 0 has no stacked kernel"),
+        (lambda: nn.Sequential(nn.Conv3d(1, 1, 3)), "Conv3d at 0 has no stacked kernel"),
         (lambda: Branching(4, 2), "torch.fx cannot trace Branching"),
-        (lambda: Indexing(4, 2), "the call getitem has no stacked kernel"),
-        (Product, "the call matmul has no stacked kernel"),
-        (Centred, "forward uses centre, which is not a parameter"),
+        (lambda: Fourier(4, 2), "the call fft_rfft has no stacked kernel"),
         (Overwriting, "the call relu writes in place into a value that is used elsewhere"),
         (hooked, "Linear at 0 has hooks"),
     ],
@@ -316,8 +300,9 @@ def test_a_layer_that_meets_the_wrong_shape_is_named() -> None:
         (models.cnn, (1, 28, 28), 10, "stacked", 5, "every layer has a stacked kernel"),
         (models.resnet18_gn, (3, 32, 32), 10, "stacked", 2, "every layer has a stacked kernel"),
         (models.resnet18_gn_cifar, (3, 32, 32), 10, "loop", 1, "a wide convolution gives 65,536 numbers per example"),
-        (models.char_lstm, (10,), 30, "loop", 1, "LSTM at body.lstm has no stacked kernel; LSTM at body.lstm is slow"),
-        (Product, (4,), 2, "vmap", 250, "the call matmul has no stacked kernel"),
+        (models.char_lstm, (10,), 30, "stacked", 4, "every layer has a stacked kernel"),
+        (lambda: nn.Sequential(nn.LSTM(4, 2, proj_size=1), First()), (3, 4), 1, "loop", 1, "LSTM with proj_size"),
+        (lambda: Fourier(4, 2), (4,), 2, "vmap", 250, "the call fft_rfft has no stacked kernel"),
         (lambda: Branching(4, 2), (4,), 2, "loop", 1, "vmap fails"),
     ],
 )

@@ -170,7 +170,8 @@ class ModelOracle:
             with self.masks(keys):
                 return functional_call(self.model, mine, (i,))
 
-        outputs: Tensor = torch.func.vmap(one)(parameters, inputs, keys if self.draws else None)
+        dims = (0, 0, 0 if self.draws else None)
+        outputs: Tensor = torch.func.vmap(one, dims)(parameters, inputs, keys if self.draws else None)
         return outputs
 
     def _output(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
@@ -326,7 +327,8 @@ class ModelOracle:
                 outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
             return (outputs,) if features is None else (outputs, features)
 
-        outputs, *features = torch.func.vmap(one)(parameters, inputs, keys if self.draws else None)
+        dims = (0, 0, 0 if self.draws else None)
+        outputs, *features = torch.func.vmap(one, dims)(parameters, inputs, keys if self.draws else None)
         return outputs, features[0] if features else None
 
     def _body(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:

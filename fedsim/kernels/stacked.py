@@ -9,8 +9,9 @@ stacked kernel is refused with the reason; it then runs under vmap or one client
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +21,12 @@ from torch import Tensor, fx, nn
 from fedsim.errors import InputError, first_line
 from fedsim.ground.layout import Layout
 from fedsim.kernels import stacked_dropout as drop
+from fedsim.kernels import stacked_layers as layers
 from fedsim.kernels import stacked_ops as ops
+from fedsim.kernels import stacked_shapes as shapes
+from fedsim.kernels import stacked_values as operands
+from fedsim.kernels import traced
+from fedsim.kernels.stacked_attention import scaled_dot_product_attention
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
 
 __all__ = ["StackedModel", "Unstackable", "stack"]
@@ -134,6 +140,9 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         with torch.set_grad_enabled(model.training):  # and as before afterwards, whatever forward does
             tracer = _Tracer()
             graph = tracer.trace(model)
+        held = {n.target: operator.attrgetter(str(n.target))(model) for n in graph.nodes if n.op == "get_attr"}
+    except Unstackable:
+        raise
     except Exception as error:  # fx raises many types; user code runs inside
         raise Unstackable(f"torch.fx cannot trace {type(model).__name__}: {first_line(error)}") from error
     finally:
@@ -147,6 +156,9 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = {id(parameters[name]): name for name in layout.names}
     modules = dict(model.named_modules())
+    for node in reversed(graph.nodes):  # last states and weights of attention that forward does not use
+        if not node.users and node.op == "call_function" and node.target in _UNUSED:
+            graph.erase_node(node)
     nodes = list(graph.nodes)
     sources = [node for node in nodes if node.op == "placeholder"]
     result = nodes[-1].args[0]
@@ -156,10 +168,10 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         raise Unstackable(f"forward of {type(model).__name__} returns {type(result).__name__}, need one tensor")
     head = tracer.head_inputs[0] if len(tracer.head_inputs) == 1 else None
     keep = {result, *tracer.head_inputs}
-    numbers: set[fx.Node] = set()
+    fixed: set[fx.Node] = set()
     dropouts = _dropouts(nodes, modules)
     kernels = {
-        n: dropouts[n] if n in dropouts else _kernel(n, modules, parameters, names, numbers)
+        n: dropouts[n] if n in dropouts else _kernel(n, modules, held, names, fixed)
         for n in nodes[:-1]
         if n.op != "placeholder"
     }
@@ -172,7 +184,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         seen.update(node.all_input_nodes)
         if node in kernels:
             path = str(node.target) if node.op == "call_module" else None
-            label, alone = _describe(node, modules), node.op == "get_attr" and id(parameters[node.target]) in names
+            label, alone = _describe(node, modules), node.op == "get_attr" and id(held[node.target]) in names
             steps.append(_Step(node.name, label, path, alone, kernels[node], node.args, node.kwargs, last))
     return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
 
@@ -186,6 +198,16 @@ class _Tracer(fx.Tracer):
         self.switched = ""
         self.modes = _modes()
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) not in traced.APART and super().is_leaf_module(m, module_qualified_name)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        if obj.node.target in ("chunk", torch.chunk):  # of all that can be unpacked the one whose length is said
+            count = obj.node.args[1] if len(obj.node.args) > 1 else obj.node.kwargs.get("chunks")
+            if isinstance(count, int):
+                return iter([obj[k] for k in range(count)])
+        return super().iter(obj)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         for name, before, now in zip(("gradients", "inference mode", "autocast"), self.modes, _modes(), strict=True):
@@ -198,6 +220,8 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         if self.path_of_module(m) == "head" and args:
             self.head_inputs.append(args[0].node)
+        if type(m) in traced.APART:
+            forward = partial(traced.APART[type(m)], m)
         return super().call_module(m, forward, args, kwargs)
 
 
@@ -211,11 +235,12 @@ _WITH_PARAMETERS: dict[type[nn.Module], Callable[[Any, Names], Kernel]] = {
     nn.GroupNorm: ops.group_norm,
     nn.LayerNorm: ops.layer_norm,
     nn.Embedding: ops.embedding,
+    **layers.WITH_PARAMETERS,
 }
 _ELEMENTWISE = (
     nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.LeakyReLU, nn.Softplus, nn.ELU, nn.Identity,
     F.relu, F.gelu, F.tanh, F.sigmoid, F.silu, F.leaky_relu, F.softplus, F.elu,
-    torch.relu, torch.tanh, torch.sigmoid,
+    torch.relu, torch.tanh, torch.sigmoid, *layers.ELEMENTWISE,
 )  # fmt: skip
 _PER_CHANNEL = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
@@ -235,6 +260,13 @@ _METHODS: dict[str, Kernel] = {
     "sigmoid": ops.elementwise(torch.sigmoid),
     "contiguous": ops.elementwise(Tensor.contiguous),
 }
+_KERNELS: dict[Any, Kernel] = {
+    **shapes.KERNELS,
+    **layers.FUNCTIONS,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,
+    **{kernel: kernel for kernel in traced.OWN},
+}
+_UNUSED = (*traced.OWN, operator.getitem, torch.stack)
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul)
 _VIEWS = ("view", "reshape", "flatten", "contiguous", torch.flatten, nn.Flatten, nn.Identity, *drop.LAYERS, *drop.CALLS)
 
@@ -261,43 +293,54 @@ def _dropouts(nodes: list[fx.Node], modules: dict[str, nn.Module]) -> dict[fx.No
 def _kernel(
     node: fx.Node,
     modules: dict[str, nn.Module],
-    parameters: dict[str, nn.Parameter],
+    held: dict[Any, Tensor],
     names: Names,
-    numbers: set[fx.Node],
+    fixed: set[fx.Node],
 ) -> Kernel:
     """The kernel of one node.
 
     Args:
         node: of the traced graph.
         modules: by path.
-        parameters: by name, tied ones under each of their names.
+        held: parameters and other tensors of the module that forward uses by themselves, by their paths.
         names: id of a trained parameter -> its name in the layout.
-        numbers: nodes that give Python numbers (sizes), not tensors; extended by this node where it is one.
+        fixed: nodes whose values are no client's own, as sizes and masks; extended by this node where its is.
 
     Raises:
         Unstackable: there is none.
     """
     inputs = node.all_input_nodes
     if node.op == "get_attr":
-        if node.target not in parameters:
-            raise Unstackable(f"forward uses {node.target}, which is not a parameter")
-        parameter = parameters[str(node.target)]
-        return ops.parameter(names[id(parameter)]) if id(parameter) in names else ops.constant(parameter)
-    if node.op == "call_function" and callable(node.target) and inputs and numbers.issuperset(inputs):
-        numbers.add(node)
-        return ops.size_arithmetic(node.target)
+        value = held[node.target]
+        if id(value) in names:
+            return ops.parameter(names[id(value)])
+        fixed.add(node)
+        return operands.constant(value)
     # The exact type, no subclass: a subclass may compute something else in its forward.
     kind: Any = type(modules[str(node.target)]) if node.op == "call_module" else node.target
+    if inputs and fixed.issuperset(inputs) and (node.op == "call_method" or callable(node.target)):
+        fixed.add(node)
+        return operands.constants(node.op, node.target)
     _refuse_shared_writes(node, modules, kind)
     if kind in _BROADCAST and not node.kwargs:
         return ops.broadcast(kind)
-    if not inputs or not node.args or node.args[0] is not inputs[0] or not set(inputs[1:]) <= numbers:
+    if kind in _KERNELS:
+        return _KERNELS[kind]
+    if not inputs or not node.args or node.args[0] is not inputs[0] or not fixed.issuperset(inputs[1:]):
         raise Unstackable(f"{_describe(node, modules)} has no stacked kernel for these arguments")
     if node.op == "call_module":
-        return _module_kernel(str(node.target), modules[str(node.target)], names)
+        kernel = _module_kernel(str(node.target), modules[str(node.target)], names)
+        return operands.positions(kernel) if inputs[0] in fixed else kernel
+    if kind is getattr and node.args[1] in shapes.ATTRIBUTES:
+        if node.args[1] in ("device", "dtype", "ndim"):
+            fixed.add(node)
+        return shapes.ATTRIBUTES[str(node.args[1])]
     if kind == "size" or (kind is getattr and node.args[1] == "shape"):
-        numbers.add(node)
+        fixed.add(node)
         return ops.size if kind == "size" else ops.shape
+    if kind in shapes.FIXED:
+        fixed.add(node)
+        return shapes.FIXED[kind]
     if node.op == "call_method" and node.target in _METHODS:
         return _METHODS[str(node.target)]
     if kind is torch.flatten:
@@ -323,6 +366,8 @@ def _module_kernel(path: str, module: nn.Module, names: Names) -> Kernel:
         return ops.elementwise(module)
     if kind in _PER_CHANNEL:
         return ops.per_channel(module)
+    if kind in layers.WITHOUT:
+        return layers.WITHOUT[kind](module)
     raise Unstackable(f"{kind.__name__} at {path} has no stacked kernel")
 
 
@@ -344,7 +389,7 @@ def _refuse_shared_writes(node: fx.Node, modules: dict[str, nn.Module], kind: An
         if len(source.users) > 1 or source.op in ("placeholder", "get_attr"):
             raise Unstackable(f"{_describe(node, modules)} writes in place into a value that is used elsewhere")
         made_by = type(modules[str(source.target)]) if source.op == "call_module" else source.target
-        source = source.args[0] if made_by in _VIEWS else None
+        source = source.args[0] if made_by in _VIEWS or made_by in _KERNELS else None
 
 
 def _describe(node: fx.Node, modules: dict[str, nn.Module]) -> str:

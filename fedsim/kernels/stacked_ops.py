@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.kernels.stacked_products import normalised, rows_times
+
 Params: TypeAlias = Mapping[str, Tensor]
 """{name: [b, *shape]}; the leading stride may be anything, 0 included."""
 
@@ -119,6 +121,12 @@ def broadcast(op: Callable[..., Any]) -> Kernel:
     def run(params: Params, x: Any, y: Any) -> Any:
         if not (isinstance(x, Act) and isinstance(y, Act)):
             known = x if isinstance(x, Act) else y
+            if isinstance(x, Tensor) or isinstance(y, Tensor):  # what all clients share
+                rank = max(v.dim if isinstance(v, Act) else v.dim() for v in (x, y) if not isinstance(v, (int, float)))
+                wide = (
+                    plain(v).reshape(v.b, *(1,) * (rank - v.dim), *v.shape) if isinstance(v, Act) else v for v in (x, y)
+                )
+                return Act(op(*wide), known.b)
             bare = [v.data if isinstance(v, Act) else v for v in (x, y)]
             return known._replace(data=op(*bare)) if isinstance(known, Act) else op(*bare)
         if x.shape == y.shape and (x.grouped or y.grouped):  # a shortcut of a ResNet: no copy into another layout
@@ -160,41 +168,30 @@ def shape(params: Params, x: Act, name: str) -> tuple[int, ...]:
     return x.shape
 
 
-def size_arithmetic(op: Callable[..., Any]) -> Kernel:
-    """Kernel of arithmetic on Python numbers, such as a product of sizes: no client has values of its own there."""
-    return lambda params, *values: op(*values)
-
-
 def parameter(name: str) -> Kernel:
     """Kernel of a parameter that forward uses by itself, outside any layer: each client's own, [b, *shape]."""
     return lambda params: Act(params[name], params[name].shape[0])
 
 
-def constant(parameter: nn.Parameter) -> Kernel:
-    """Kernel of a frozen parameter that forward uses by itself: one for all clients."""
-
-    def run(params: Params) -> Act:
-        b = next(iter(params.values())).shape[0]
-        return Act(operand(parameter, {})(params, b), b)
-
-    return run
-
-
 def linear(module: nn.Linear, names: Names) -> Kernel:
     """[b, ..., f] -> [b, ..., o] by one batched matrix product.
 
-    It is taken as W x^T, so that the gradient of W comes out in the layout of W: 1.3 to 3 times faster, gradient
-    included, than x W^T, whose gradient has to be transposed. A constant W takes all clients' rows in one product.
+    One row for each example is taken as W x^T, so that the gradient of W comes out in the layout of W: 1.3 to 3 times
+    faster, gradient included, than x W^T, whose gradient has to be transposed. A constant W takes all clients' rows in
+    one product.
     """
     if id(module.weight) not in names:
         return _shared_linear(module, names)
     weight, bias = names[id(module.weight)], None if module.bias is None else operand(module.bias, names)
 
     def run(params: Params, x: Act) -> Act:
-        data = plain(x)
-        columns = (data if data.dim() == 3 else data.reshape(x.b, -1, data.shape[-1])).transpose(1, 2)
-        out = _product(params[weight], columns, None if bias is None else bias(params, x.b)).transpose(1, 2)
-        return Act(out if data.dim() == 3 else out.reshape(*data.shape[:-1], -1), x.b)
+        data, w, shift = plain(x), params[weight], None if bias is None else bias(params, x.b)
+        if data.dim() == 3:
+            return Act(_product(w, data.transpose(1, 2), shift).transpose(1, 2), x.b)
+        if data.dim() == 2:
+            return Act(_product(w, data.unsqueeze(2), shift).squeeze(2), x.b)
+        rows = rows_times(data.reshape(x.b, -1, data.shape[-1]), w, shift)  # a sequence: what follows wants its rows
+        return Act(rows.view(*data.shape[:-1], -1), x.b)
 
     return run
 
@@ -308,14 +305,12 @@ def layer_norm(module: nn.LayerNorm, names: Names) -> Kernel:
     weight, bias = (None if p is None else operand(p, names) for p in (module.weight, module.bias))
 
     def run(params: Params, x: Act) -> Act:
-        data = plain(x)
-        out = F.layer_norm(data, module.normalized_shape, eps=module.eps)
-        ones = (1,) * (data.dim() - 1 - len(module.normalized_shape))
-        if weight is not None:
-            out = out * weight(params, x.b).reshape(x.b, *ones, *module.normalized_shape)
-        if bias is not None:
-            out = out + bias(params, x.b).reshape(x.b, *ones, *module.normalized_shape)
-        return Act(out, x.b)
+        data, shape = plain(x), tuple(module.normalized_shape)
+        if weight is None:
+            return Act(F.layer_norm(data, shape, eps=module.eps), x.b)
+        shift = None if bias is None else bias(params, x.b)
+        rows = data.reshape(x.b, -1, *shape)
+        return Act(normalised(rows, shape, weight(params, x.b), shift, module.eps).view(data.shape), x.b)
 
     return run
 
