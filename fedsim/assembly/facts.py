@@ -80,7 +80,7 @@ def method(assembled: Assembled) -> dict[str, Any]:
     ledger, parts = assembled.ledger, assembled.parts
     same: dict[str, Any] = {"data": assembled.dataset.digest, "partition": assembled.population.digest}
     same |= {"noise": ledger.noise_multiplier} if ledger else {}
-    same |= constants(assembled.prepared.setup.models)
+    same |= constants_digest(assembled.prepared.setup.models)
     same |= {"init": [one["sha256"] for one in found]} if (found := _origins(parts.factories).get("init", [])) else {}
     return same | ({"rounds": parts.planned_rounds} if isinstance(parts.schedule, Events) else {})  # they divide time
 
@@ -95,7 +95,7 @@ def _origins(factories: Sequence[Any]) -> dict[str, list[dict[str, str]]]:
     return {"init": found} if found else {}
 
 
-def constants(models: Sequence[nn.Module]) -> dict[str, str]:
+def constants_digest(models: Sequence[nn.Module]) -> dict[str, str]:
     """The sha256 of all frozen parameters, which no checkpoint holds, if there are any."""
     hashed, frozen = hashlib.sha256(), [p for model in models for p in model.parameters() if not p.requires_grad]
     for p in frozen:
