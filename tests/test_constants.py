@@ -16,7 +16,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.parts import Parts
 from fedsim.ground.layout import Layout
-from fedsim.models import Adapted, cnn
+from fedsim.models import Adapted, LoRA, cnn
 from fedsim.partition import Iid
 from fedsim.pool.constants import arrays, lent, put_back, without
 from fedsim.pool.worker import Setup, Worker
@@ -31,6 +31,11 @@ def _cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+def adapters() -> nn.Module:
+    torch.manual_seed(1)
+    return Adapted(cnn((2, 8, 8), 3, (4, 5), 3, 1, (9,)), lora=LoRA(rank=2), train=("body.0.*",))((2, 8, 8), 3)
 
 
 def setup_of(model: nn.Module, dtype: str) -> Setup:
@@ -88,7 +93,7 @@ def test_tied_frozen_weights_stay_tied() -> None:
 
 @pytest.mark.usefixtures("_cluster")
 @pytest.mark.parametrize("batching", ["auto", "loop"])
-@pytest.mark.parametrize("make", [body_frozen, head_frozen])
+@pytest.mark.parametrize("make", [body_frozen, head_frozen, adapters])
 def test_one_and_three_actors_give_the_serial_bits(make: Callable[[], nn.Module], batching: str) -> None:
     model, data = make(), numbers()
     serial = run(model, data, engine={"batching": batching, "jobs": 4})

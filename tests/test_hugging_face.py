@@ -12,7 +12,7 @@ from torch import nn
 
 from fedsim.data import Dataset, Split
 from fedsim.errors import InputError
-from fedsim.models import Adapted, LoRA, Output, build, merged, mlp
+from fedsim.models import Adapted, LoRA, Output, build, mlp, without_adapters
 from tests.oracles.test_trained_part import CLIENTS, numbers, run
 
 WORDS, LENGTH = 11, 6
@@ -45,7 +45,7 @@ def test_a_transformer_trains_its_adapters_alone() -> None:
     assert np.abs(result.trajectory[-1] - result.trajectory[0]).max() > 0
     assert result.model is not None
     plain = llama()
-    plain.load_state_dict(merged(result.model.state_dict()))  # the names of transformers, for from_pretrained
+    plain.load_state_dict(without_adapters(result.model.state_dict()))  # the names of transformers, for from_pretrained
     x = torch.from_numpy(tokens().train.x)
     torch.testing.assert_close(plain.eval()(x).logits, result.model(x), rtol=1e-4, atol=1e-5)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedsim.cli.main import main
 from fedsim.errors import InputError
-from fedsim.ground.model_file import digest_of
+from fedsim.ground.model_file import file_sha256
 from fedsim.models import Adapted, build, mlp
 from tests.oracles.test_trained_part import numbers, run
 
@@ -136,7 +136,7 @@ def test_the_file_is_on_record_and_the_same_when_a_run_goes_on(tmp_path: Path) -
     whole = run(model, numbers((6,)), rounds=3)
     run(model, numbers((6,)), rounds=1, run_dir=tmp_path / "run")
     on_record = json.loads((tmp_path / "run" / "provenance.json").read_text())["init"]
-    assert on_record == [{"init": str(file), "sha256": digest_of(file)}]
+    assert on_record == [{"init": str(file), "sha256": file_sha256(file)}]
     gone_on = run(model, numbers((6,)), rounds=3, run_dir=tmp_path / "run", resume=True)
     assert gone_on.summary["digest"] == whole.summary["digest"]
     save_file(values(8), file)

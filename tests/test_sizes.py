@@ -38,6 +38,7 @@ LONG_FILES = {
     "kernels/stacked.py": "one compiler, from a traced module to steps on stacked parameters",
     "kernels/stacked_ops.py": "a list: one short function for each operation that can be stacked",
     "objective.py": "one class whose docstrings are what authors of methods read",
+    "pool/ray_pool.py": "one pool: its actors, their jobs, and what is done when either is lost",
     "pool/worker.py": "what is sent to a worker, what it does and what it sends back, which are read together",
     "privacy/config.py": "a list: the six choices of ``privacy``, each with its keys in its docstring",
     "privacy/ledger.py": "epsilon, from draws over counts to the accountant's questions: one computation",

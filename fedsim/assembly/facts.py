@@ -21,6 +21,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.own import Arrays
 from fedsim.ground.public_names import name_of_class
 from fedsim.models import Adapted
+from fedsim.pool.engine import Engine
 from fedsim.record.provenance import provenance
 from fedsim.schedule import Events
 
@@ -67,7 +68,7 @@ def machine(assembled: Assembled) -> dict[str, Any]:
         parts.engine.device,
         data={"name": dataset.name, "digest": dataset.digest},
         partition={"clients": len(assembled.population), "digest": assembled.population.digest},
-        engine=prepared.described() | {"threads": parts.engine.threads},
+        engine=prepared.described() | {"threads": parts.engine.threads} | _precision(parts.engine),
         parameters=d[0] if len(d) == 1 else list(d),
         **_origins(parts.factories),
         **_nodes(assembled),
@@ -79,9 +80,13 @@ def method(assembled: Assembled) -> dict[str, Any]:
     ledger, parts = assembled.ledger, assembled.parts
     same: dict[str, Any] = {"data": assembled.dataset.digest, "partition": assembled.population.digest}
     same |= {"noise": ledger.noise_multiplier} if ledger else {}
-    same |= constants(assembled.prepared.setup.models)
+    same |= constants_digest(assembled.prepared.setup.models)
     same |= {"init": [one["sha256"] for one in found]} if (found := _origins(parts.factories).get("init", [])) else {}
     return same | ({"rounds": parts.planned_rounds} if isinstance(parts.schedule, Events) else {})  # they divide time
+
+
+def _precision(engine: Engine) -> dict[str, str]:
+    return {} if engine.precision is None else {"precision": engine.precision}
 
 
 def _origins(factories: Sequence[Any]) -> dict[str, list[dict[str, str]]]:
@@ -90,7 +95,7 @@ def _origins(factories: Sequence[Any]) -> dict[str, list[dict[str, str]]]:
     return {"init": found} if found else {}
 
 
-def constants(models: Sequence[nn.Module]) -> dict[str, str]:
+def constants_digest(models: Sequence[nn.Module]) -> dict[str, str]:
     """The sha256 of all frozen parameters, which no checkpoint holds, if there are any."""
     hashed, frozen = hashlib.sha256(), [p for model in models for p in model.parameters() if not p.requires_grad]
     for p in frozen:

@@ -51,6 +51,7 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, initial: Init
         by_layer=(True,) * len(initial.models),
         predictions=tuple(rough),
         dtype=dtype,
+        precision=engine.precision,
         device=engine.device,
         threads=engine.threads,
         seed=parts.seed,

@@ -55,7 +55,7 @@ def model_file(place: str, key: str) -> Path:
     return file
 
 
-def digest_of(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     """sha256 of a file."""
     hashed = hashlib.sha256()
     with file.open("rb") as opened:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from fedsim.data.losses import Loss
 from fedsim.ground.layout import Layout
 from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, SharedWeight, Whole
+from fedsim.kernels.precision import raised
 from fedsim.kernels.stacked import StackedModel
 from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain, with_keys
 
@@ -130,7 +131,7 @@ class ExampleSums:
             # them nothing would, so the first layer's result becomes a leaf.
             data = out.data if out.data.requires_grad else out.data.detach().requires_grad_()
             sites.append(self.sites[path])
-            entered.append(plain(x).detach())
+            entered.append(raised(plain(x).detach(), self.stacked.lower))
             left.append(out._replace(data=data))
             return out._replace(data=data.clone())  # the next layer may write into it
 
@@ -140,7 +141,7 @@ class ExampleSums:
             deltas = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
         found: dict[str, Piece] = {}
         for site, a, out, delta in zip(sites, entered, left, deltas, strict=True):
-            found |= _pieces(site, a, plain(out._replace(data=delta)), half)
+            found |= _pieces(site, a, raised(plain(out._replace(data=delta)), self.stacked.lower), half)
         return found, losses.detach()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,7 @@ from fedsim.ground.opaque import opaque
 from fedsim.kernels.example_pieces import NUMBERS
 from fedsim.kernels.example_sums import ExampleSums, factors
 from fedsim.kernels.kernel import Kernel
+from fedsim.kernels.precision import in_lower
 from fedsim.kernels.stacked import StackedModel, Unstackable, stack
 from fedsim.kernels.stacked_ops import with_keys
 from fedsim.models import twin
@@ -59,7 +61,7 @@ def answer(model: nn.Module, run: Callable[[Tensor], Any], inputs: Tensor) -> tu
         return run(inputs), None
     with head.register_forward_pre_hook(lambda _, received: seen.extend(received[:1])):
         outputs = run(inputs)
-    return outputs, seen[0] if len(seen) == 1 else None
+    return outputs, seen[0].to(outputs.dtype) if len(seen) == 1 else None
 
 
 def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
@@ -77,9 +79,19 @@ class ModelOracle:
         training: whether the module is in training mode, else in evaluation mode; for good, since a trace knows one
             mode only.
         by_layer: whether clipped sums may be computed layer by layer, where the layers allow it.
+        lower: in which dtype the model computes, if not in that of its parameters.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, kernel: Kernel, *, training: bool = True, by_layer: bool = True):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        kernel: Kernel,
+        *,
+        training: bool = True,
+        by_layer: bool = True,
+        lower: torch.dtype | None = None,
+    ):
         model.train(training)
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
@@ -87,11 +99,14 @@ class ModelOracle:
         self.draws = training and draws(model)
         # Of a twin: what tracing leaves in a module must not be found in the one that computes.
         self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
+        if lower is not None:
+            self.stacked = None if self.stacked is None else replace(self.stacked, lower=lower)
+            model.forward = in_lower(model.forward, self.parameters[0].device, lower)
 
     @cached_property
     def example_sums(self) -> ExampleSums | None:
         """Sums of clipped gradients layer by layer, or None where these are not to be had."""
-        if not self.by_layer:
+        if not self.by_layer or (self.stacked is None and "forward" in vars(self.model)):  # of in_lower: no trace
             return None
         try:
             stacked = self.stacked if self.stacked is not None else stack(twin(self.model), self.layout)

@@ -23,6 +23,7 @@ from fedsim.ground.layout import Layout
 from fedsim.kernels import stacked_dropout as drop
 from fedsim.kernels import stacked_layers as layers
 from fedsim.kernels import stacked_ops as ops
+from fedsim.kernels.precision import lowered, raised
 from fedsim.kernels import stacked_shapes as shapes
 from fedsim.kernels import stacked_values as operands
 from fedsim.kernels import traced
@@ -65,6 +66,7 @@ class StackedModel:
     source: str
     result: str
     head_input: str | None
+    lower: torch.dtype | None = None  # in which products are taken, where it is not that of the parameters
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
         """Outputs of every client.
@@ -105,19 +107,20 @@ class StackedModel:
         def value(node: fx.Node) -> Any:
             return values[node.name]
 
-        for step in self.steps:
-            if all(name in values for name in wanted):  # features do not need the head
-                break
-            args, kwargs = fx.map_arg(step.args, value), fx.map_arg(step.kwargs, value)
-            try:
-                values[step.target] = step.run(params, *args, **kwargs)
-            except Unstackable as error:
-                raise Unstackable(f"{step.label}: {error}") from None
-            if watch is not None and step.path is not None:
-                values[step.target] = watch(step.path, args[0], values[step.target])
-            for name in step.last:
-                del values[name]
-        return [ops.plain(values[name]) for name in wanted]
+        with lowered(inputs.device, self.lower):
+            for step in self.steps:
+                if all(name in values for name in wanted):  # features do not need the head
+                    break
+                args, kwargs = fx.map_arg(step.args, value), fx.map_arg(step.kwargs, value)
+                try:
+                    values[step.target] = step.run(params, *args, **kwargs)
+                except Unstackable as error:
+                    raise Unstackable(f"{step.label}: {error}") from None
+                if watch is not None and step.path is not None:
+                    values[step.target] = watch(step.path, args[0], values[step.target])
+                for name in step.last:
+                    del values[name]
+        return [raised(ops.plain(values[name]), self.lower) for name in wanted]
 
 
 def stack(model: nn.Module, layout: Layout) -> StackedModel:

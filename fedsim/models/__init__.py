@@ -9,7 +9,7 @@ from fedsim.models.body_head import BodyHead
 from fedsim.models.build import Factory, build, copied, twin, zero_sample
 from fedsim.models.convolutional import cnn, cnn_dropout, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
-from fedsim.models.lora import LoRA, merged
+from fedsim.models.lora import LoRA, without_adapters
 from fedsim.models.output import Output
 from fedsim.models.pure import pure
 from fedsim.models.recurrent import char_lstm
@@ -31,7 +31,6 @@ __all__ = [
     "lenet",
     "linear",
     "linear_zero",
-    "merged",
     "mlp",
     "pure",
     "resnet18_gn",
@@ -39,5 +38,6 @@ __all__ = [
     "resnet_small_gn",
     "twin",
     "validate",
+    "without_adapters",
     "zero_sample",
 ]

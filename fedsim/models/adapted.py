@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
-from fedsim.ground.model_file import digest_of, model_file, read_model
+from fedsim.ground.model_file import file_sha256, model_file, read_model
 from fedsim.models.build import call, copied
 from fedsim.models.initial_values import KEY, load_values
-from fedsim.models.lora import LoRA, merged
+from fedsim.models.lora import LoRA, without_adapters
 from fedsim.models.names import matching
 from fedsim.models.output import Output
 
@@ -62,7 +62,7 @@ class Adapted:
         if self.init is None:
             return {}
         file = model_file(self.init, KEY)
-        return {"init": str(file), "sha256": digest_of(file)}
+        return {"init": str(file), "sha256": file_sha256(file)}
 
     def __call__(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """The model for samples of this shape and this number of outputs."""
@@ -72,7 +72,7 @@ class Adapted:
         tensors, file = self._read()
         with_adapters = any(name.endswith("lora_A.weight") for name in tensors)
         if tensors and not (with_adapters and self.lora):
-            load_values(model, merged(tensors), file, self.init_skip)
+            load_values(model, without_adapters(tensors), file, self.init_skip)
         own = dict(model.named_parameters())
         if self.lora is not None:
             model = self.lora.put_into(model)

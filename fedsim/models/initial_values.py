@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import InputError
-from fedsim.models.names import listed, matching
+from fedsim.models.names import listed_names, matching
 
 KEY = "model.init"
 
@@ -37,7 +37,7 @@ def load_values(model: nn.Module, tensors: Mapping[str, Tensor], file: str, skip
         if name in given and given[name].shape != value.shape
     ]
     parts = (("without", missing), ("with too many", extra), ("of other shapes", shapes))
-    wrong = [f"{words} {listed(names)}" for words, names in parts if names]
+    wrong = [f"{words} {listed_names(names)}" for words, names in parts if names]
     if wrong:
         do = "leave names to the model with model.init_skip=[PATTERN]"
         raise InputError(f"{KEY} must have the tensors of {type(model).__name__}, got {file} {'; '.join(wrong)}; {do}")

@@ -83,9 +83,9 @@ class LoRA:
                     setattr(other, name, adapted)
         return model
 
-    def _update(self, weight: Tensor, path: str) -> LowRank:
+    def _update(self, weight: Tensor, path: str) -> LowRankUpdate:
         self._require_fit(weight, path)
-        return LowRank(weight, self)
+        return LowRankUpdate(weight, self)
 
     def _require_fit(self, weight: Tensor, path: str) -> None:
         most = min(weight.shape)
@@ -142,7 +142,7 @@ class LoRALinear(nn.Module):
         return self.base.bias
 
 
-class LowRank(nn.Module):
+class LowRankUpdate(nn.Module):
     """A weight that is W + (alpha / rank) B A wherever it is used: of a layer that is more than a product with it."""
 
     scale: Tensor
@@ -158,13 +158,13 @@ class LowRank(nn.Module):
         return weight + self.lora_B.weight @ self.lora_A.weight * self.factor
 
 
-def merged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_adapters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a model with adapters as those of the same model without: every W is W + (alpha / rank) B A.
 
     >>> from fedsim.models import mlp
     >>> plain = mlp((4,), 3)
     >>> adapted = LoRA(rank=2, targets=("head",)).put_into(mlp((4,), 3))
-    >>> merged(adapted.state_dict()).keys() == plain.state_dict().keys()
+    >>> without_adapters(adapted.state_dict()).keys() == plain.state_dict().keys()
     True
     """
     found = dict(tensors)

@@ -11,7 +11,7 @@ SHOWN = 8
 """Names that a message lists."""
 
 
-def listed(names: Sequence[str]) -> str:
+def listed_names(names: Sequence[str]) -> str:
     """Names in a message: the first of them."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
@@ -25,6 +25,6 @@ def matching(key: str, patterns: Sequence[str], names: Iterable[str], what: str 
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            there = listed(names) or "none"
+            there = listed_names(names) or "none"
             raise InputError(f"{key} must be patterns of names of {what}, got {pattern!r}; there are: {there}")
     return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}

@@ -13,15 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from fedsim.errors import ClientError, InputError, PoolLost, first_line, require
 from fedsim.ground.process import claim, given_back
-from fedsim.pool.constants import arrays, lent, put_back, without
+from fedsim.pool.carried import Carried
+from fedsim.pool.constants import frozen
 from fedsim.pool.engine import Engine
 from fedsim.pool.ray_start import VARIABLES, Started, begin_ray, require_same, watch
 from fedsim.pool.worker import Setup, Worker, torch_given_back
@@ -48,31 +47,13 @@ MOST_NAMED = 20
 """Clients that a message names."""
 
 
-class _Carried(NamedTuple):
-    """What actors get: the set-up, its models' frozen parameters apart, so that they are read in place."""
-
-    setup: Setup
-    held: tuple[dict[str, np.ndarray], ...]
-
-    @staticmethod
-    def of(setup: Setup) -> _Carried:
-        models = tuple(without(model) for model in setup.models)
-        return _Carried(replace(setup, models=models), tuple(arrays(model) for model in setup.models))
-
-    def unpacked(self) -> Setup:
-        for model, held in zip(self.setup.models, self.held, strict=True):
-            put_back(model, held)
-        return self.setup
-
-
 class _Actor:
     """A worker inside an actor process."""
 
     def __init__(self, path: list[str], setup: list[Any]):
         sys.path += [folder for folder in path if folder not in sys.path]  # the user's own modules
         claim()
-        carried: _Carried = ray.get(setup[0])
-        self.worker = Worker(carried.unpacked())
+        self.worker = Worker(ray.get(setup[0]).unpacked())
 
     def run(self, method: str, jobs: Sequence[Any], shared: Any) -> list[Any]:
         answers: list[Any] = getattr(self.worker, method)(jobs, shared)
@@ -122,9 +103,8 @@ class RayPool:
             # Neither restarts nor retries by Ray: a lost actor is replaced, and its jobs sent again, in ``map``.
             self._class = remote(_Actor)
             self._setup = [_put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
-            if any(arrays(model) for model in setup.models):
-                for model, held in zip(setup.models, ray.get(self._setup[0]).held, strict=True):
-                    self._lent.enter_context(lent(model, held))
+            if any(frozen(model) for model in setup.models):
+                self._lent.enter_context(ray.get(self._setup[0]).lent(setup))
             self._actors = [self._spawn() for _ in range(engine.actors)]
         except BaseException:
             self.close()
@@ -223,9 +203,8 @@ class RayPool:
 
 def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> int:
     """Bytes of the object store: what does not fit is spilled to disk, which makes rounds several times longer."""
-    held = [array for model in setup.models for array in arrays(model).values()]
-    samples = (setup.train.x, setup.train.y, setup.test.x, setup.test.y)
-    data = sum(array.nbytes for array in (*samples, *held))
+    data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
+    data += sum(p.nbytes for model in setup.models for p in frozen(model).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows = min(3 * row_bytes, memory // 4)  # sent, returned, and the last round's not yet collected
     return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES
@@ -257,7 +236,7 @@ def _named(jobs: Sequence[Any]) -> str:
 
 def _put(setup: Setup) -> Any:
     try:
-        return ray.put(_Carried.of(setup))
+        return ray.put(Carried.of(setup))
     except (TypeError, RuntimeError) as error:  # its message may hold the whole setup; the reason is in its cause
         why = first_line(error.__cause__ or error)
         raise InputError(

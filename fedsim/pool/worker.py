@@ -61,6 +61,7 @@ class Setup:
     by_layer: tuple[bool, ...]  # whether its clipped sums may be computed layer by layer
     predictions: tuple[Kernel, ...]  # of each architecture, in evaluation mode
     dtype: torch.dtype
+    precision: str | None  # of products: None, that of dtype
     device: str
     threads: int
     seed: int
@@ -115,14 +116,14 @@ class Models:
 
 @contextmanager
 def torch_given_back() -> Iterator[None]:
-    """A block after which torch has the threads and the flags of cuDNN that it had, whatever a worker needed."""
-    cudnn = torch.backends.cudnn
-    threads, flags = torch.get_num_threads(), (cudnn.allow_tf32, cudnn.deterministic)
+    """A block after which torch has the threads and the flags of CUDA that it had, whatever a worker needed."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    threads, flags = torch.get_num_threads(), (cudnn.allow_tf32, cudnn.deterministic, products.allow_tf32)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        cudnn.allow_tf32, cudnn.deterministic = flags
+        cudnn.allow_tf32, cudnn.deterministic, products.allow_tf32 = flags
 
 
 class Worker:
@@ -133,9 +134,10 @@ class Worker:
         self.setup = setup
         self.device = torch.device(setup.device)
         torch.set_num_threads(setup.threads)
-        if self.device.type == "cuda":  # convolutions in float32, and the same bits every time
-            torch.backends.cudnn.allow_tf32 = False
+        if self.device.type == "cuda":  # convolutions in float32, if nothing else was asked for; the same bits always
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = setup.precision == "tf32"
             torch.backends.cudnn.deterministic = True
+        lower = torch.bfloat16 if setup.precision == "bf16" else None
         self.loss = setup.loss
         kinds = zip(setup.models, setup.kernels, setup.by_layer, setup.predictions, strict=True)
         self.oracles: list[ModelOracle] = []  # in training mode: local steps
@@ -143,8 +145,8 @@ class Worker:
         for model, kernel, by_layer, prediction in kinds:
             held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
             mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
-            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer))
-            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False))
+            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, lower=lower))
+            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, lower=lower))
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)])
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train

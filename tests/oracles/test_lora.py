@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import InputError
-from fedsim.models import Adapted, LoRA, build, cnn, merged, mlp
+from fedsim.models import Adapted, LoRA, build, cnn, mlp, without_adapters
 from fedsim.partition import Iid
 from tests.oracles.test_trained_part import CLIENTS, KERNELS, ROUNDING, SEED, fedavg_by_hand, numbers, run
 
@@ -99,7 +99,7 @@ def test_merging_gives_the_same_function_without_adapters() -> None:
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
     plain = mlp((6,), 3)
-    plain.load_state_dict(merged(model.state_dict()))
+    plain.load_state_dict(without_adapters(model.state_dict()))
     x = torch.randn(4, 6)
     torch.testing.assert_close(plain(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_attention_projections(dtype: str) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=ROUNDING[dtype], msg=name)
         assert b.abs().max() > 0
     plain = Attention().to(kind)
-    plain.load_state_dict(merged(result.model.state_dict()))
+    plain.load_state_dict(without_adapters(result.model.state_dict()))
     x = torch.randn(5, 4, 6, dtype=kind)
     torch.testing.assert_close(plain(x), result.model(x), rtol=1e-5, atol=1e-5)
 
