@@ -169,7 +169,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         seen.update(node.all_input_nodes)
         if node in kernels:
             path = str(node.target) if node.op == "call_module" else None
-            label, alone = _describe(node, modules), node.op == "get_attr" and id(parameters[node.target]) in names
+            label, alone = _describe(node, modules), node.op == "get_attr" and id(parameters[str(node.target)]) in names
             steps.append(_Step(node.name, label, path, alone, kernels[node], node.args, node.kwargs, last))
     return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
 

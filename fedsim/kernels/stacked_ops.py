@@ -74,7 +74,7 @@ def grouped(act: Act) -> Tensor:
     return pixels.view(m, h, w, b * c).permute(0, 3, 1, 2)
 
 
-def operand(parameter: nn.Parameter, names: Names) -> Callable[[Params, int], Tensor]:
+def operand(parameter: Tensor, names: Names) -> Callable[[Params, int], Tensor]:
     """How a kernel of b clients finds a weight [b, *shape]: each one's own, or a constant that all of them read."""
     name = names.get(id(parameter))
     if name is None:
@@ -162,7 +162,7 @@ def parameter(name: str) -> Kernel:
     return lambda params: Act(params[name], params[name].shape[0])
 
 
-def constant(parameter: nn.Parameter) -> Kernel:
+def constant(parameter: Tensor) -> Kernel:
     """Kernel of a frozen parameter that forward uses by itself: one for all clients."""
 
     def run(params: Params) -> Act:
