@@ -99,7 +99,7 @@ def constants_digest(models: Sequence[nn.Module]) -> dict[str, str]:
     """The sha256 of all frozen parameters, which no checkpoint holds, if there are any."""
     hashed, frozen = hashlib.sha256(), [p for model in models for p in model.parameters() if not p.requires_grad]
     for p in frozen:
-        hashed.update(p.detach().cpu().contiguous().numpy())
+        hashed.update(p.detach().cpu().contiguous().numpy().tobytes())
     return {"constants": hashed.hexdigest()} if frozen else {}
 
 

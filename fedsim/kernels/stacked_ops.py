@@ -84,7 +84,7 @@ def grouped(act: Act) -> Tensor:
     return pixels.view(m, h, w, b * c).permute(0, 3, 1, 2)
 
 
-def operand(parameter: nn.Parameter, names: Names) -> Callable[[Params, int], Tensor]:
+def operand(parameter: Tensor, names: Names) -> Callable[[Params, int], Tensor]:
     """How a kernel of b clients finds a weight [b, *shape]: each one's own, or a constant that all of them read."""
     name = names.get(id(parameter))
     if name is None:

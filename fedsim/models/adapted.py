@@ -66,8 +66,8 @@ class Adapted:
 
     def __call__(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """The model for samples of this shape and this number of outputs."""
-        given = isinstance(self.model, nn.Module)
-        model = copied(self.model) if given else call(self.model, input_shape, outputs, {})
+        given = self.model
+        model: Any = copied(given) if isinstance(given, nn.Module) else call(given, input_shape, outputs, {})
         require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
         tensors, file = self._read()
         with_adapters = any(name.endswith("lora_A.weight") for name in tensors)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,17 +66,18 @@ class LoRA:
                 model = self._adapted(model, path, layers[path])
         return model
 
-    def _adapted(self, model: nn.Module, path: str, layer: nn.Module) -> nn.Module:
+    def _adapted(self, model: nn.Module, path: str, layer: Any) -> nn.Module:
         """The model with an adapter at one of its layers."""
         home = model.get_submodule(path.rpartition(".")[0])
         if isinstance(layer, nn.MultiheadAttention):
-            require(layer.in_proj_weight is not None, "model.lora.targets", "be layers of one packed projection", path)
-            parametrize.register_parametrization(layer, PACKED, self._update(layer.in_proj_weight, path))
+            packed: Any = layer.in_proj_weight
+            require(packed is not None, "model.lora.targets", "be layers of one packed projection", path)
+            parametrize.register_parametrization(layer, PACKED, self._update(packed, path))
         elif isinstance(home, nn.MultiheadAttention):  # which uses the weight of its out_proj, and never calls it
-            parametrize.register_parametrization(layer, "weight", self._update(layer.weight, path))  # type: ignore[arg-type]
+            parametrize.register_parametrization(layer, "weight", self._update(layer.weight, path))
         else:
-            self._require_fit(layer.weight, path)  # type: ignore[arg-type]
-            adapted = LoRALinear(layer, self)  # type: ignore[arg-type]
+            self._require_fit(layer.weight, path)
+            adapted = LoRALinear(layer, self)
             if not path:
                 return adapted
             for other in list(model.modules()):  # a layer may have several places
