@@ -309,6 +309,20 @@ def test_a_resumed_run_has_the_masks_of_a_whole_one(tmp_path: Path) -> None:
     assert again.summary["digest"] == whole.summary["digest"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((1, 5, 9), {}, "6x6 at least, got 5x9"),
+        ((3, 8, 8), {"dropout": (0.2, 1.0)}, "dropout must be two rates"),
+        ((3, 8, 8), {"hidden": 0}, "hidden must be >= 1"),
+        ((3, 8, 8), {"channels": (0, 4)}, "channels must be two numbers"),
+    ],
+)
+def test_options_of_the_model_that_are_refused(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cnn_dropout(shape, 10, **options)
+
+
 def always(x: Tensor) -> Tensor:
     return F.dropout(x, 0.5)
 

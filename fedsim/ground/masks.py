@@ -2,14 +2,15 @@
 
 Nothing is drawn: bits are computed, on whole blocks, by integer operations that wrap. Keys are 64-bit, derived from an
 address by the finalizer of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014; constants of Stafford's variant 13). The bits of number i are ``P(P(i ^ k1) ^ k2)``: the counter i under a keyed
-permutation of 32-bit words, an iterated Even-Mansour cipher whose P is Wellons' ``lowbias32``
-(https://github.com/skeeto/hash-prospector, public domain) and whose keys k1, k2 are the halves of the place's key.
+2014; constants of Stafford's variant 13). The bits of number i are ``P(P(i) ^ k1) ^ k2``: a scrambled counter, which
+all examples share, in the cipher of Even and Mansour (J. Cryptology 1997) on words of 32 bits. Its permutation P is
+Wellons' ``lowbias32`` (github skeeto/hash-prospector, public domain), its keys are the halves of the place's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -34,9 +35,15 @@ def words(keys: Tensor, place: int) -> tuple[Tensor, Tensor]:
     return mine.to(torch.int32), (mine >> 32).to(torch.int32)
 
 
-def bits(first: Tensor, second: Tensor, index: Tensor) -> Tensor:
-    """int32 random bits of the numbers with this index, under a key of two words; shapes broadcast."""
-    return _permuted(_permuted(index ^ first).bitwise_xor_(second))
+def bits(first: Tensor, second: Tensor, counter: Tensor) -> Tensor:
+    """int32 random bits of the numbers with this scrambled ``counter``, under a key of two words; shapes broadcast."""
+    return _permuted(counter ^ first).bitwise_xor_(second)
+
+
+@lru_cache(64)
+def counter(count: int, device: torch.device) -> Tensor:
+    """The scrambled numbers 0 to ``count`` - 1, int32; not to be written into."""
+    return _permuted(torch.arange(count, dtype=torch.int32, device=device))
 
 
 def _permuted(x: Tensor) -> Tensor:
@@ -49,21 +56,20 @@ def _permuted(x: Tensor) -> Tensor:
 def bits_of(keys: Tensor, place: int, shape: Sequence[int]) -> Tensor:
     """Bits of a value [*shape], of which each example has its own: int32 [*lead, *shape] by keys [*lead, m].
 
-    Examples are the first dimension or, failing that, the second; or the first one holds several rows of each, one
-    example after the other. Where none of this can be (a weight), the value belongs to the first example.
+    Examples are the first dimension or, failing that, the second of three or more; or the first one holds several rows
+    of each, one example after the other. Where none of this can be (a weight), the value is the first example's.
     """
     *lead, m = keys.shape
     pair = words(keys, place)
 
     def made(own: Sequence[int], mine: Sequence[int]) -> Tensor:
-        index = torch.arange(prod(own), dtype=torch.int32, device=keys.device).view(own)
         first, second = (word.reshape(*lead, *mine) for word in pair)
-        return bits(first, second, index)
+        return bits(first, second, counter(prod(own), keys.device).view(own))
 
     rank = len(shape)
     if rank and shape[0] == m:
         return made((1, *shape[1:]), (m, *(1,) * (rank - 1)))
-    if rank > 1 and shape[1] == m:
+    if rank > 2 and shape[1] == m:
         return made((shape[0], 1, *shape[2:]), (1, m, *(1,) * (rank - 2)))
     if rank and shape[0] % m == 0:
         return made((1, shape[0] // m, *shape[1:]), (m, *(1,) * rank)).reshape(*lead, *shape)
@@ -73,7 +79,9 @@ def bits_of(keys: Tensor, place: int, shape: Sequence[int]) -> Tensor:
 
 def kept(drawn: Tensor, p: float, dtype: torch.dtype) -> Tensor:
     """1 with probability 1 - p and else 0, by random bits; resolved to 2^-32."""
-    return (drawn >= min(round(p * 2**32) - 2**31, 2**31 - 1)).to(dtype)
+    first = min(max(round(p * 2**32) - 2**31, 1 - 2**31), 2**31 - 1)  # of those that are kept
+    # Not by a comparison: truth values take twice the time, and become numbers once more.
+    return drawn.clamp(first - 1, first).sub_(first - 1).to(dtype)
 
 
 ALPHA = 1.7580993408473766

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fedsim.ground.masks import bits, bits_of, dropped, kept, words
+from fedsim.ground.masks import bits, bits_of, counter, dropped, kept, words
 from fedsim.kernels.stacked_ops import KEYS, Act, Kernel, Params, Unstackable
 from fedsim.models.dropout import KINDS, mask_shape
 
@@ -71,7 +71,7 @@ def _kept(keys: Tensor, place: int, x: Act, shape: tuple[int, ...], p: float) ->
     if shape[0] != m:
         raise Unstackable(f"dropout of images sees {shape[0]} rows for {m} examples")
     # As grouped images lie in memory, [m, h, w, b, c]: nothing is moved.
-    index = torch.arange(c * h * w, dtype=torch.int32, device=keys.device).view(c, h * w).t().contiguous()
+    count = counter(c * h * w, keys.device).view(c, h * w).t().contiguous()
     first, second = (word.t().contiguous().view(m, 1, b, 1) for word in words(keys, place))
-    drawn = bits(first, second, index.view(1, h * w, 1, c))
+    drawn = bits(first, second, count.view(1, h * w, 1, c))
     return kept(drawn, p, x.data.dtype).reshape(m, h, w, b * c).permute(0, 3, 1, 2)
