@@ -7,7 +7,7 @@ client, in training mode, ``loss.backward()``, nothing of ``torch.func``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
@@ -99,10 +99,11 @@ class Agreement:
         model: as built, in the run's dtype; it is copied, never run.
         loss: of each example.
         at: the two clients.
+        written: buffers that forward writes, which are what they were at every question.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, at: Trial):
-        self.model, self.loss, self.at = model, loss, at
+    def __init__(self, model: nn.Module, loss: Loss, at: Trial, written: Sequence[str] = ()):
+        self.model, self.loss, self.at, self.written = model, loss, at, written
         self.name, self.layout, self.draws = type(model).__name__, Layout.of(model), draws(model)
         self._bounds: dict[tuple[torch.dtype, int], float] = {}  # of gradients, and of their differences
         self._modules: dict[tuple[torch.dtype, int], nn.Module] = {}
@@ -125,7 +126,8 @@ class Agreement:
         def ask(at: Trial, question: str) -> Answers:
             dtype = at.x.dtype
             if dtype not in oracles:
-                oracles[dtype] = ModelOracle(twin(self.model).to(dtype), self.loss, kernel, by_layer=by_layer)
+                model = twin(self.model).to(dtype)
+                oracles[dtype] = ModelOracle(model, self.loss, kernel, by_layer=by_layer, written=self.written)
             return self._asked(oracles[dtype], at, question)
 
         return next((found for q in sorted(questions) if (found := self._differs(ask, q))), "")
@@ -172,7 +174,7 @@ class Agreement:
 
     def _alone(self, dtype: torch.dtype, question: str, client: int) -> list[Tensor]:
         at = self.at if dtype == self.at.x.dtype else self.at.double()
-        if (dtype, client) not in self._modules:
+        if (dtype, client) not in self._modules or self.written:
             self._modules[dtype, client] = twin(self.model).to(dtype)
         model = self._modules[dtype, client]
         model.train(question != "prediction")
@@ -188,7 +190,7 @@ class Agreement:
             if question in ("example_grads", "clipped_sum"):
                 return self._by_example(model, x, inputs, y, at, client, question)
             keys = at.keys[client][at.mask[client] > 0]
-            with pure(model, inputs, self.name), self._masks(keys):
+            with pure(model, inputs, self.name, self.written), self._masks(keys):
                 outputs, features = answer(model, model, inputs)
             if before != [(p.data_ptr(), float(p.detach().sum())) for p in parameters]:
                 raise InputError(f"model {self.name} changes its parameters in forward, which belong to the algorithm")

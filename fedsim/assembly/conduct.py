@@ -7,8 +7,10 @@ depends on the samples beside it would depend on how many are evaluated at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from fedsim.assembly.agreement import TOLERANCE, Trial, largest
 from fedsim.data.batches import Feed
 from fedsim.errors import InputError
+from fedsim.ground.buffers import Buffers
 from fedsim.ground.layout import Layout, trained
 from fedsim.ground.own_code import said
 from fedsim.kernels.kernel import numbers
@@ -74,11 +77,15 @@ def refuse_conduct(setup: Setup, model: nn.Module, at: Trial) -> None:
     refuse_generators(model, name)
     few = at.inputs[0]
     width = minibatch_sizes(setup)[-1]
-    most = min(CHUNK, len(setup.train.x), max(32, _NUMBERS // numbers(twin(model), few[:1])))
+    one = few if setup.written else few[:1]  # of which alone BatchNorm has no statistics
+    most = min(CHUNK, len(setup.train.x), max(32, _NUMBERS // numbers(twin(model), one)))
+    called = partial(_Called, model, name, setup.written)
     with torch.no_grad():
+        if setup.written:
+            called(True)(at.x[0], _samples(setup, minibatch_sizes(setup)[0], at.x.dtype)[0], twice=False)
         for training, count in ((True, width), (False, most)):
             inputs, _ = _samples(setup, count, at.x.dtype)
-            outputs = _Called(model, name, training)(at.x[0], inputs, twice=count <= most and training)
+            outputs = called(training)(at.x[0], inputs, twice=count <= most and training)
             if not torch.isfinite(outputs).all():
                 raise InputError(
                     f"model {name} gives numbers that are not finite (NaN or infinity) on training samples, with its "
@@ -86,10 +93,10 @@ def refuse_conduct(setup: Setup, model: nn.Module, at: Trial) -> None:
                 )
             if not training:
                 _refuse_mixing(model, name, at.x[0], inputs, outputs)
-            used, other = _Called(model, name, training), _Called(model, name, True)
+            used, other = called(training), called(True)
             used(_LARGE * at.x[0], few)
             other(at.x[0], few)
-            want = _Called(model, name, training)(at.x[1], few)
+            want = called(training)(at.x[1], few)
             other.module.train(training)
             for got in (used(at.x[1], few), other(at.x[1], few)):
                 if _far(got, want):
@@ -102,8 +109,10 @@ def refuse_conduct(setup: Setup, model: nn.Module, at: Trial) -> None:
 class _Called:
     """A copy of a model, called under watch."""
 
-    def __init__(self, model: nn.Module, name: str, training: bool):
-        self.module, self.name, self.layout = twin(model), name, Layout.of(model)
+    def __init__(self, model: nn.Module, name: str, written: Sequence[str], training: bool):
+        self.module, self.name, self.layout, self.written = twin(model), name, Layout.of(model), written
+        self.buffers = Buffers.of(model, written)
+        self.held = self.buffers.flatten(model, next(model.parameters()).dtype) if written else torch.empty(0)
         self.module.train(training)
         self.draws = training and draws(model)
 
@@ -118,16 +127,19 @@ class _Called:
         before: dict[str, Any] = {}
         first = torch.empty(0)
         for again in range(2 if twice else 1):
+            if self.written:
+                self.buffers.load(self.module, self.held)
             try:
                 keys = torch.arange(len(inputs))
-                with pure(self.module, inputs, self.name), Masks(keys) if self.draws else nullcontext():
+                with pure(self.module, inputs, self.name, self.written), Masks(keys) if self.draws else nullcontext():
                     outputs = self.module(inputs)
             except InputError:
                 raise
             except Exception as error:  # user code: any type
                 how = "training" if self.module.training else "evaluation"
+                few = "; choose local.batch_size so that no minibatch is so small" if self.written else ""
                 raise InputError(
-                    f"model {self.name} fails on {len(inputs)} training samples in {how} mode: {said(error)}"
+                    f"model {self.name} fails on {len(inputs)} training samples in {how} mode: {said(error)}{few}"
                 ) from error
             if where != [p.data_ptr() for p in self.module.parameters()] or not identical(x, given):
                 raise InputError(
@@ -156,7 +168,7 @@ def _refuse_mixing(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outpu
     if x.dtype == torch.float32:  # a sign or a largest number may be decided by rounding, which has no part in float64
         model, x, inputs = twin(model).double(), x.double(), inputs.double() if inputs.is_floating_point() else inputs
         try:
-            if not _mixes(model, name, x, inputs, _Called(model, name, training=False)(x, inputs, twice=False)):
+            if not _mixes(model, name, x, inputs, _Called(model, name, (), training=False)(x, inputs, twice=False)):
                 return
         except InputError:  # a model of float32 only
             pass
@@ -167,7 +179,7 @@ def _refuse_mixing(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outpu
 
 
 def _mixes(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outputs: Tensor) -> bool:
-    call = _Called(model, name, training=False)
+    call = _Called(model, name, (), training=False)
     some = (slice(0, 1), slice(len(inputs) - 1, None), slice(0, 3))
     return any(_far(call(x, inputs[few], twice=False), outputs[few]) for few in some)
 

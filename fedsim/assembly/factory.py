@@ -26,7 +26,7 @@ class ModelFactory:
 
     target: Callable[..., Any]
     options: Mapping[str, Any]
-    batchnorm: Literal["error", "groupnorm"] = "error"
+    batchnorm: Literal["error", "groupnorm", "frozen", "local", "average"] = "error"
 
     def __post_init__(self) -> None:
         check_fields(self)

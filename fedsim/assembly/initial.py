@@ -77,15 +77,18 @@ def _shared(algorithm: Any, layouts: tuple[Layout, ...], x0s: tuple[Tensor, ...]
         must = f"be the number of one of the run's {len(x0s)} models, 0..{len(x0s) - 1}"
         require(0 <= number < len(x0s), "algorithm.common", must, number)
         return x0s[number]
-    if shares in ("model", "parameters", "body"):
-        must = (
-            f"be one architecture for {name}, whose server averages {'bodies' if shares == 'body' else 'whole models'}"
-        )
+    if shares in ("model", "parameters", "body", "unnormed"):
+        what = {"body": "bodies", "unnormed": "all but BatchNorm"}.get(shares, "whole models")
+        must = f"be one architecture for {name}, whose server averages {what}"
         require(len(x0s) == 1, "model", must, len(x0s), "choose another model, or algorithm=fedgh, lg_fedavg, fedproto")
     if shares == "model":
         return x0s[0]
     if shares == "parameters":
         return layouts[0].views(x0s[0])
+    if shares == "unnormed":
+        has, do = bool(layouts[0].norms), "choose another model, with model.batchnorm=local"
+        require(has, "model", f"have trained BatchNorm for {name}, whose clients keep it", "none", do)
+        return layouts[0].split_norms(x0s[0])[0]
     if not all(layout.head for layout in layouts):
         do = "use one of fedsim's own models, and freeze none of its head"
         raise InputError(f"model must end with a trained linear layer named head for {name}; {do}")
@@ -103,6 +106,8 @@ def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tens
         return x0
     if keeps == "parameters":
         return layout.views(x0)
+    if keeps == "norms":
+        return layout.split_norms(x0)[1]
     body, head = layout.split(x0)
     return body if keeps == "body" else head
 

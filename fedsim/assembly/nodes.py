@@ -107,7 +107,7 @@ def build_factory(node: Any, path: str) -> ModelFactory | Adapted:
     target = _target_of(node, path)
     _require_model(target, node["_target_"], path)
     own, options = split_keys(target, node)
-    policy: Any = convert(own.pop("batchnorm", "error"), Literal["error", "groupnorm"], f"{path}.batchnorm")
+    policy: Any = convert(own.pop("batchnorm", "error"), hints_of(ModelFactory)["batchnorm"], f"{path}.batchnorm")
     factory = ModelFactory(target, _checked(target, options, path, later=("input_shape", "outputs")), policy)
     return adapted(factory, own, path)
 

@@ -65,10 +65,14 @@ class _Silent:
     def __init__(self, model: nn.Module, inputs: Tensor):
         self.layout = Layout.of(model)
         self.asked: set[str] = set()
+        self.held = torch.empty(0)  # or what an objective is told to hold
         with torch.no_grad():
             model = twin(model)  # what forward keeps is no part of the run
             with trial_masks(model):
                 self._outputs, self._features = answer(model, model, inputs)
+
+    def keep(self) -> None:
+        """Nothing is computed."""
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:
         self.asked.add("value")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.errors import InputError
 
@@ -44,16 +45,20 @@ class Layout:
     Attributes:
         names: parameter names in ``model.named_parameters()`` order.
         shapes: their shapes, in the same order.
+        norms: names of those that are scales and shifts of BatchNorm.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    norms: frozenset[str] = frozenset()
 
     @staticmethod
     def of(model: nn.Module) -> Layout:
         """The layout of a model's trained parameters (shared parameters appear once, as torch lists them)."""
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        return Layout(tuple(n for n, _ in named), tuple(p.shape for _, p in named))
+        normed = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
+        norms = frozenset(n for n, p in named if id(p) in normed)
+        return Layout(tuple(n for n, _ in named), tuple(p.shape for _, p in named), norms)
 
     @property
     def sizes(self) -> list[int]:
@@ -80,6 +85,20 @@ class Layout:
     def join(self, body: Tensor, head: Tensor) -> Tensor:
         """The inverse of ``split``."""
         return torch.cat([body, head[:, :-1].reshape(-1), head[:, -1]])
+
+    def split_norms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [d] -> all but the scales and shifts of BatchNorm [d - p], and these [p]."""
+        mine, others = [], []
+        for name, piece in zip(self.names, torch.split(x, self.sizes), strict=True):
+            (mine if name in self.norms else others).append(piece)
+        return torch.cat(others), torch.cat(mine)
+
+    def join_norms(self, others: Tensor, norms: Tensor) -> Tensor:
+        """The inverse of ``split_norms``."""
+        sizes = dict(zip(self.names, self.sizes, strict=True))
+        left = iter(torch.split(others, [size for name, size in sizes.items() if name not in self.norms]))
+        mine = iter(torch.split(norms, [size for name, size in sizes.items() if name in self.norms]))
+        return torch.cat([next(mine if name in self.norms else left) for name in self.names])
 
     def _head(self) -> tuple[int, int]:
         if self.head is None:

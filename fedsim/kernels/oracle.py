@@ -22,7 +22,8 @@ from torch.func import functional_call
 
 from fedsim.data.losses import Loss, Term
 from fedsim.errors import InputError
-from fedsim.ground.layout import Layout, trained
+from fedsim.ground.buffers import Buffers
+from fedsim.ground.layout import Layout, aligned, trained
 from fedsim.ground.opaque import opaque
 from fedsim.kernels.example_pieces import NUMBERS
 from fedsim.kernels.example_sums import ExampleSums, factors
@@ -80,6 +81,8 @@ class ModelOracle:
             mode only.
         by_layer: whether clipped sums may be computed layer by layer, where the layers allow it.
         lower: in which dtype the model computes, if not in that of its parameters.
+        written: names of the buffers that forward writes in training mode; such a model is computed one client at a
+            time. Every pass begins with ``held``, and what it leaves is forgotten unless ``keep`` follows.
     """
 
     def __init__(
@@ -91,12 +94,15 @@ class ModelOracle:
         training: bool = True,
         by_layer: bool = True,
         lower: torch.dtype | None = None,
+        written: Sequence[str] = (),
     ):
         model.train(training)
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
         self.parameters = trained(model)
         self.draws = training and draws(model)
+        self.buffers = Buffers.of(model, written) if written else None
+        self.held = self._left()  # [q] the written buffers of whoever is computed
         # Of a twin: what tracing leaves in a module must not be found in the one that computes.
         self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
         if lower is not None:
@@ -153,10 +159,27 @@ class ModelOracle:
         return features
 
     def at(self, x: Tensor) -> nn.Module:
-        """The module with its trained parameters set to views of x [d]."""
+        """The module with its trained parameters set to views of x [d], and its written buffers to those held."""
         for p, view in zip(self.parameters, self.layout.views(x).values(), strict=True):
             p.data = view  # the module's own parameters: hooks, tied weights and custom layers work as written
+        if self.buffers is not None:
+            self.buffers.load(self.model, self.held)
         return self.model
+
+    def whole(self, model: Tensor) -> Tensor:
+        """x [d] of a model [d + q] with its written buffers behind it, which are held from now on."""
+        if self.buffers is None or len(model) == self.layout.d:
+            return model
+        self.held = model[self.layout.d :]
+        return aligned(model[: self.layout.d])
+
+    def keep(self) -> None:
+        """Hold what the last forward pass left in the buffers."""
+        self.held = self._left()
+
+    def _left(self) -> Tensor:
+        dtype = self.parameters[0].dtype
+        return torch.empty(0, dtype=dtype) if self.buffers is None else self.buffers.flatten(self.model, dtype)
 
     @torch.no_grad()
     def predict(self, x: Tensor, inputs: Tensor) -> Tensor:
@@ -178,6 +201,7 @@ class ModelOracle:
         return Masks(keys) if self.draws else nullcontext()
 
     def _run(self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> Tensor:
+        self._require_pure()
         if self.stacked is not None:
             return self.stacked(with_keys(parameters, keys), inputs)
 
@@ -334,6 +358,7 @@ class ModelOracle:
         self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Outputs and features of b clients."""
+        self._require_pure()
         if self.stacked is not None:
             return self.stacked.answers(with_keys(parameters, keys), inputs)
 
@@ -345,6 +370,12 @@ class ModelOracle:
         dims = (0, 0, 0 if self.draws else None)
         outputs, *features = torch.func.vmap(one, dims)(parameters, inputs, keys if self.draws else None)
         return outputs, features[0] if features else None
+
+    def _require_pure(self) -> None:
+        if self.buffers is not None:  # whose would the buffers be?
+            raise InputError(
+                f"model {type(self.model).__name__} writes buffers in forward, which many models at once do not have"
+            )
 
     def _body(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
         model = self.at(x)

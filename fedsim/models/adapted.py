@@ -16,6 +16,7 @@ from fedsim.models.initial_values import KEY, load_values
 from fedsim.models.lora import LoRA, without_adapters
 from fedsim.models.names import matching
 from fedsim.models.output import Output
+from fedsim.models.policy import Policy, converted
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Adapted:
             or with ``lora`` none of the model's own.
         lora: adapters, which are trained. Names above are those of the model without them.
         output: which of the model's outputs counts, where it gives a dictionary, a tuple or an object; see ``Output``.
+        batchnorm: what becomes of BatchNorm, see ``fedsim.models.policy.Policy``.
     """
 
     model: Callable[..., Any]
@@ -45,6 +47,7 @@ class Adapted:
     train: tuple[str, ...] | None = None
     lora: LoRA | None = None
     output: str | int | None = None
+    batchnorm: Policy = "error"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -69,6 +72,7 @@ class Adapted:
         given = self.model
         model: Any = copied(given) if isinstance(given, nn.Module) else call(given, input_shape, outputs, {})
         require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
+        model = converted(model, self.batchnorm)
         tensors, file = self._read()
         with_adapters = any(name.endswith("lora_A.weight") for name in tensors)
         if tensors and not (with_adapters and self.lora):

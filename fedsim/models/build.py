@@ -17,6 +17,7 @@ from fedsim.ground import addresses
 from fedsim.ground.own_code import FAILURES, error_line, own_code, place, said
 from fedsim.ground.rng import scoped
 from fedsim.models.dropout import trial_masks
+from fedsim.models.policy import OWNED, policy_of
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
 
@@ -64,12 +65,14 @@ def build(
                 what = f"model {name} cannot be built for samples of shape {input_shape}: {error_line(error)}"
                 where = place(error, factory)
                 raise InputError(what + (f" ({where})" if where else "")) from error
-    checked = validate(model)
+    policy = policy_of(factory)
+    checked = validate(model, policy)
     _detach_weight_norm(checked)
     with scoped(seed, addresses.INIT):
         for training in (False, True):
             checked.train(training)
-            _probe(twin(checked), name, input_shape, outputs, tokens=tokens)
+            if not training or policy not in OWNED:  # else statistics of one sample: ``assembly.conduct`` tries it
+                _probe(twin(checked), name, input_shape, outputs, tokens=tokens)
     return checked
 
 

@@ -24,10 +24,13 @@ class _Before:
     Args:
         models: whose parameters may be exchanged meanwhile, not written into.
         buffers: copies of each model's buffers, as they must stay.
+        owned: names of buffers that may change, for they have an owner.
     """
 
-    def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]]):
-        self.models, self.buffers, self.drawn = models, buffers, generators()
+    def __init__(
+        self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]], owned: Sequence[str] = ()
+    ):
+        self.models, self.buffers, self.drawn, self.owned = models, buffers, generators(), owned
         self.versions = [{key: p._version for key, p in model.named_parameters()} for model in models]
 
     def generator(self) -> str:
@@ -40,10 +43,12 @@ class _Before:
         for model, versions, buffers in zip(self.models, self.versions, self.buffers, strict=True):
             name = type(model).__name__
             for key, value in model.named_buffers():
+                if key in self.owned:
+                    continue
                 if key not in buffers or not identical(buffers[key], value):
                     return (
                         f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients "
-                        "share"
+                        "share; model.batchnorm=local or average gives them an owner"
                     )
             for key, p in model.named_parameters():
                 if versions.get(key) != p._version:
@@ -59,14 +64,16 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
+def pure(model: nn.Module, inputs: Tensor, name: str, owned: Sequence[str] = ()) -> Iterator[None]:
     """A ``with`` block around one forward pass of ``model`` on ``inputs`` that refuses side effects.
+
+    Buffers that are ``owned`` may be written in training mode.
 
     Raises:
         InputError: it drew random numbers (torch's, numpy's or Python's), or wrote into its input, a buffer or a
             parameter.
     """
-    before = _Before([model], [_buffers(model)])
+    before = _Before([model], [_buffers(model)], owned if model.training else ())
     version, given = inputs._version, inputs.clone()
     yield
     if inputs._version != version or not identical(inputs, given):
@@ -90,10 +97,11 @@ class Watch:
 
     Args:
         models: that are run from now on; their parameters may be exchanged, not written into.
+        owned: names of buffers that may be written.
     """
 
-    def __init__(self, models: Sequence[nn.Module]):
-        self.models, self.buffers = models, [_buffers(model) for model in models]
+    def __init__(self, models: Sequence[nn.Module], owned: Sequence[str] = ()):
+        self.models, self.buffers, self.owned = models, [_buffers(model) for model in models], owned
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -102,7 +110,7 @@ class Watch:
         Raises:
             ClientError: a forward pass drew random numbers, or wrote into a buffer or a parameter.
         """
-        before = _Before(self.models, self.buffers)
+        before = _Before(self.models, self.buffers, self.owned)
         yield
         if generator := before.generator():
             raise ClientError(

@@ -108,13 +108,15 @@ class ClientSide:
         return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
-        """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
+        """``algorithm.own`` of these clients: the model [b, d + q] that each predicts with, and its written buffers."""
         got = tree_map(aligned, got)
-        models = self._of_clients(
-            lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd
-        )
+
+        def own(obj: Objective, row: State, _: Tensor) -> Any:
+            return self.algorithm.own(obj, row[0], got, rnd), obj.buffers
+
+        models, buffers = self._of_clients(own, clients, rows, got, rnd)
         check_model(models, len(clients), self.oracle.layout.d, "own")
-        return models  # type: ignore[no-any-return]
+        return torch.cat([models, buffers], 1) if buffers.shape[1] else models  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _of_clients(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:

@@ -65,6 +65,7 @@ class Setup:
     device: str
     threads: int
     seed: int
+    written: tuple[str, ...] = ()  # buffers that forward writes and that have an owner, of the one architecture
 
     @property
     def task(self) -> Task:
@@ -145,9 +146,10 @@ class Worker:
         for model, kernel, by_layer, prediction in kinds:
             held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
             mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
-            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, lower=lower))
-            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, lower=lower))
-        self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)])
+            both = {"lower": lower, "written": setup.written}
+            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
+            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
+        self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)], setup.written)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
@@ -218,7 +220,7 @@ class Worker:
 
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[EvalJob], x: Any) -> list[Scores]:
-        """What is measured of each of the jobs' test samples at the model x [d]."""
+        """What is measured of each of the jobs' test samples at the model x [d], or [d + q] with written buffers."""
         model: Tensor = to_device(x, self.device)
         with _evaluating(), self.watched():
             return [self._scores(self.evaluators[0], model, job) for job in jobs]
@@ -253,7 +255,7 @@ class Worker:
         # Weights stand in for the mask of a mean over examples. That divides by their sum, but at least by 1 (an empty
         # minibatch); with the smallest weight scaled to 1 the sum is never below.
         mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
-        g, loss = self.evaluators[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
+        g, loss = self.evaluators[0].grad(self.evaluators[0].whole(x), Batch(inputs, feed.y[job.first : job.last], mask))
         total = float(job.weights.sum())
         return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
 
@@ -274,7 +276,7 @@ class Worker:
                 yield self._scores(self.evaluators[job.architecture], x, EvalJob(a, min(a + CHUNK, last)))
 
     def _scores(self, oracle: ModelOracle, x: Tensor, job: EvalJob) -> Scores:
-        x = aligned(x)  # one of several models is a row
+        x = oracle.whole(aligned(x))  # one of several models is a row
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
         return self.setup.measures.scores(self.loss, oracle.predict(x, inputs), y)
