@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
 WIDE = 8
 """Outputs per input of a layer from which the gradient of its weight is taken the other way round."""
 
@@ -55,9 +54,7 @@ class _Normalised(torch.autograd.Function):
     """One pass forward, and backward one and the sums of scale and shift."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None, eps: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """As of ``normalised``."""
         x = x.contiguous()
         out, mean, scale = torch.native_layer_norm(x, shape, None, None, eps)

@@ -69,7 +69,7 @@ def recurrence(
     return Act(states.flip(1) if backwards else states, b), Act(last, b)
 
 
-def _before(states: Tensor, first: Tensor) -> Tensor:
+def before_each(states: Tensor, first: Tensor) -> Tensor:
     """The state before each step, [b, t, m, h]."""
     return torch.cat([first.unsqueeze(1), states[:, :-1]], 1)
 
@@ -106,7 +106,7 @@ class _GRU(torch.autograd.Function):
         """What a step's gradient is multiplied with is known for all steps before the loop."""
         weight, first, inner, gates, new, states = ctx.saved_tensors
         b, t, m, h = states.shape
-        r, z, before = gates[..., :h], gates[..., h:], _before(states, first)
+        r, z, before = gates[..., :h], gates[..., h:], before_each(states, first)
         slope = (1 - z) * (1 - new * new)
         factors = inner.new_empty(b, t, m, 3, h)
         torch.mul(slope * r * (1 - r), inner[..., 2 * h :].transpose(0, 1), out=factors[..., 0, :])
@@ -173,7 +173,7 @@ class _LSTM(torch.autograd.Function):
             here = deltas[:, k].flatten(2)
             at_state = torch.bmm(here, weight) if k == 0 else torch.baddbmm(by_state[:, k - 1], here, weight)
         flat = deltas.flatten(3)
-        return flat, _weight_gradient(flat, _before(states, first)), at_state, at_cell
+        return flat, _weight_gradient(flat, before_each(states, first)), at_state, at_cell
 
 
 class _RNN(torch.autograd.Function):
@@ -200,4 +200,4 @@ class _RNN(torch.autograd.Function):
         for k in reversed(range(states.shape[1])):
             here = torch.mul(at_state, factors[:, k], out=deltas[:, k])
             at_state = torch.bmm(here, weight) if k == 0 else torch.baddbmm(g[:, k - 1], here, weight)
-        return deltas, _weight_gradient(deltas, _before(states, first)), at_state, None
+        return deltas, _weight_gradient(deltas, before_each(states, first)), at_state, None

@@ -11,6 +11,7 @@ from fedsim.models.dense import linear, linear_zero, mlp
 from fedsim.models.pure import pure
 from fedsim.models.recurrent import char_lstm
 from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar, resnet_small_gn
+from fedsim.models.transformer import gpt_small, transformer, vit_small
 from fedsim.models.validate import validate
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "cnn",
     "copied",
     "fedgh_cnn",
+    "gpt_small",
     "lenet",
     "linear",
     "linear_zero",
@@ -29,7 +31,9 @@ __all__ = [
     "resnet18_gn",
     "resnet18_gn_cifar",
     "resnet_small_gn",
+    "transformer",
     "twin",
     "validate",
+    "vit_small",
     "zero_sample",
 ]
