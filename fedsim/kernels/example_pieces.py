@@ -129,7 +129,7 @@ class SharedWeight:
         return [slice(first, first + size) for first in range(0, m, size)]
 
 
-class Rows(NamedTuple):
+class TableRows(NamedTuple):
     """Gradients of a table of which an example uses some rows: at every place the derivative by the row there."""
 
     tokens: Tensor  # [b, m, t]

@@ -15,11 +15,11 @@ from torch import fx, nn
 
 from fedsim.ground.layout import Layout
 from fedsim.kernels.example_sites import Site, known
-from fedsim.kernels.stacked import BROADCAST, StackedModel, Step
+from fedsim.kernels.stacked import BROADCAST, StackedModel, StackedStep
 from fedsim.kernels.stacked_ops import Unstackable
 from fedsim.kernels.stacked_recurrent import project, recurrence
 
-Chain: TypeAlias = tuple[Step, ...]
+Chain: TypeAlias = tuple[StackedStep, ...]
 
 
 def planned(stacked: StackedModel, model: nn.Module, layout: Layout) -> tuple[dict[str, Site], dict[str, Chain]]:
@@ -70,13 +70,13 @@ def _owned(module: nn.Module, path: str, names: set[str]) -> list[str]:
     return sorted((name for name, _ in own if name in names), key=lambda name: not name.endswith("weight"))
 
 
-def _used(step: Step, owned: Mapping[str, list[str]]) -> list[str]:
+def _used(step: StackedStep, owned: Mapping[str, list[str]]) -> list[str]:
     if step.parameter is not None:
         return [step.parameter]
     return [] if step.path is None else owned[step.path]
 
 
-def _site(step: Step, model: nn.Module, mine: list[str], direct: Mapping[str, str], data: set[str]) -> Site:
+def _site(step: StackedStep, model: nn.Module, mine: list[str], direct: Mapping[str, str], data: set[str]) -> Site:
     """The site of a layer, of ``F.linear`` or of a part of a recurrent layer."""
     first = step.reads[0] in data
     if mine:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, Rows, SharedWeight, Whole
+from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, SharedWeight, TableRows, Whole
 from fedsim.kernels.stacked_ops import Unstackable
 
 
@@ -44,7 +44,7 @@ def examples_first(site: Site, value: Tensor, dim: int) -> Tensor:
     return value.movedim(dim + 1, 1)
 
 
-def pieces(site: Site, a: Tensor, delta: Tensor, half: int | None) -> dict[str, Piece]:
+def layer_pieces(site: Site, a: Tensor, delta: Tensor, half: int | None) -> dict[str, Piece]:
     """Gradients by example of one layer's parameters.
 
     Args:
@@ -58,19 +58,19 @@ def pieces(site: Site, a: Tensor, delta: Tensor, half: int | None) -> dict[str, 
     if site.kind is nn.Embedding:
         rows = delta if half is None else delta[:half] - delta[half:]
         tokens = a if half is None else a[:half]
-        return {site.weight: Rows(tokens.flatten(2), rows.flatten(2, -2), module.num_embeddings)}
+        return {site.weight: TableRows(tokens.flatten(2), rows.flatten(2, -2), module.num_embeddings)}
     if site.kind in (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm):
         scaled, positions = _normalised(module, a) * delta, _positions(module, delta)
-        found[site.weight] = whole(scaled.sum(positions) if positions else scaled, half)
+        found[site.weight] = formed(scaled.sum(positions) if positions else scaled, half)
         shifts = delta.sum(positions) if positions else delta
     else:
         rows = _rows(site, delta)
         found[site.weight] = weight_piece(site, a, rows, half)
         shifts = rows.sum(2) if rows.shape[2] > 1 else rows.squeeze(2)
-    return found | {bias: whole(shifts, half) for bias in site.biases}
+    return found | {bias: formed(shifts, half) for bias in site.biases}
 
 
-def whole(g: Tensor, half: int | None) -> Whole:
+def formed(g: Tensor, half: int | None) -> Whole:
     """Gradients by example that exist, [b, m, ...]."""
     flat = g.flatten(2)
     return Whole(flat if half is None else flat[:half] - flat[half:])

@@ -21,10 +21,10 @@ from fedsim.kernels import example_sites as sites
 from fedsim.kernels.example_pieces import NUMBERS, Piece
 from fedsim.kernels.example_plan import planned
 from fedsim.kernels.example_sites import Site
-from fedsim.kernels.stacked import StackedModel, Step
+from fedsim.kernels.stacked import StackedModel, StackedStep
 from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain
 from fedsim.kernels.stacked_recurrent import before_each
-from fedsim.kernels.stacked_values import stacked as stacked_value
+from fedsim.kernels.stacked_values import by_client
 
 
 class _Seen(NamedTuple):
@@ -96,7 +96,7 @@ class ExampleSums:
         dims, seen, constants = self._dims(params, inputs), dict[str, _Seen](), dict[str, Any]()
         m = y.shape[1]
 
-        def watch(step: Step, params: Params, *args: Any, **kwargs: Any) -> Any:
+        def watch(step: StackedStep, params: Params, *args: Any, **kwargs: Any) -> Any:
             site = self.sites.get(step.target)
             if site is None:
                 out = step.run(params, *args, **kwargs)
@@ -111,7 +111,7 @@ class ExampleSums:
                     raise Unstackable("the examples lie along the steps")
                 gates, weight, bias, kind, backwards, state, _ = args
                 states = plain(out[0])
-                first = states.new_zeros(states[:, 0].shape) if state is None else stacked_value(state, gates.b)
+                first = states.new_zeros(states[:, 0].shape) if state is None else by_client(state, gates.b)
                 before = before_each(states.flip(1) if backwards else states, first).detach()
                 more = (kind, backwards, plain(gates).detach(), weight, bias)
                 seen[step.target] = _Seen(site, before, None, step.reads[0], 1, more)
@@ -138,7 +138,7 @@ class ExampleSums:
                 found |= self._of_prelude(name, one, delta, params, constants, half)
             else:
                 where = (sites.examples_first(one.site, t, one.dim) for t in (one.entered, delta))
-                found |= sites.pieces(one.site, *where, half)
+                found |= sites.layer_pieces(one.site, *where, half)
         return found, losses.detach()
 
     def _dims(self, params: dict[str, Tensor], inputs: Tensor) -> dict[str, int]:
@@ -162,7 +162,7 @@ class ExampleSums:
         """What enters every site, or is met by a prelude."""
         shapes: dict[str, tuple[int, ...]] = {}
 
-        def watch(step: Step, params: Params, *args: Any, **kwargs: Any) -> Any:
+        def watch(step: StackedStep, params: Params, *args: Any, **kwargs: Any) -> Any:
             out = step.run(params, *args, **kwargs)
             site = self.sites.get(step.target)
             if site is not None:
@@ -198,10 +198,10 @@ class ExampleSums:
                 values[step.target] = step.run(copies, *args, **kwargs)
             last = plain(values[self.preludes[name][-1].target])
             grads = torch.autograd.grad(last, list(copies.values()), delta.reshape(last.shape))
-        return {own: sites.whole(g.view(b, m, -1), half) for own, g in zip(copies, grads, strict=True)}
+        return {own: sites.formed(g.view(b, m, -1), half) for own, g in zip(copies, grads, strict=True)}
 
 
-def _spread(step: Step, args: tuple[Any, ...], site: Site, dim: int, m: int, seen: dict[str, _Seen]) -> Any:
+def _spread(step: StackedStep, args: tuple[Any, ...], site: Site, dim: int, m: int, seen: dict[str, _Seen]) -> Any:
     """A sum or product with a value that all of a client's examples share, which each example now has for itself."""
     at = next(k for k, node in enumerate(step.args) if isinstance(node, fx.Node) and node.name == site.weight)
     shared, other = args[at], args[1 - at]
@@ -222,10 +222,10 @@ def _of_recurrence(one: _Seen, delta: Tensor, half: int | None) -> dict[str, Pie
     kind, backwards, gates, weight, bias = one.more
     if backwards:
         gates, delta = gates.flip(1), delta.flip(1)
-    own = (None if value is None else stacked_value(value, len(gates)).detach() for value in (weight, bias))
+    own = (None if value is None else by_client(value, len(gates)).detach() for value in (weight, bias))
     rows = sites.of_state(kind, gates, one.entered, *own, delta).transpose(1, 2)  # type: ignore[arg-type]
     found = {one.site.weight: sites.weight_piece(one.site, one.entered.transpose(1, 2), rows, half)}
-    return found | {name: sites.whole(rows.sum(2), half) for name in one.site.biases}
+    return found | {name: sites.formed(rows.sum(2), half) for name in one.site.biases}
 
 
 def factors(norms: Tensor, bound: Tensor | float, mask: Tensor | None) -> Tensor:

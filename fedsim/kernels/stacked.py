@@ -32,7 +32,7 @@ __all__ = ["StackedModel", "Unstackable", "stack"]
 
 
 @dataclass(frozen=True)
-class Step:
+class StackedStep:
     """One node of the graph: ``target = run(params, *args, **kwargs)``, then forget ``last``."""
 
     target: str
@@ -63,7 +63,7 @@ class StackedModel:
         head_input: name of the value that enters ``model.head``, or None when there is no such layer.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[StackedStep, ...]
     source: str
     result: str
     head_input: str | None
@@ -171,7 +171,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     keep = {result, *tracer.head_inputs}
     fixed: set[fx.Node] = set()
     kernels = {n: _kernel(n, modules, held, names, fixed) for n in nodes[:-1] if n.op != "placeholder"}
-    steps: list[Step] = []
+    steps: list[StackedStep] = []
     seen: set[fx.Node] = set()
     # Backwards, so that the first step that reads a value is the last one that needs it: activations of a whole block
     # are large, and those that autograd does not keep are freed there.
@@ -183,7 +183,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
             own = names.get(id(held[node.target])) if node.op == "get_attr" else None
             about = (node.name, _describe(node, modules), path, own, _kind(node, modules), kernels[node])
             reads = tuple(n.name for n in node.all_input_nodes)
-            steps.append(Step(*about, node.args, node.kwargs, node in fixed, reads, last))
+            steps.append(StackedStep(*about, node.args, node.kwargs, node in fixed, reads, last))
     return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
 
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain
 from fedsim.kernels.stacked_products import rows_times
-from fedsim.kernels.stacked_values import stacked
+from fedsim.kernels.stacked_values import by_client
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
@@ -26,8 +26,8 @@ def project(params: Params, x: Act, weight: Any, *biases: Any) -> Act:
     if x.dim != 3:
         raise Unstackable(f"a recurrent layer on values of {x.dim} dimensions, need sequences of 3")
     b, t, m, f = (data := plain(x)).shape
-    shift = sum((stacked(bias, b) for bias in biases[1:]), start=stacked(biases[0], b)) if biases else None
-    gates = rows_times(data.reshape(b, t * m, f), stacked(weight, b), shift)
+    shift = sum((by_client(bias, b) for bias in biases[1:]), start=by_client(biases[0], b)) if biases else None
+    gates = rows_times(data.reshape(b, t * m, f), by_client(weight, b), shift)
     return Act(gates.view(b, t, m, -1), b)
 
 
@@ -52,17 +52,17 @@ def recurrence(
     data, b = plain(gates), gates.b
     h = data.shape[-1] // GATES[kind]
     first, inner = (
-        data.new_zeros(b, data.shape[2], h) if value is None else stacked(value, b).contiguous()
+        data.new_zeros(b, data.shape[2], h) if value is None else by_client(value, b).contiguous()
         for value in (state, cells)
     )
     if backwards:
         data = data.flip(1)
-    w = stacked(weight, b)
+    w = by_client(weight, b)
     last = first
     if kind == "LSTM":
         states, last = _LSTM.apply(data, w, first, inner)  # type: ignore[no-untyped-call]
     elif kind == "GRU":
-        shift = None if bias is None else stacked(bias, b)
+        shift = None if bias is None else by_client(bias, b)
         states = _GRU.apply(data, w, shift, first)  # type: ignore[no-untyped-call]
     else:
         states = _RNN.apply(data, w, first, kind == "RNN_RELU")  # type: ignore[no-untyped-call]
