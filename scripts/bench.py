@@ -11,8 +11,8 @@ a fresh order of samples per client and round, no evaluation):
     W1L   LEAF's CNN, 1.7M parameters; the same data
     W2    MLP 784-200-10; 1,000 clients x 60 samples, 100 a round, batch 20
     W3    binary logistic regression, 300 inputs; 1,000 clients x 30 samples, all in every round, full batch
-    WT    transformer, 2 layers of width 64 with 4 heads, 32 tokens of 1,000, the next one predicted everywhere; 200 clients
-          x 50 samples, 20 a round, batch 10
+    WT    transformer, 2 layers of width 64 with 4 heads, 32 tokens of 1,000, the next one predicted at every place;
+          200 clients x 50 samples, 20 a round, batch 10
     WG    two-layer GRU of 64 units, 40 characters of 80, likewise; 100 clients x 60 samples, 10 a round, batch 10
 """
 

@@ -37,6 +37,9 @@ FROZEN: list[tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str, Any
     (models.resnet_small_gn, (3, 32, 32), 10, {"depth": 20}, 272_474),
     (models.resnet_small_gn, (1, 28, 28), 10, {}, 78_042 - 2 * 9 * 16),
     (models.char_lstm, (20,), 80, {}, 819_920),
+    (models.transformer, (32,), 1000, {}, 231_016),
+    (models.gpt_small, (80,), 65, {}, 820_289),
+    (models.vit_small, (3, 32, 32), 10, {}, 207_946),
     *(
         (models.fedgh_cnn, (3, 32, 32), classes, {"variant": variant}, count)
         for classes, counts in (
@@ -48,19 +51,35 @@ FROZEN: list[tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str, Any
 ]
 
 
+OF_TOKENS = (models.char_lstm, models.transformer, models.gpt_small)
+
+
 @pytest.mark.parametrize(("factory", "shape", "outputs", "options", "count"), FROZEN)
 def test_parameter_counts_and_shapes(
     factory: Callable[..., nn.Module], shape: tuple[int, ...], outputs: int, options: dict[str, Any], count: int
 ) -> None:
     model = models.build(factory, shape, outputs, options, seed=0)
     assert Layout.of(model).d == count
-    x = torch.randint(80, (2, *shape)) if factory is models.char_lstm else torch.rand(2, *shape)
+    x = torch.randint(min(80, outputs), (2, *shape)) if factory in OF_TOKENS else torch.rand(2, *shape)
     features = model.get_submodule("body")(x)
     out = model(x)
     k = 1 if factory is models.linear and outputs == 2 and options.get("single_logit", True) else outputs
-    assert out.shape == ((2, *shape, k) if factory is models.char_lstm else (2, k))
+    assert out.shape == ((2, *shape, k) if factory in OF_TOKENS else (2, k))
     assert torch.equal(out, model.get_submodule("head")(features))
     assert isinstance(model.get_submodule("head"), nn.Linear)
+
+
+def test_a_transformer_sees_no_later_token_and_classifies_whole_sequences() -> None:
+    model = models.build(models.transformer, (7,), 9, {}, seed=0)
+    tokens = torch.randint(9, (2, 7))
+    later = tokens.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 9
+    assert torch.equal(model(tokens)[:, :4], model(later)[:, :4])
+    assert not torch.equal(model(tokens)[:, 4:], model(later)[:, 4:])
+    layers = model.get_submodule("body.encoder.layers")
+    assert not torch.equal(layers[0].linear1.weight, layers[1].linear1.weight)  # type: ignore[index, arg-type, union-attr]
+    of_sequences = models.build(models.transformer, (7,), 3, {"vocabulary": 9, "causal": False}, seed=0)
+    assert of_sequences(tokens).shape == (2, 3)
 
 
 def test_fedgh_features_are_the_500_relu_outputs() -> None:
@@ -213,6 +232,11 @@ def test_whole_numbers_for_a_model_of_features_are_told_what_to_become(
         (models.resnet_small_gn, (3, 32, 32), {"groups": 3}, "groups must be a divisor of 16, got 3"),
         (models.resnet_small_gn, (64,), {}, "model=resnet_small_gn needs images"),
         (models.char_lstm, (3, 32, 32), {}, "needs token sequences of shape (t,)"),
+        (models.transformer, (3, 32, 32), {}, "needs token sequences of shape (t,)"),
+        (models.transformer, (8,), {"heads": 5}, "heads must divide the width 64, got 5"),
+        (models.gpt_small, (64, 2), {}, "needs token sequences of shape (t,)"),
+        (models.vit_small, (3, 32, 30), {}, "patch must divide both sides of the image, got 4"),
+        (models.vit_small, (32,), {}, "model=vit_small needs images"),
     ],
 )
 def test_factories_explain_themselves(
@@ -241,7 +265,7 @@ def test_every_model_config_builds(path: Path) -> None:
     for node in loaded.get("architectures", [loaded]):
         factory = getattr(models, node.pop("_target_").removeprefix("fedsim.models."))
         assert factory.__name__ == path.stem or "architectures" in loaded
-        shapes = {"linear_zero": ((5,), 1), "char_lstm": ((12,), 30)}
+        shapes = {"linear_zero": ((5,), 1), **{f.__name__: ((12,), 30) for f in OF_TOKENS}}
         shape, outputs = shapes.get(path.stem, ((3, 32, 32), 10))
         model = models.build(factory, shape, outputs, node, seed=0)
         defaults = models.build(factory, shape, outputs, {}, seed=0)

@@ -1,7 +1,7 @@
 """Recurrence, attention, operations on shapes and more layers, stacked, against each client's own module.
 
-Every client has weights and examples of its own; the loss is a random weighting of all outputs. Gaps are relative to the
-largest entry: 1e-12 in float64, which is rounding, and 2e-6 in float32.
+Every client has weights and examples of its own; the loss is a random weighting of all outputs. Gaps are relative to
+the largest entry: 1e-12 in float64, which is rounding, and 2e-6 in float32.
 """
 
 from __future__ import annotations

@@ -33,22 +33,25 @@ from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
 __all__ = ["StackedModel", "Unstackable", "stack"]
 
 
-Watch: TypeAlias = Callable[[str, Act, Act], Act]
-"""(path of a layer, what enters it, what leaves it) -> what the next layers get."""
-
-
 @dataclass(frozen=True)
-class _Step:
+class StackedStep:
     """One node of the graph: ``target = run(params, *args, **kwargs)``, then forget ``last``."""
 
     target: str
     label: str
     path: str | None  # of the layer, where it is one
-    trained: bool  # a trained parameter that forward uses by itself, outside any layer
+    parameter: str | None  # its name in the layout, where forward uses one by itself
+    kind: Any  # a type of layers, a function or the name of a method
     run: Kernel
     args: tuple[Any, ...]  # fx.Node where a value goes
     kwargs: dict[str, Any]
+    fixed: bool  # whether the value is no client's own
+    reads: tuple[str, ...]  # values
     last: tuple[str, ...]  # values that nobody needs after this step
+
+
+Watch: TypeAlias = Callable[..., Any]
+"""(step, params, *args, **kwargs) -> what ``step.run(params, *args, **kwargs)`` gives the next steps."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class StackedModel:
         head_input: name of the value that enters ``model.head``, or None when there is no such layer.
     """
 
-    steps: tuple[_Step, ...]
+    steps: tuple[StackedStep, ...]
     source: str
     result: str
     head_input: str | None
@@ -97,7 +100,7 @@ class StackedModel:
         return self._run(params, inputs, self.head_input)[0]
 
     def watched(self, params: Params, inputs: Tensor, watch: Watch) -> Tensor:
-        """Outputs of every client, while ``watch`` sees every layer at work; arguments as for a call."""
+        """Outputs of every client, while ``watch`` runs every step; arguments as for a call."""
         return self._run(params, inputs, self.result, watch=watch)[0]
 
     def _run(self, params: Params, inputs: Tensor, *wanted: str, watch: Watch | None = None) -> list[Tensor]:
@@ -112,12 +115,11 @@ class StackedModel:
                 if all(name in values for name in wanted):  # features do not need the head
                     break
                 args, kwargs = fx.map_arg(step.args, value), fx.map_arg(step.kwargs, value)
+                run = step.run if watch is None else partial(watch, step)
                 try:
-                    values[step.target] = step.run(params, *args, **kwargs)
+                    values[step.target] = run(params, *args, **kwargs)
                 except Unstackable as error:
                     raise Unstackable(f"{step.label}: {error}") from None
-                if watch is not None and step.path is not None:
-                    values[step.target] = watch(step.path, args[0], values[step.target])
                 for name in step.last:
                     del values[name]
         return [raised(ops.plain(values[name]), self.lower) for name in wanted]
@@ -178,7 +180,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         for n in nodes[:-1]
         if n.op != "placeholder"
     }
-    steps: list[_Step] = []
+    steps: list[StackedStep] = []
     seen: set[fx.Node] = set()
     # Backwards, so that the first step that reads a value is the last one that needs it: activations of a whole block
     # are large, and those that autograd does not keep are freed there.
@@ -187,8 +189,10 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         seen.update(node.all_input_nodes)
         if node in kernels:
             path = str(node.target) if node.op == "call_module" else None
-            label, alone = _describe(node, modules), node.op == "get_attr" and id(held[node.target]) in names
-            steps.append(_Step(node.name, label, path, alone, kernels[node], node.args, node.kwargs, last))
+            own = names.get(id(held[node.target])) if node.op == "get_attr" else None
+            about = (node.name, _describe(node, modules), path, own, _kind(node, modules), kernels[node])
+            reads = tuple(n.name for n in node.all_input_nodes)
+            steps.append(StackedStep(*about, node.args, node.kwargs, node in fixed, reads, last))
     return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
 
 
@@ -249,7 +253,7 @@ _PER_CHANNEL = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
     F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.max_pool2d,
 )  # fmt: skip
-_BROADCAST = (
+BROADCAST = (
     operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.isub, operator.imul,
     torch.add, torch.sub, torch.mul,
 )  # fmt: skip
@@ -319,13 +323,12 @@ def _kernel(
             return ops.parameter(names[id(value)])
         fixed.add(node)
         return operands.constant(value)
-    # The exact type, no subclass: a subclass may compute something else in its forward.
-    kind: Any = type(modules[str(node.target)]) if node.op == "call_module" else node.target
+    kind = _kind(node, modules)
     if inputs and fixed.issuperset(inputs) and (node.op == "call_method" or callable(node.target)):
         fixed.add(node)
         return operands.constants(node.op, node.target)
     _refuse_shared_writes(node, modules, kind)
-    if kind in _BROADCAST and not node.kwargs:
+    if kind in BROADCAST and not node.kwargs:
         return ops.broadcast(kind)
     if kind in _KERNELS:
         return _KERNELS[kind]
@@ -353,6 +356,11 @@ def _kernel(
     if kind in _PER_CHANNEL:
         return ops.per_channel(kind)
     raise Unstackable(f"{_describe(node, modules)} has no stacked kernel")
+
+
+def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+    """The exact type of a layer, since a subclass may compute something else in its forward; else what is called."""
+    return type(modules[str(node.target)]) if node.op == "call_module" else node.target
 
 
 def _module_kernel(path: str, module: nn.Module, names: Names) -> Kernel:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain
-from fedsim.kernels.stacked_values import clients, rank, shape_of, stacked
+from fedsim.kernels.stacked_values import by_client, clients, rank, shape_of
 
 
 class _Attention(torch.autograd.Function):
@@ -62,7 +62,7 @@ def _spread(mask: Any, b: int, before: tuple[int, ...]) -> Tensor | None:
         return None
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask
-    own = stacked(mask, b)
+    own = by_client(mask, b)
     own = own.reshape(b, *(1,) * (len(before) + 2 - rank(mask)), *own.shape[1:])
     return own.expand(b, *before, *own.shape[-2:]).reshape(-1, *own.shape[-2:])
 
@@ -84,7 +84,7 @@ def scaled_dot_product_attention(
     if enable_gqa or not (shape_of(query)[:-2] == shape_of(key)[:-2] == shape_of(value)[:-2]):
         raise Unstackable("queries, keys and values of different leading dimensions")
     b, before = clients(query, key, value), shape_of(query)[:-2]
-    q, k, v = (stacked(part, b).reshape(-1, *shape_of(part)[-2:]) for part in (query, key, value))
+    q, k, v = (by_client(part, b).reshape(-1, *shape_of(part)[-2:]) for part in (query, key, value))
     mask = None if attn_mask is None else _spread(_additive(attn_mask, q), b, before)
     if is_causal:
         ones = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
@@ -119,8 +119,8 @@ def merged_mask(params: Params, like: Act, attn_mask: Any, padding: Any) -> Any:
         raise Unstackable("a mask by head")
     if padding is None:
         return found[0]
-    own = stacked(found[-1], like.b)[:, :, None, None]
-    return Act(own if attn_mask is None else own + stacked(found[0], like.b)[:, None, None], like.b)
+    own = by_client(found[-1], like.b)[:, :, None, None]
+    return Act(own if attn_mask is None else own + by_client(found[0], like.b)[:, None, None], like.b)
 
 
 def _opposite(mask: Any) -> Any:

@@ -92,7 +92,7 @@ def conv_transpose2d(module: nn.ConvTranspose2d, names: Names) -> Kernel:
     return run
 
 
-def rows(op: Callable[..., Tensor], dims: int) -> Kernel:
+def row_by_row(op: Callable[..., Tensor], dims: int) -> Kernel:
     """Kernel of an operation that treats every row of a batch alone, on values of so many dimensions."""
 
     def run(params: Params, x: Act, *args: Any, **kwargs: Any) -> Act:
@@ -127,7 +127,7 @@ WITHOUT: dict[type[nn.Module], Callable[[Any], Kernel]] = {
     nn.GLU: lambda layer: lambda params, x: along(F.glu)(params, x, layer.dim),
     nn.Unflatten: lambda layer: lambda params, x: unflatten(params, x, layer.dim, layer.unflattened_size),
     **{
-        kind: lambda layer, dims=dims: rows(layer, dims)  # type: ignore[misc]
+        kind: lambda layer, dims=dims: row_by_row(layer, dims)  # type: ignore[misc]
         for dims, kinds in {
             3: (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad1d),
             4: (nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Upsample, nn.PixelShuffle),
@@ -144,8 +144,8 @@ ELEMENTWISE = (
 )  # fmt: skip
 
 FUNCTIONS: dict[Any, Kernel] = {
-    F.avg_pool1d: rows(F.avg_pool1d, 3),
-    F.max_pool1d: rows(F.max_pool1d, 3),
-    F.adaptive_avg_pool1d: rows(F.adaptive_avg_pool1d, 3),
-    F.interpolate: rows(F.interpolate, 4),
+    F.avg_pool1d: row_by_row(F.avg_pool1d, 3),
+    F.max_pool1d: row_by_row(F.max_pool1d, 3),
+    F.adaptive_avg_pool1d: row_by_row(F.adaptive_avg_pool1d, 3),
+    F.interpolate: row_by_row(F.interpolate, 4),
 }

@@ -121,11 +121,9 @@ def broadcast(op: Callable[..., Any]) -> Kernel:
     def run(params: Params, x: Any, y: Any) -> Any:
         if not (isinstance(x, Act) and isinstance(y, Act)):
             known = x if isinstance(x, Act) else y
-            if isinstance(x, Tensor) or isinstance(y, Tensor):  # what all clients share
-                rank = max(v.dim if isinstance(v, Act) else v.dim() for v in (x, y) if not isinstance(v, (int, float)))
-                wide = (
-                    plain(v).reshape(v.b, *(1,) * (rank - v.dim), *v.shape) if isinstance(v, Act) else v for v in (x, y)
-                )
+            if isinstance(x, Tensor) or isinstance(y, Tensor):  # what all clients share, of any rank
+                rank = max(v.dim if isinstance(v, Act) else v.dim() for v in (x, y))
+                wide = (plain(v).reshape(v.b, *(1,) * (rank - v.dim), *v.shape) if v is known else v for v in (x, y))
                 return Act(op(*wide), known.b)
             bare = [v.data if isinstance(v, Act) else v for v in (x, y)]
             return known._replace(data=op(*bare)) if isinstance(known, Act) else op(*bare)

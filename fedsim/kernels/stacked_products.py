@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
 WIDE = 8
 """Outputs per input of a layer from which the gradient of its weight is taken the other way round."""
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain
 from fedsim.kernels.stacked_products import rows_times
-from fedsim.kernels.stacked_values import stacked
+from fedsim.kernels.stacked_values import by_client
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
@@ -26,8 +26,8 @@ def project(params: Params, x: Act, weight: Any, *biases: Any) -> Act:
     if x.dim != 3:
         raise Unstackable(f"a recurrent layer on values of {x.dim} dimensions, need sequences of 3")
     b, t, m, f = (data := plain(x)).shape
-    shift = sum((stacked(bias, b) for bias in biases[1:]), start=stacked(biases[0], b)) if biases else None
-    gates = rows_times(data.reshape(b, t * m, f), stacked(weight, b), shift)
+    shift = sum((by_client(bias, b) for bias in biases[1:]), start=by_client(biases[0], b)) if biases else None
+    gates = rows_times(data.reshape(b, t * m, f), by_client(weight, b), shift)
     return Act(gates.view(b, t, m, -1), b)
 
 
@@ -52,24 +52,24 @@ def recurrence(
     data, b = plain(gates), gates.b
     h = data.shape[-1] // GATES[kind]
     first, inner = (
-        data.new_zeros(b, data.shape[2], h) if value is None else stacked(value, b).contiguous()
+        data.new_zeros(b, data.shape[2], h) if value is None else by_client(value, b).contiguous()
         for value in (state, cells)
     )
     if backwards:
         data = data.flip(1)
-    w = stacked(weight, b)
+    w = by_client(weight, b)
     last = first
     if kind == "LSTM":
         states, last = _LSTM.apply(data, w, first, inner)  # type: ignore[no-untyped-call]
     elif kind == "GRU":
-        shift = None if bias is None else stacked(bias, b)
+        shift = None if bias is None else by_client(bias, b)
         states = _GRU.apply(data, w, shift, first)  # type: ignore[no-untyped-call]
     else:
         states = _RNN.apply(data, w, first, kind == "RNN_RELU")  # type: ignore[no-untyped-call]
     return Act(states.flip(1) if backwards else states, b), Act(last, b)
 
 
-def _before(states: Tensor, first: Tensor) -> Tensor:
+def before_each(states: Tensor, first: Tensor) -> Tensor:
     """The state before each step, [b, t, m, h]."""
     return torch.cat([first.unsqueeze(1), states[:, :-1]], 1)
 
@@ -106,7 +106,7 @@ class _GRU(torch.autograd.Function):
         """What a step's gradient is multiplied with is known for all steps before the loop."""
         weight, first, inner, gates, new, states = ctx.saved_tensors
         b, t, m, h = states.shape
-        r, z, before = gates[..., :h], gates[..., h:], _before(states, first)
+        r, z, before = gates[..., :h], gates[..., h:], before_each(states, first)
         slope = (1 - z) * (1 - new * new)
         factors = inner.new_empty(b, t, m, 3, h)
         torch.mul(slope * r * (1 - r), inner[..., 2 * h :].transpose(0, 1), out=factors[..., 0, :])
@@ -173,7 +173,7 @@ class _LSTM(torch.autograd.Function):
             here = deltas[:, k].flatten(2)
             at_state = torch.bmm(here, weight) if k == 0 else torch.baddbmm(by_state[:, k - 1], here, weight)
         flat = deltas.flatten(3)
-        return flat, _weight_gradient(flat, _before(states, first)), at_state, at_cell
+        return flat, _weight_gradient(flat, before_each(states, first)), at_state, at_cell
 
 
 class _RNN(torch.autograd.Function):
@@ -200,4 +200,4 @@ class _RNN(torch.autograd.Function):
         for k in reversed(range(states.shape[1])):
             here = torch.mul(at_state, factors[:, k], out=deltas[:, k])
             at_state = torch.bmm(here, weight) if k == 0 else torch.baddbmm(g[:, k - 1], here, weight)
-        return deltas, _weight_gradient(deltas, _before(states, first)), at_state, None
+        return deltas, _weight_gradient(deltas, before_each(states, first)), at_state, None

@@ -47,7 +47,7 @@ def permute(params: Params, x: Act, *dims: Any, **named: Any) -> Act:
     return Act(plain(x).permute(0, *(axis(d, x.dim) % (x.dim + 1) for d in _sizes(dims or (named["dims"],)))), x.b)
 
 
-def matrix(params: Params, x: Act, name: str = "mT") -> Act:
+def turned(params: Params, x: Act, name: str = "mT") -> Act:
     """``x.mT``."""
     return transpose(params, x, -1, -2)
 
@@ -88,7 +88,7 @@ def unflatten(params: Params, x: Act, dim: int, sizes: Any) -> Act:
     return Act(plain(x).unflatten(axis(dim, x.dim), tuple(sizes)), x.b)
 
 
-def expand(params: Params, x: Act, *sizes: Any) -> Act:
+def expanded(params: Params, x: Act, *sizes: Any) -> Act:
     """``x.expand(sizes)``."""
     sizes = _sizes(sizes)
     return Act(values.lifted(x, len(sizes)).expand(x.b, *sizes), x.b)
@@ -140,7 +140,7 @@ ATTRIBUTES: dict[str, Kernel] = {
     "device": attribute,
     "dtype": attribute,
     "ndim": attribute,
-    "mT": matrix,
+    "mT": turned,
     "values": lambda params, x, name: x[0],
     "indices": lambda params, x, name: x[1],
 }
@@ -185,7 +185,7 @@ KERNELS: dict[Any, Kernel] = {
     operator.getitem: getitem,
     operator.neg: elementwise(operator.neg),
     operator.invert: elementwise(operator.invert),
-    "expand": expand,
+    "expand": expanded,
     "repeat": repeat,
     "where": lambda params, x, condition, other: values.together(torch.where)(params, condition, x, other),
     torch.where: values.together(torch.where),
@@ -200,8 +200,8 @@ KERNELS: dict[Any, Kernel] = {
     torch.einsum: values.einsum,
     torch.zeros_like: elementwise(torch.zeros_like),
     torch.ones_like: elementwise(torch.ones_like),
-    F.linear: values.linear,
-    F.layer_norm: values.layer_norm,
+    F.linear: values.linear_of,
+    F.layer_norm: values.layer_norm_of,
     F.softmax: along(F.softmax),
     F.log_softmax: along(F.log_softmax),
     F.softmin: along(_softmin),

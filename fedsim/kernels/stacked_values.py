@@ -18,7 +18,7 @@ from fedsim.kernels.stacked_ops import Act, Kernel, Params, Unstackable, plain
 from fedsim.kernels.stacked_products import rows_times
 
 
-def stacked(value: Any, b: int) -> Tensor:
+def by_client(value: Any, b: int) -> Tensor:
     """[b, ...] of a value; what all clients share is repeated without a copy."""
     if isinstance(value, Act):
         return plain(value)
@@ -81,7 +81,7 @@ def join(op: Callable[..., Tensor]) -> Kernel:
 
     def run(params: Params, tensors: Any, dim: int = 0) -> Act:
         b = clients(*tensors)
-        return Act(op([stacked(t, b) for t in tensors], axis(dim, rank(tensors[0]) + more)), b)
+        return Act(op([by_client(t, b) for t in tensors], axis(dim, rank(tensors[0]) + more)), b)
 
     return run
 
@@ -93,7 +93,7 @@ def matmul(params: Params, x: Any, y: Any) -> Act:
         raise Unstackable("a product with a number")
     if isinstance(y, Tensor) and right <= 2:
         return Act(torch.matmul(plain(x), y), b)
-    first, second = stacked(x, b), stacked(y, b)
+    first, second = by_client(x, b), by_client(y, b)
     if left > 2 and right == 2:  # one matrix for all rows
         return Act(torch.bmm(first.flatten(1, -2), second).view(*first.shape[:-1], -1), b)
     first, second = first.unsqueeze(1) if left == 1 else first, second.unsqueeze(-1) if right == 1 else second
@@ -116,15 +116,15 @@ def einsum(params: Params, equation: str, *values: Any) -> Act:
     return Act(torch.einsum(f"{marked}->{free}{after}", *bare), clients(*values))
 
 
-def linear(params: Params, x: Act, weight: Any, bias: Any = None) -> Act:
+def linear_of(params: Params, x: Act, weight: Any, bias: Any = None) -> Act:
     """``F.linear`` with a weight that forward uses by itself."""
-    data, b = stacked(x, clients(x, weight)), clients(x, weight)
+    data, b = by_client(x, clients(x, weight)), clients(x, weight)
     if isinstance(weight, Tensor) and isinstance(bias, Tensor | None):
         return Act(torch.nn.functional.linear(data, weight, bias), b)
     if rank(weight) != 2 or rank(x) < 2:
         raise Unstackable(f"a weight of {rank(weight)} dimensions for values of {rank(x)}")
-    shift = None if bias is None else stacked(bias, b)
-    out = rows_times(data.reshape(b, -1, data.shape[-1]), stacked(weight, b), shift)
+    shift = None if bias is None else by_client(bias, b)
+    out = rows_times(data.reshape(b, -1, data.shape[-1]), by_client(weight, b), shift)
     return Act(out.view(*data.shape[:-1], -1), b)
 
 
@@ -132,12 +132,12 @@ def affine(out: Tensor, weight: Any, bias: Any, b: int) -> Tensor:
     """Each client's own scale and shift of the last dimensions of [b, ...]."""
     for op, value in ((torch.mul, weight), (torch.add, bias)):
         if value is not None:
-            own = stacked(value, b)
+            own = by_client(value, b)
             out = op(out, own.reshape(b, *(1,) * (out.dim() - own.dim()), *own.shape[1:]))
     return out
 
 
-def layer_norm(
+def layer_norm_of(
     params: Params, x: Act, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5
 ) -> Act:
     """``F.layer_norm`` with a scale and a shift that forward uses by themselves."""
@@ -162,7 +162,7 @@ def positions(kernel: Kernel) -> Kernel:
 
     def run(params: Params, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         b = next(iter(params.values())).shape[0]
-        return kernel(params, Act(stacked(x, b), b), *args, **kwargs)
+        return kernel(params, Act(by_client(x, b), b), *args, **kwargs)
 
     return run
 

@@ -109,7 +109,7 @@ def encoder(layer: Any, src: Any, mask: Any = None, src_key_padding_mask: Any = 
     return src if layer.norm is None else layer.norm(src)
 
 
-def recurrence(layer: Any, x: Any, state: Any = None) -> tuple[Any, Any]:
+def recurrent_layer(layer: Any, x: Any, state: Any = None) -> tuple[Any, Any]:
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``: states of the last layer, and the last states of all."""
     name, kind = type(layer).__name__, layer.mode
     if layer.proj_size > 0:
@@ -150,9 +150,9 @@ def _direction(layer: Any, x: Any, suffix: str, backwards: bool, state: Any, cel
 
 
 APART: dict[type[nn.Module], Callable[..., Any]] = {
-    nn.LSTM: recurrence,
-    nn.GRU: recurrence,
-    nn.RNN: recurrence,
+    nn.LSTM: recurrent_layer,
+    nn.GRU: recurrent_layer,
+    nn.RNN: recurrent_layer,
     nn.MultiheadAttention: multihead_attention,
     nn.TransformerEncoderLayer: encoder_layer,
     nn.TransformerEncoder: encoder,

@@ -14,6 +14,7 @@ from fedsim.models.output import Output
 from fedsim.models.pure import pure
 from fedsim.models.recurrent import char_lstm
 from fedsim.models.resnet import resnet18_gn, resnet18_gn_cifar, resnet_small_gn
+from fedsim.models.transformer import gpt_small, transformer, vit_small
 from fedsim.models.validate import validate
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "cnn_dropout",
     "copied",
     "fedgh_cnn",
+    "gpt_small",
     "lenet",
     "linear",
     "linear_zero",
@@ -36,8 +38,10 @@ __all__ = [
     "resnet18_gn",
     "resnet18_gn_cifar",
     "resnet_small_gn",
+    "transformer",
     "twin",
     "validate",
+    "vit_small",
     "without_adapters",
     "zero_sample",
 ]

@@ -255,7 +255,9 @@ class Worker:
         # Weights stand in for the mask of a mean over examples. That divides by their sum, but at least by 1 (an empty
         # minibatch); with the smallest weight scaled to 1 the sum is never below.
         mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
-        g, loss = self.evaluators[0].grad(self.evaluators[0].whole(x), Batch(inputs, feed.y[job.first : job.last], mask))
+        g, loss = self.evaluators[0].grad(
+            self.evaluators[0].whole(x), Batch(inputs, feed.y[job.first : job.last], mask)
+        )
         total = float(job.weights.sum())
         return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
 

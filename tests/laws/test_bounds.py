@@ -107,7 +107,7 @@ def factories() -> list[str]:
     return sorted(name for name, s in functions.items() if [*s.parameters][:2] == ["input_shape", "outputs"])
 
 
-SHAPES = {"char_lstm": (8,)}
+SHAPES = {"char_lstm": (8,), "transformer": (8,), "gpt_small": (8,)}
 OPTIONS = [
     (name, option)
     for name in factories()

@@ -170,7 +170,9 @@ def by_hand(method: str, policy: str, dtype: torch.dtype) -> ByHand:
 
 
 def mean(values: list[Tensor], shares: list[float], like: Tensor) -> Tensor:
-    total = sum((s * v.double() for s, v in zip(shares, values, strict=True)), start=torch.zeros((), dtype=torch.double))
+    total = sum(
+        (s * v.double() for s, v in zip(shares, values, strict=True)), start=torch.zeros((), dtype=torch.double)
+    )
     return total.round().to(like.dtype) if not like.is_floating_point() else total.to(like.dtype)
 
 
