@@ -110,7 +110,7 @@ def per_channel(op: Callable[..., Tensor]) -> Kernel:
         out = op(x.data.flatten(0, 1) if x.shared else grouped(x), *args, **kwargs)
         if not isinstance(out, Tensor):
             raise Unstackable("indices asked for")
-        return x._replace(data=out.unflatten(0, (x.b, -1))) if x.shared else Act(out, x.b, True)
+        return x._replace(data=out.view(x.b, -1, *out.shape[1:])) if x.shared else Act(out, x.b, True)
 
     return run
 
@@ -244,7 +244,8 @@ def conv2d(module: nn.Conv2d, names: Names) -> Kernel:
             raise Unstackable(f"values of {x.dim} dimensions, need images [m, c, h, w]")
         shift = None if bias is None else bias(params, x.b)
         if constant_weight:
-            out = convolve(plain(x).flatten(0, 1), module.weight.detach(), None, module.groups).unflatten(0, (x.b, -1))
+            out = convolve(plain(x).flatten(0, 1), module.weight.detach(), None, module.groups)
+            out = out.view(x.b, -1, *out.shape[1:])
             return Act(out if shift is None else out + shift[:, None, :, None, None], x.b, shared=True)
         data, w = grouped(x), weight(params, x.b)
         if simple and _result(module, data) == (1, 1):
