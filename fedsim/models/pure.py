@@ -27,9 +27,7 @@ class _Before:
         owned: names of buffers that may change, for they have an owner.
     """
 
-    def __init__(
-        self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]], owned: Sequence[str] = ()
-    ):
+    def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]], owned: Sequence[str] = ()):
         self.models, self.buffers, self.drawn, self.owned = models, buffers, generators(), owned
         self.versions = [{key: p._version for key, p in model.named_parameters()} for model in models]
 

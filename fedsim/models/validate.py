@@ -48,7 +48,11 @@ def validate(model: nn.Module, batchnorm: Policy = "error") -> nn.Module:
     model = converted(model, batchnorm)
     for path, module in model.named_modules():
         kind = type(module).__name__
-        if batchnorm not in OWNED and isinstance(module, _NormBase) and (module.track_running_stats or "BatchNorm" in kind):
+        if (
+            batchnorm not in OWNED
+            and isinstance(module, _NormBase)
+            and (module.track_running_stats or "BatchNorm" in kind)
+        ):
             mixes = " and which mixes samples, so that per-sample gradients do not exist" if "BatchNorm" in kind else ""
             raise InputError(
                 f"model has {kind} at {path or 'the top'}, whose running statistics have no owner when clients share "
@@ -84,4 +88,3 @@ def refuse_parameter_hooks(model: nn.Module) -> None:
                 f"model parameter {name} has a hook on its gradient, which torch loses when the model is copied for "
                 "the workers; change it in forward instead, for example by w * mask + (w * (1 - mask)).detach()"
             )
-

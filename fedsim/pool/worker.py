@@ -145,9 +145,7 @@ class Worker:
             held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
             mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, written=setup.written))
-            self.evaluators.append(
-                ModelOracle(measured, self.loss, prediction, training=False, written=setup.written)
-            )
+            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, written=setup.written))
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)], setup.written)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train
@@ -254,7 +252,9 @@ class Worker:
         # Weights stand in for the mask of a mean over examples. That divides by their sum, but at least by 1 (an empty
         # minibatch); with the smallest weight scaled to 1 the sum is never below.
         mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
-        g, loss = self.evaluators[0].grad(self.evaluators[0].whole(x), Batch(inputs, feed.y[job.first : job.last], mask))
+        g, loss = self.evaluators[0].grad(
+            self.evaluators[0].whole(x), Batch(inputs, feed.y[job.first : job.last], mask)
+        )
         total = float(job.weights.sum())
         return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
 
