@@ -14,7 +14,7 @@ from fedsim.assembly.initial import initial_states
 from fedsim.assembly.link_memory import compression_notes, linked
 from fedsim.assembly.models import built
 from fedsim.assembly.network import Network, network_of
-from fedsim.assembly.owned import owned
+from fedsim.assembly.owned import owned, owner_notes
 from fedsim.assembly.parts import Parts
 from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
@@ -61,6 +61,7 @@ class Assembled:
         rounds = parts.planned_rounds
         run = self.prepared.begin(backend, self.network.schedule, evaluation, parts.engine, rounds)
         run.notes += compression_notes(written(setup.algorithm), parts.channel, parts.downlink, rounds)
+        run.notes += owner_notes(written(setup.algorithm), setup.models[0])
         return run
 
 

@@ -79,8 +79,8 @@ def choose(
     refuse_conduct(setup, model, at)
     if setup.written and asked & {"example_grads", "clipped_sum"}:
         raise InputError(
-            f"model.batchnorm must be groupnorm or frozen for a method that asks for gradients by example: {name} mixes "
-            "the examples of a minibatch"
+            f"model.batchnorm must be groupnorm or frozen for a method that asks for gradients by example: {name} "
+            "mixes the examples of a minibatch"
         )
     agreement = Agreement(model, setup.loss, at, setup.written)
     wide = [] if setup.written else [Agreement(model, setup.loss, p) for p in padded(setup, at)]

@@ -86,8 +86,6 @@ def _shared(algorithm: Any, layouts: tuple[Layout, ...], x0s: tuple[Tensor, ...]
     if shares == "parameters":
         return layouts[0].views(x0s[0])
     if shares == "unnormed":
-        has, do = bool(layouts[0].norms), "choose another model, with model.batchnorm=local"
-        require(has, "model", f"have trained BatchNorm for {name}, whose clients keep it", "none", do)
         return layouts[0].split_norms(x0s[0])[0]
     if not all(layout.head for layout in layouts):
         do = "use one of fedsim's own models, and freeze none of its head"

@@ -11,7 +11,7 @@ import inspect
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 from fedsim.assembly.factory import MODEL_KEYS, ModelFactory
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key

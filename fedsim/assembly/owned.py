@@ -1,4 +1,4 @@
-"""Who owns the buffers that a model's forward writes, put around the algorithm: part of the fourth stage of assembly."""
+"""After the fifth stage of assembly: who owns the buffers that a model's forward writes, put around the algorithm."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedsim.assembly.parts import Parts
 from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.ground.buffers import Buffers
+from fedsim.ground.layout import Layout
 from fedsim.models import twin, zero_sample
 from fedsim.models.policy import OWNED, policy_of, written_buffers
 from fedsim.pool.owned_buffers import AveragedBuffers, LocalBuffers
@@ -44,6 +45,14 @@ def owned(parts: Parts, dataset: Dataset, models: Sequence[nn.Module], algorithm
     if policy == "local":
         return LocalBuffers(algorithm, first), buffers.names
     return AveragedBuffers(algorithm, first, buffers.whole), buffers.names
+
+
+def owner_notes(algorithm: Any, model: nn.Module) -> tuple[str, ...]:
+    """What the user should know where a method is about BatchNorm and the model has none, one sentence."""
+    if traits_of(algorithm).keeps != "norms" or Layout.of(model).norms:
+        return ()
+    name, kind = name_of(algorithm), type(model).__name__
+    return (f"{name} keeps BatchNorm at the clients, but {kind} trains none: all of it is averaged, as in FedAvg",)
 
 
 def require_owner(parts: Parts, policy: str, algorithm: Any) -> None:

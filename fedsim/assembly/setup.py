@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.assembly.initial import Initial, cast
 from fedsim.assembly.measuring import measurable, measures_of
@@ -17,7 +16,6 @@ from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
 from fedsim.data.batches import Feed, Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.losses import Task
 from fedsim.errors import InputError, require
 from fedsim.ground.own_code import FAILURES, said
 from fedsim.kernels.kernel import Kernel

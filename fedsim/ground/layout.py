@@ -91,7 +91,8 @@ class Layout:
         mine, others = [], []
         for name, piece in zip(self.names, torch.split(x, self.sizes), strict=True):
             (mine if name in self.norms else others).append(piece)
-        return torch.cat(others), torch.cat(mine)
+        first, last = (torch.cat(parts) if parts else x.new_empty(0) for parts in (others, mine))
+        return first, last
 
     def join_norms(self, others: Tensor, norms: Tensor) -> Tensor:
         """The inverse of ``split_norms``."""

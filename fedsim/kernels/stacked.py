@@ -29,6 +29,7 @@ from fedsim.kernels import stacked_values as operands
 from fedsim.kernels import traced
 from fedsim.kernels.stacked_attention import scaled_dot_product_attention
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
+from fedsim.models.policy import FrozenNorm
 
 __all__ = ["StackedModel", "Unstackable", "stack"]
 
@@ -206,7 +207,8 @@ class _Tracer(fx.Tracer):
         self.modes = _modes()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) not in traced.APART and super().is_leaf_module(m, module_qualified_name)
+        leaf = type(m) is FrozenNorm or super().is_leaf_module(m, module_qualified_name)
+        return type(m) not in traced.APART and leaf
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         if obj.node.target in ("chunk", torch.chunk):  # of all that can be unpacked the one whose length is said

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable, grouped, plain
 from fedsim.kernels.stacked_shapes import along, unflatten
 from fedsim.kernels.stacked_values import affine
+from fedsim.models.policy import FrozenNorm
 
 
 def _own(module: nn.Module, names: Names, params: Params, which: str) -> Act | Tensor | None:
@@ -106,6 +108,22 @@ def row_by_row(op: Callable[..., Tensor], dims: int) -> Kernel:
     return run
 
 
+def frozen_norm(module: FrozenNorm, names: Names) -> Kernel:
+    """A scale and a shift for each channel: the stored statistics are all clients' alike, weight and bias their own."""
+
+    def run(params: Params, x: Act) -> Act:
+        data, mean, variance = plain(x), module.get_buffer("running_mean"), module.get_buffer("running_var")
+        weight, bias = (_own(module, names, params, which) for which in ("weight", "bias"))
+        scale = (variance + module.eps).rsqrt()
+        scale = scale if weight is None else scale * (weight.data if isinstance(weight, Act) else weight)
+        shift = -mean * scale
+        shift = shift if bias is None else shift + (bias.data if isinstance(bias, Act) else bias)
+        shape = (-1, 1, module.num_features, *(1,) * (data.dim() - 3))
+        return Act(torch.addcmul(shift.reshape(shape), data, scale.reshape(shape)), x.b)
+
+    return run
+
+
 def _said(module: Any) -> int:
     """The dimension of a softmax, which torch guesses where it is not said."""
     if module.dim is None:
@@ -118,6 +136,7 @@ WITH_PARAMETERS: dict[type[nn.Module], Callable[[Any, Names], Kernel]] = {
     nn.PReLU: prelu,
     nn.Conv1d: conv1d,
     nn.ConvTranspose2d: conv_transpose2d,
+    FrozenNorm: frozen_norm,
 }
 
 WITHOUT: dict[type[nn.Module], Callable[[Any], Kernel]] = {

@@ -7,7 +7,7 @@ sample's shape and a number of outputs.
 from fedsim.models.adapted import Adapted
 from fedsim.models.body_head import BodyHead
 from fedsim.models.build import Factory, build, copied, twin, zero_sample
-from fedsim.models.convolutional import cnn, cnn_dropout, fedgh_cnn, lenet
+from fedsim.models.convolutional import cnn, cnn_bn, cnn_dropout, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
 from fedsim.models.lora import LoRA, without_adapters
 from fedsim.models.output import Output
@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "char_lstm",
     "cnn",
+    "cnn_bn",
     "cnn_dropout",
     "copied",
     "fedgh_cnn",

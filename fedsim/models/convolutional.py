@@ -9,7 +9,7 @@ Learning Applied to Document Recognition, Proc. IEEE 1998) with ReLU and max-poo
 network with dropout of the CIFAR-10 benchmark of Granqvist et al., pfl-research: Simulation Framework for Accelerating
 Research in Private Federated Learning, NeurIPS 2024 (arXiv 2404.06430), layer sizes as in the authors' code; the five
 networks of Yi et al., FedGH: Heterogeneous Federated Learning with Generalized Global Header, ACM MM 2023 (arXiv
-2303.13137), likewise.
+2303.13137), and the network for digits of Li et al., FedBN, ICLR 2021 (arXiv 2102.07623), likewise.
 """
 
 from __future__ import annotations
@@ -115,6 +115,46 @@ def cnn_dropout(
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(layer.weight)
     return model
+
+
+def cnn_bn(
+    input_shape: tuple[int, ...],
+    outputs: int,
+    channels: tuple[int, ...] = (64, 64, 128),
+    kernel: int = 5,
+    hidden: tuple[int, ...] = (2048, 512),
+) -> BodyHead:
+    """FedBN's network for digits: BatchNorm after every layer but the head, a max-pool after all convolutions but one.
+
+    >>> sum(p.numel() for p in cnn_bn((3, 28, 28), 10).parameters())
+    14219210
+
+    Args:
+        input_shape: (channels, height, width).
+        outputs: outputs of the head.
+        channels: filters of each convolution; a 2x2 max-pool follows all but the last.
+        kernel: width of the filters, odd; images keep their size.
+        hidden: widths of the linear layers before the head.
+    """
+    c, height, width = image_shape(input_shape, "cnn_bn")
+    require(len(channels) >= 1 and min(channels) >= 1, "channels", "be at least one positive number", channels)
+    require(kernel >= 1 and kernel % 2 == 1, "kernel", "be odd and >= 1", kernel)
+    require(all(n >= 1 for n in hidden), "hidden", "be positive numbers", hidden)
+    pools = len(channels) - 1
+    if min(height, width) < 2**pools:
+        raise InputError(f"model=cnn_bn with {pools} max-pools needs larger images, got {height}x{width}")
+    features = channels[-1] * (height >> pools) * (width >> pools)
+    weights = sum(a * b * kernel**2 for a, b in pairwise((c, *channels)))
+    weights += sum(a * b for a, b in pairwise((features, *hidden, outputs)))
+    require_size("channels, kernel and hidden", {"channels": channels, "kernel": kernel, "hidden": hidden}, weights)
+    body: list[nn.Module] = []
+    for number, (a, b) in enumerate(pairwise((c, *channels))):
+        body += [nn.Conv2d(a, b, kernel, padding=kernel // 2), nn.BatchNorm2d(b), nn.ReLU()]
+        body += [nn.MaxPool2d(2)] if number < pools else []
+    body.append(nn.Flatten())
+    for a, b in pairwise((features, *hidden)):
+        body += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
+    return BodyHead(nn.Sequential(*body), nn.Linear(hidden[-1] if hidden else features, outputs))
 
 
 def lenet(input_shape: tuple[int, ...], outputs: int) -> BodyHead:

@@ -63,8 +63,8 @@ def _converted(module: nn.Module, policy: Policy, path: str) -> nn.Module:
     if policy == "frozen" and plain and isinstance(module, _BatchNorm):
         if module.running_mean is None or module.running_var is None:
             raise InputError(
-                f"model has {type(module).__name__} at {path or 'the top'} with track_running_stats=False, which has no "
-                "statistics that model.batchnorm=frozen could use; use groupnorm"
+                f"model has {type(module).__name__} at {path or 'the top'} with track_running_stats=False, which has "
+                "no statistics that model.batchnorm=frozen could use; use groupnorm"
             )
         return FrozenNorm(module)
     for name, child in module.named_children():

@@ -146,7 +146,7 @@ class Worker:
         for model, kernel, by_layer, prediction in kinds:
             held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
             mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
-            both = {"lower": lower, "written": setup.written}
+            both: dict[str, Any] = {"lower": lower, "written": setup.written}
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)], setup.written)

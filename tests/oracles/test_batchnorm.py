@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,15 +35,16 @@ ALGORITHMS = {
 class Normed(nn.Module):
     """BatchNorm of images and of rows; the second one averages over all its batches, so that its count matters."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, own: bool = True) -> None:
         super().__init__()
+        self.own = own
         self.conv, self.norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
         self.hidden, self.rows = nn.Linear(3 * 4 * 4, 6), nn.BatchNorm1d(6, momentum=None)
         self.head = nn.Linear(6, 3)
         self.register_buffer("seen", torch.zeros(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:  # a buffer of its own, which no layer of torch writes
+        if self.training and self.own:  # a buffer of its own, which no layer of torch writes
             self.seen = 0.5 * self.seen + 0.5 * torch.stack([x.detach().mean(), x.detach().abs().max()])
         x = torch.tanh(self.norm(self.conv(x))).flatten(1)
         return self.head(torch.tanh(self.rows(self.hidden(x)))) + 0.01 * self.seen.sum()
@@ -66,13 +66,14 @@ def data() -> Dataset:
     return Dataset("two", some[0], some[1], "classification", 3)
 
 
-def model() -> nn.Module:
-    """With statistics that are not those of a new layer."""
+def model(policy: str = "local") -> nn.Module:
+    """With statistics that are not those of a new layer; what is frozen has no other buffers."""
     torch.manual_seed(3)
-    made = Normed()
+    made = Normed(own=policy != "frozen")
     with torch.no_grad():
         for norm in (made.norm, made.rows):
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2.0)
     return made
@@ -116,7 +117,7 @@ class ByHand(NamedTuple):
 
 def by_hand(method: str, policy: str, dtype: torch.dtype) -> ByHand:
     """Two clients, every round; nothing of fedsim but the order of examples."""
-    m = model().to(dtype)
+    m = model(policy).to(dtype)
     everything = data()
     x, y = torch.from_numpy(everything.train.x).to(dtype), torch.from_numpy(everything.train.y)
     server, held = trained(m), buffers(m)
@@ -180,7 +181,7 @@ def run(method: str, policy: Any, dtype: str = "float64", **options: Any) -> Res
     engine = Engine(**({"backend": "serial", "dtype": dtype} | options.pop("engine", {})))
     rule = Mean(weights="uniform" if method == "scaffold" else "examples")
     settings = {"rounds": ROUNDS, "local": Local(batch_size=BATCH), "seed": SEED, "partition": Two(), "aggregate": rule}
-    chosen = Adapted(model(), batchnorm=policy)
+    chosen = Adapted(model(policy), batchnorm=policy)
     return simulate(ALGORITHMS[method], data=data(), model=chosen, engine=engine, **(settings | options))
 
 
@@ -216,3 +217,34 @@ def test_local_statistics_stay_where_they_were_made(method: str, dtype: str) -> 
             near(value, buffers(model())[name].to(value.dtype), dtype, name)
     losses = F.cross_entropy(torch.cat(want.predictions), torch.from_numpy(data().test.y))  # type: ignore[union-attr]
     near(got.metrics[-1]["eval/loss"], float(losses), dtype)
+
+
+@pytest.mark.parametrize("engine", [{"batching": "loop"}, {"kernel": "vmap"}, {"kernel": "stacked"}])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["fedavg", "scaffold"])
+def test_frozen_statistics_are_used_in_training_too(method: str, dtype: str, engine: dict[str, Any]) -> None:
+    want, got = by_hand(method, "frozen", getattr(torch, dtype)), run(method, "frozen", dtype, engine=engine)
+    assert got.model is not None
+    for name, value in got.model.state_dict().items():
+        near(value, (want.parameters | want.buffers)[name], dtype, name)
+
+
+def test_nobodys_statistics_become_everybodys() -> None:
+    """The mean is of both clients: it lies strictly between what either of them would make of it alone."""
+
+    class Lone(Two):
+        def split(self, data: Dataset, seed: int) -> Population:
+            both = super().split(data, seed)
+            return Population(both.train[self.who : self.who + 1], both.test[self.who : self.who + 1])
+
+    both = run("fedavg", "average", rounds=1).model
+    assert both is not None
+    means = []
+    for who in range(2):
+        Lone.who = who  # type: ignore[attr-defined]
+        alone = run("fedavg", "average", rounds=1, partition=Lone()).model
+        assert alone is not None
+        means.append(alone.get_buffer("norm.running_mean"))
+    assert ((means[0] - means[1]).abs() > 0.01).all()
+    share = SIZES[0] / sum(SIZES)
+    near(both.get_buffer("norm.running_mean"), share * means[0] + (1 - share) * means[1], "float64")
