@@ -16,7 +16,7 @@ from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
 from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.divide import load, unused_clients
-from fedsim.assembly.keeping import Kept, draw_pictures, keep, require_place, write_names
+from fedsim.assembly.keeping import Kept, draw_pictures, keep, run_place, write_names
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
 from fedsim.callbacks.base import Callback, RunView
@@ -159,7 +159,7 @@ def simulate(
         name=name,
     )
     require_kind(progress, "progress", bool, "be True or False")
-    require_place(run_dir, config, resume)
+    run_dir = run_place(run_dir, config, resume)
     with ExitStack() as stack:
         stopping = stack.enter_context(Stopping())
         bar = stack.enter_context(Progress(parts.planned_rounds)) if progress else None

@@ -462,3 +462,20 @@ def log_records(data: bytes, block: int = 32768) -> Iterator[bytes]:
         if kind in (1, 4):
             yield parts
             parts = b""
+
+
+@pytest.mark.parametrize("when", ["begin", "record", "end"])
+def test_a_callback_that_changes_the_current_folder_does_not_move_the_run(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    walker = Listener()
+    method = getattr(walker, when)
+    monkeypatch.setattr(walker, when, lambda told: monkeypatch.chdir(tmp_path / "elsewhere") or method(told))
+    result = run(2, run_dir="mine", callbacks=[walker])
+    assert result.run_dir == tmp_path / "here" / "mine"
+    assert json.loads((result.run_dir / "summary.json").read_text())["status"] == "finished"
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert (result.run_dir / "model.safetensors").is_file()

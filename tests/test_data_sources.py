@@ -186,3 +186,36 @@ def test_test_samples_of_a_file_a_frame_and_a_folder_have_one_digest(tmp_path: P
     ]
     assert len({data.digest for data in made}) == 1
     assert {data.classes for data in made} == {("cat", "dog", "emu", "zebra")}
+
+
+def test_the_index_of_a_frame_is_no_input(tmp_path: Path) -> None:
+    """Files that pandas writes hold it where rows were chosen or shuffled: in sorted data it tells the class."""
+    datasets = pytest.importorskip("datasets", reason="the extra `hf` is not installed")
+    rows = table(FEATURES, LABEL, who=WHO).iloc[RANDOM.permutation(N)]
+    rows.to_csv(tmp_path / "a.csv")
+    rows.to_parquet(tmp_path / "a.parquet")
+    again = pandas.read_csv(tmp_path / "a.csv")  # calls it "Unnamed: 0"
+    again.to_parquet(tmp_path / "again.parquet")
+    datasets.Dataset.from_pandas(rows).save_to_disk(tmp_path / "saved")
+    sources = [
+        from_pandas(rows, "label", client="who"),
+        from_pandas(again, "label", client="who"),
+        Csv(str(tmp_path / "a.csv"), "label", client="who"),
+        Parquet(str(tmp_path / "a.parquet"), "label", client="who"),
+        Parquet(str(tmp_path / "again.parquet"), "label", client="who"),
+        HuggingFace(str(tmp_path / "saved"), "label", client="who"),
+    ]
+    made = [source.load(0) for source in sources]
+    assert {data.input_shape for data in made} == {(3,)}
+    assert len({data.digest for data in made}) == 1
+    named = HuggingFace(str(tmp_path / "saved"), "label", features=("p0", "__index_level_0__"), client="who").load(0)
+    assert named.input_shape == (2,), "who names it has it"
+
+
+def test_arrays_of_the_hub_keep_their_type(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra `hf` is not installed")
+    kinds = {"x": datasets.Array3D(SHAPE, "uint8"), "label": datasets.Value("string"), "who": datasets.Value("string")}
+    rows = {"x": list(X), "label": list(LABEL), "who": list(WHO)}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).save_to_disk(tmp_path / "saved")
+    data = HuggingFace(str(tmp_path / "saved"), "label", client="who").load(3)
+    assert data.digest == plain(3).digest

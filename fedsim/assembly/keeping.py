@@ -26,13 +26,14 @@ class Kept(NamedTuple):
     saved: Saved | None = None  # the checkpoint that the run goes on from
 
 
-def require_place(run_dir: Any, config: Any, resume: Any) -> None:
-    """Raise InputError unless a run can be kept, or goes on, where ``simulate`` was told."""
+def run_place(run_dir: Any, config: Any, resume: Any) -> Path | None:
+    """Where a run is kept, wherever the process goes; InputError unless it can be, or goes on, where it was told."""
     require_kind(resume, "resume", bool, "be True or False")
     require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
     require(run_dir != "", "run_dir", "be a path or None", run_dir, "for the current folder pass '.'")
     require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
     require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
+    return None if run_dir is None else Path(run_dir).absolute()  # a user's code may change the current folder
 
 
 def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | None, *, resume: bool) -> Kept:

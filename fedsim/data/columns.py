@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +19,10 @@ Columns: TypeAlias = Mapping[str, np.ndarray]
 """By name, in the order of the table: numbers, truth values, or objects that are text or None where a cell is empty."""
 
 
+_INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")
+"""What a frame's index without a name is called in files: in CSV, in CSV that pandas read, in Parquet."""
+
+
 class Sheet(NamedTuple):
     """The columns of a file or frame, and what it is called in messages."""
 
@@ -32,7 +37,7 @@ class ColumnRoles:
     Attributes:
         target: the column to predict.
         client: the column that says whose sample it is, or None.
-        features: the columns of inputs; None: all others.
+        features: the columns of inputs; None: all others, but a frame's index that has no name.
         drop: columns to leave out, where ``features`` is None.
         categories: columns of text that become one column of zeros and ones for each of their values.
         shape: the shape of one sample, such as [3, 32, 32] for images; None: one number for each column.
@@ -66,7 +71,8 @@ class ColumnRoles:
         for name in (*own, *(self.features or ()), *self.drop, *self.categories):
             if name not in names:
                 raise InputError(f"{table.where} must have the column {name}, got {_listed(name, names)}")
-        chosen = [n for n in names if n not in (*own, *self.drop)] if self.features is None else list(self.features)
+        rest = [n for n in names if n not in (*own, *self.drop) and not _INDEX.fullmatch(n)]
+        chosen = rest if self.features is None else list(self.features)
         again = sorted({name for name in chosen if chosen.count(name) > 1})
         require(not again, "features", "name each column once", again)
         twice = [name for name in own if name in chosen]

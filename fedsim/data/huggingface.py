@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class HuggingFace:
     Attributes:
         path: the folder, or the name, such as ``ylecun/mnist``.
         target: the column to predict.
-        features: the columns of inputs, or the one of images or lists; None: all but target and client.
+        features: the columns of inputs, or the one of images or lists; None: all but target, client and unnamed index.
         client: the column that says whose sample it is; None: there are no natural clients.
         subset: the configuration of a data set that has several; None: its default.
         train: the name of the split for training.
@@ -63,7 +64,8 @@ class HuggingFace:
         if len(chosen) == 1 and not _is_number(splits[0].features[chosen[0]]):
             given: dict[str, Any] = {}
             for split, suffix in zip(splits, ("", "_test"), strict=False):
-                given[f"x{suffix}"] = _stacked(split[chosen[0]], f"{self.path}: column {chosen[0]}")
+                kind = _type(split.features[chosen[0]])
+                given[f"x{suffix}"] = _stacked(split[chosen[0]], kind, f"{self.path}: column {chosen[0]}")
                 given[f"y{suffix}"] = list(split[self.target])
                 given[f"client{suffix}"] = None if self.client is None else list(split[self.client])
             return from_arrays(**given, **vars(told), name=name).load(seed)
@@ -127,8 +129,16 @@ def _column(values: Any) -> np.ndarray:
     return np.array(cells, dtype=object)
 
 
-def _stacked(values: Any, where: str) -> np.ndarray:
-    """Images or lists of numbers as one array [n, ...]."""
+def _type(feature: Any) -> np.dtype[Any] | None:
+    """The type that the library says of the numbers in a column of lists or arrays, which it gives as Python's."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    name = str(getattr(feature, "dtype", ""))
+    return np.dtype(name) if re.fullmatch(r"u?int\d+|float\d+", name) else None
+
+
+def _stacked(values: Any, kind: np.dtype[Any] | None, where: str) -> np.ndarray:
+    """Images or lists of numbers as one array [n, ...], of the type that the library says."""
     rows: np.ndarray | None = None
     for number, value in enumerate(values):
         if hasattr(value, "getbands"):  # an image of PIL's
@@ -138,6 +148,8 @@ def _stacked(values: Any, where: str) -> np.ndarray:
         array = np.asarray(value)
         do = "map text to numbers and save it with save_to_disk"
         require(array.dtype.kind in "biuf", where, "hold images or lists of numbers", type(value).__name__, do)
+        if kind is not None and (array.dtype.kind in "iu") == (kind.kind in "iu"):  # an empty cell is a float
+            array = array.astype(kind)
         if rows is None:
             require_memory(where, len(values) * array.nbytes)
             rows = np.empty((len(values), *array.shape), array.dtype)

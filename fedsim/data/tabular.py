@@ -95,7 +95,7 @@ class Parquet(_TableFile):
             samples, with the same columns.
         task: such as ``classification`` or ``regression``; None: whole numbers and text are classes, fractions are not.
         outputs: number of classes, whose labels are then kept as they are; None: as many as there are.
-        features: the columns of inputs; None: all but target and client.
+        features: the columns of inputs; None: all but target, client and an unnamed index.
         drop: columns to leave out, where ``features`` is None.
         categories: columns of text that become one column of zeros and ones for each of their values.
         shape: shape of one sample, such as [3, 32, 32] for images; None: one number for each column.
@@ -139,7 +139,7 @@ def from_pandas(
         test: the share held out for testing, or the frame of the test samples.
         task: as in ``from_arrays``, like ``outputs`` and ``standardise``.
         outputs: number of classes.
-        features: the columns of inputs; None: all but target and client.
+        features: the columns of inputs; None: all but target, client and an unnamed index.
         drop: columns to leave out, where ``features`` is None.
         categories: columns of text that become one column of zeros and ones for each of their values.
         shape: shape of one sample, such as (3, 32, 32) for images; None: one number for each column.

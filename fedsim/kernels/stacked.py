@@ -23,10 +23,10 @@ from fedsim.ground.layout import Layout
 from fedsim.kernels import stacked_dropout as drop
 from fedsim.kernels import stacked_layers as layers
 from fedsim.kernels import stacked_ops as ops
-from fedsim.kernels.precision import lowered, raised
 from fedsim.kernels import stacked_shapes as shapes
 from fedsim.kernels import stacked_values as operands
 from fedsim.kernels import traced
+from fedsim.kernels.precision import lowered, raised
 from fedsim.kernels.stacked_attention import scaled_dot_product_attention
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
 from fedsim.models.policy import FrozenNorm

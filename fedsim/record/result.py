@@ -40,7 +40,7 @@ class Result:
         server: the algorithm's final server state; () where there is no server.
         trajectory: [rounds + 1, d] when asked for, the initial model and that after each round, as ``metrics`` has
             them; [rounds + 1, n, d] of peers; else None.
-        run_dir: the run's folder, or None.
+        run_dir: the run's folder, an absolute path, or None.
         message: why the run stopped early, or "".
         stores: the clients' states, of each architecture; ``client`` reads them.
         name: what the run is called.
