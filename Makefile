@@ -3,7 +3,7 @@ PYTHON ?= python
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help check test test-slow test-job test-matrix soak bench token image
+.PHONY: help check test test-slow test-job test-matrix docs soak bench token image
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ VERSIONS ?= 3.10 3.13
 TESTS ?=
 test-matrix: ## the fast suite on Python 3.10 and 3.13, those that are found; VERSIONS=3.12 TESTS=tests/test_basics.py choose
 	$(PYTHON) scripts/matrix.py $(VERSIONS) -- $(TESTS)
+
+docs: ## the documentation as a site: build/docs/index.html, to be opened as it lies (extra docs)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet -f docs/site/mkdocs.yml
 
 token: ## a new secret for the docker cluster, readable by you only
 	$(PYTHON) scripts/cluster.py token docker/token

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fedsim.ground.rng import numpy_stream
     from fedsim.local import Local
     from fedsim.pool.engine import Engine
-    from fedsim.simulation import Result, simulate
+    from fedsim.record.result import Result
+    from fedsim.simulation import simulate
 
 __all__ = ["Engine", "Evaluate", "Local", "Mean", "Result", "__version__", "numpy_stream", "simulate"]
 
@@ -26,7 +27,7 @@ _HOMES = {
     "Evaluate": "evaluate",
     "Local": "local",
     "Mean": "aggregate",
-    "Result": "simulation",
+    "Result": "record.result",
     "numpy_stream": "ground.rng",
     "simulate": "simulation",
 }

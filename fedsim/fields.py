@@ -64,11 +64,18 @@ def fitted(value: Any, kind: Any, path: str, other: Callable[[Any, Any, str], An
     Raises:
         InputError: ``block must be an int or 'auto', got 'all'``.
     """
-    for choice in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+    for choice in _choices(kind):
         done = _as(value, choice, path, other)
         if done is not MISFIT:
             return done
-    raise InputError(f"{path} must be {in_words(kind, mapping=other is not instance)}, got {_shown(value)}")
+    lists = any(get_origin(choice) is tuple and get_args(choice)[-1] is ... for choice in _choices(kind))
+    do = f"; a list has brackets: [{value}]" if lists and isinstance(value, str) and value else ""
+    raise InputError(f"{path} must be {in_words(kind, mapping=other is not instance)}, got {_shown(value)}{do}")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation itself."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def instance(value: Any, kind: Any, path: str) -> Any:

@@ -5,90 +5,45 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate, Mean
 from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
+from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled, assemble
-from fedsim.assembly.divide import load
-from fedsim.assembly.keeping import Kept, draw_pictures, keep, require_place
+from fedsim.assembly.divide import load, unused_clients
+from fedsim.assembly.keeping import Kept, draw_pictures, keep, run_place, write_names
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
+from fedsim.callbacks.base import Callback, RunView
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.losses import Task
 from fedsim.errors import Interrupted
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import Progress, warning
 from fedsim.ground.interrupts import Stopping
 from fedsim.ground.own_code import own_code
-from fedsim.ground.tree import tree_map
 from fedsim.local import Local
 from fedsim.models import Factory
 from fedsim.partition import Partition
 from fedsim.pool.engine import Engine
-from fedsim.pool.jobs import Rows
 from fedsim.privacy.config import Privacy
 from fedsim.record.checkpoint import Checkpointing
+from fedsim.record.clients_file import ClientsFile
 from fedsim.record.history import History
+from fedsim.record.kept_models import KeptModels
+from fedsim.record.result import Result as Result
 from fedsim.record.run_folder import Status
 from fedsim.runs.run import Run
-from fedsim.runs.traffic import Record
-from fedsim.schedule import All, Schedule
+from fedsim.schedule import All, Schedule, smaller_cohort
 from fedsim.topology import Topology
 from fedsim.topology.reading import order_of
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        status: ``finished``, ``diverged`` or ``interrupted``.
-        metrics: one record per round, round 0 being the initial model: every scalar by its TensorBoard tag.
-        summary: last and best of each ``eval/*``, totals of ``comm/*``, ``digest``, ``cpu_capability``; as in
-            summary.json.
-        model: the final global model, or the mean of the peers', in evaluation mode; None for an algorithm that has
-            none.
-        server: the algorithm's final server state; () where there is no server.
-        trajectory: [rounds + 1, d] when asked for, the initial model and that after each round, as ``metrics`` has
-            them; [rounds + 1, n, d] of peers; else None.
-        run_dir: the run's folder, or None.
-        message: why the run stopped early, or "".
-        stores: the clients' states, of each architecture; ``client`` reads them.
-    """
-
-    status: Status
-    metrics: list[Record]
-    summary: dict[str, Any]
-    model: nn.Module | None
-    server: Any
-    trajectory: np.ndarray | None = None
-    run_dir: Path | None = None
-    message: str = ""
-    stores: tuple[Rows, ...] = ()
-
-    def client(self, number: int) -> Any:
-        """The final state of one client, a tree of tensors.
-
-        >>> from fedsim.algorithms.scaffold import Scaffold
-        >>> from fedsim.data import Quadratic
-        >>> from fedsim.models import linear_zero
-        >>> from fedsim.partition import Natural
-        >>> equal = Mean(weights="uniform")
-        >>> parts = {"data": Quadratic(clients=3), "partition": Natural(), "model": linear_zero, "aggregate": equal}
-        >>> result = simulate(Scaffold(lr=0.01), **parts, rounds=1)
-        >>> result.client(2).c.shape == result.server.x.shape
-        True
-        """
-        rows = self.stores[number % len(self.stores)].read([number])
-        return tree_map(lambda array: torch.from_numpy(array)[0], rows[0])
 
 
 def simulate(
@@ -107,6 +62,7 @@ def simulate(
     privacy: Privacy | None = None,
     engine: Engine = Engine(backend="serial"),  # noqa: B008
     evaluate: Evaluate = Evaluate(),  # noqa: B008
+    task: Task | None = None,
     seed: int = 0,
     trajectory: bool = False,
     events: bool = False,
@@ -115,6 +71,8 @@ def simulate(
     resume: bool = False,
     progress: bool = False,
     config: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    name: str | None = None,
 ) -> Result:
     """Run a federated simulation.
 
@@ -149,6 +107,7 @@ def simulate(
         privacy: the mechanism around the algorithm, its noise, and how epsilon is computed.
         engine: how the run is executed.
         evaluate: when and what to evaluate.
+        task: loss and metrics of one's own, in the place of what the data set says.
         seed: of everything random in the run.
         trajectory: keep the global model, or every peer's, after every round.
         events: keep the events of a run in virtual time, in the run's folder.
@@ -158,9 +117,12 @@ def simulate(
             has none begins the run anew.
         progress: show a progress bar.
         config: what config.yaml shall hold; by default the parts themselves.
+        callbacks: who is told of every round and may ask the run to stop, for example
+            ``[fedsim.callbacks.EarlyStopping(target=0.9)]``.
+        name: what the run is called; None: by what it is, as ``fedavg-digits-dirichlet-s0``.
 
     Returns:
-        Metrics and final model. A run that diverges returns what it had, with its status.
+        Metrics and final model. A run that diverges, or that a callback stopped, returns what it had, with its status.
 
     Raises:
         InputError: something cannot be run; raised before anything is spawned.
@@ -188,13 +150,16 @@ def simulate(
         privacy=privacy,
         engine=engine,
         evaluate=evaluate,
+        task=task,
         checkpoint=checkpoint,
         seed=seed,
         trajectory=trajectory,
         events=events,
+        callbacks=callbacks,
+        name=name,
     )
     require_kind(progress, "progress", bool, "be True or False")
-    require_place(run_dir, config, resume)
+    run_dir = run_place(run_dir, config, resume)
     with ExitStack() as stack:
         stopping = stack.enter_context(Stopping())
         bar = stack.enter_context(Progress(parts.planned_rounds)) if progress else None
@@ -209,6 +174,7 @@ def simulate(
         if kept.folder:
             stack.enter_context(kept.folder)
             if not kept.saved:
+                write_names(assembled, kept.folder)
                 draw_pictures(assembled, kept.folder)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
         with own_code("run"):
@@ -220,22 +186,65 @@ def simulate(
         points: list[Tensor] | None = [] if trajectory else None
         ledger, mark = assembled.ledger, kept.mark
         history = History(run, kept.folder, bar, kept.checkpoints, mark, points, ledger, begun, events=events)
-        if kept.saved:
-            history.resume(kept.saved)
+        stack.callback(history.hooks.close)
+        take_up(history, assembled, kept, config)
         status, message = history.play(stopping)
-        final = assembled.prepared.module(run.model())  # before anything says that the run has finished
-        summary = history.finish(status, message)
-    path = kept.folder.path if kept.folder else None
-    points_kept, stores = history.trajectory(), tuple(run.stores)
-    result = Result(status, history.records, summary, final, run.server, points_kept, path, message, stores)
+        result = finish(history, assembled, kept, status, message)
     if status == "interrupted":
         raise Interrupted(message, result)
     return result
 
 
+def finish(history: History, assembled: Assembled, kept: Kept, status: Status, message: str) -> Result:
+    """Write what the run came to; returns it."""
+    run = history.run
+    final = assembled.prepared.module(run.model())  # before anything says that the run has finished
+    return Result(
+        status=status,
+        metrics=history.records,
+        summary=history.finish(status, message),
+        model=final,
+        server=run.server,
+        trajectory=history.trajectory(),
+        run_dir=kept.folder.path if kept.folder else None,
+        message=message,
+        stores=tuple(run.stores),
+        name=assembled.parts.called,
+    )
+
+
+def take_up(history: History, assembled: Assembled, kept: Kept, config: Mapping[str, Any] | None) -> None:
+    """Go on from what is kept of the run, if anything is, and tell the callbacks."""
+    if kept.folder:
+        evaluate = assembled.parts.evaluate
+        history.models = KeptModels(kept.folder.path, assembled.prepared.module, evaluate)
+        history.clients = ClientsFile.wanted(kept.folder.path) if evaluate.clients else None
+    if kept.saved:
+        history.resume(kept.saved)
+    view = view_of(assembled, history, kept, config)
+    history.hooks.begin(assembled.parts.callbacks, view)
+
+
+def view_of(assembled: Assembled, history: History, kept: Kept, config: Mapping[str, Any] | None) -> RunView:
+    """What callbacks may know of a run."""
+    parts, folder = assembled.parts, kept.folder.path if kept.folder else None
+    before = tuple(MappingProxyType(dict(record)) for record in history.records)
+    module = assembled.prepared.module
+    return RunView(
+        parts.called,
+        facts.with_name(assembled, config),
+        folder,
+        parts.planned_rounds,
+        before,
+        lambda: module(history.run.model()),
+    )
+
+
 def warn(assembled: Assembled, run: Run) -> None:
-    """Say what the user should know of the kernels, of the run, and of the order of a graph's nodes."""
-    mixing = assembled.network.mixing
+    """Say what the user should know of settings, kernels, the run, clients that nobody uses and a graph's nodes."""
+    parts, mixing = assembled.parts, assembled.network.mixing
     order = order_of(mixing.graph) if mixing is not None else ()
-    for note in (*assembled.prepared.notes, *run.notes, *order):
+    few = smaller_cohort(parts.schedule, len(assembled.population))
+    unused = unused_clients(parts, assembled.dataset)
+    for note in (*parts.engine.without_effect, *few, *assembled.prepared.notes, *run.notes, *unused, *order):
         warning(note)

@@ -30,7 +30,7 @@ from tests.test_layers import FILES, FLOOR, FLOORS, imports, name, room  # noqa:
 PICTURE, PAGE = ROOT / "docs/architecture.svg", ROOT / "docs/architecture.md"
 FRONT = (
     *("simulation", "algorithms", "data", "models", "partition", "schedule", "topology", "channel", "privacy"),
-    *("aggregate", "local", "evaluate", "objective", "traits", "types", "fields", "errors"),
+    *("aggregate", "callbacks", "local", "evaluate", "objective", "traits", "types", "fields", "errors"),
 )
 """The rooms that users import from; the others run what these describe."""
 
@@ -52,11 +52,11 @@ class Node(NamedTuple):
 
 
 def first_sentence(room: str) -> str:
-    """What a room is for, from its docstring."""
+    """What a room is for, from its docstring, with code between backticks."""
     folder = ROOT / "fedsim" / room
     path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     text = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
-    text = " ".join(text.replace("``", "").split()).partition("; ")[0].partition(". ")[0]
+    text = " ".join(text.replace("``", "`").split()).partition("; ")[0].partition(". ")[0]
     return text.rstrip(".")
 
 
@@ -177,7 +177,7 @@ def _even(row: Sequence[Node]) -> list[float]:
 
 def wrapped(room: str) -> list[str]:
     """The text of a box."""
-    return textwrap.wrap(first_sentence(room), int((width(Node(room)) - 16) / 5.7))
+    return textwrap.wrap(first_sentence(room).replace("`", ""), int((width(Node(room)) - 16) / 5.7))
 
 
 class Page(NamedTuple):

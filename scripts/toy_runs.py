@@ -184,7 +184,7 @@ def outcome(line: tuple[str, ...], compose: Any, build: Any, simulate: Any) -> d
         result = simulate(**parts)
     except ValueError as error:  # InputError: refused, or the data are not there
         text = " ".join(str(error).split())
-        return {"absent" if "scripts/download.py" in text else "refused": text[:300]}
+        return {"absent" if "fedsim download" in text or "scripts/download.py" in text else "refused": text[:300]}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"[:300]}
     return numbers(result, int(config["partition"].get("clients") or 0))

@@ -31,6 +31,7 @@ from typing import Any
 import pytest
 
 from fedsim.cli import main as run
+from fedsim.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +82,11 @@ class Desk:
             except SystemExit as stop:
                 code = int(stop.code or 0)
         return code, self._capture.readouterr().err
+
+    def report(self, arguments: str) -> tuple[int, str]:
+        """Exit code and standard error of ``fedsim-report ...``."""
+        self._capture.readouterr()
+        return report(shlex.split(arguments)), self._capture.readouterr().err
 
     def script(self, code: str) -> dict[str, Any]:
         """The names that a script of the page leaves."""

@@ -228,6 +228,13 @@ def test_a_snapshot_is_all_that_later_steps_depend_on() -> None:
     assert len(fresh["flights"].ids) == 0
 
 
+@pytest.mark.parametrize("algorithm", FIELDS, ids=lambda a: type(a).__name__)
+def test_where_nobody_says_how_many_work_at_once_all_of_few_do(algorithm: Any) -> None:
+    all_of_them, unsaid = replace(SPREAD, concurrency=9), replace(SPREAD, concurrency="auto")
+    points = [finish(asynchronous(algorithm, schedule, 10)) for schedule in (all_of_them, unsaid)]
+    np.testing.assert_array_equal(*points)
+
+
 def test_what_cannot_be() -> None:
     with pytest.raises(InputError, match="concurrency"):
         Asynchronous(10).check(9, 1)

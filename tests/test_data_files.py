@@ -54,7 +54,7 @@ def test_a_missing_file_names_file_folder_and_both_ways_to_get_it(tmp_path: Path
         read_file(tmp_path, DataFile("set/file"), "toy")
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("no file file", str(tmp_path / "set"), "scripts/download.py toy", "FEDSIM_DATA", "data.root"):
+    for part in ("no file file", str(tmp_path / "set"), "fedsim download toy", "FEDSIM_DATA", "data.root"):
         assert part in message
 
 
@@ -68,7 +68,7 @@ def test_a_damaged_file_names_expected_and_got_digest(tmp_path: Path, form: str,
         read_file(tmp_path, DataFile("file", {form: md5(good), "": md5(CONTENT)}), "toy")
     message = str(caught.value)
     assert "\n" not in message
-    for part in (f"file{form}", md5(good), md5(bad), "delete it and run `python scripts/download.py toy`"):
+    for part in (f"file{form}", md5(good), md5(bad), "delete it and run `fedsim download toy`"):
         assert part in message
 
 

@@ -153,7 +153,7 @@ def test_libsvm_options_are_checked(tmp_path: Path) -> None:
         LibSVM(name="a1a")
     with pytest.raises(InputError, match="test_path must come with path"):
         LibSVM(test_path="x")
-    with pytest.raises(InputError, match=r"no file a9a .*download\.py a9a"):
+    with pytest.raises(InputError, match=r"no file a9a .*fedsim download a9a"):
         LibSVM(root=str(tmp_path)).load(0)
     with pytest.raises(InputError, match="nowhere: cannot be read"):
         LibSVM(path=str(tmp_path / "nowhere")).load(0)
@@ -210,7 +210,7 @@ def test_gas_batches_must_have_the_right_classes_and_features(gas_root: Path) ->
 
 
 def test_without_any_gas_batch_the_first_is_reported_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no file batch1\.dat .*download\.py gas_sensor_drift"):
+    with pytest.raises(InputError, match=r"no file batch1\.dat .*fedsim download gas_sensor_drift"):
         GasSensorDrift(root=str(tmp_path)).load(0)
 
 

@@ -16,6 +16,7 @@ MODULES = [
 ]
 MUST = """
 fedsim.aggregate.Mean
+fedsim.callbacks.early_stopping.EarlyStopping
 fedsim.channel.channel.Channel
 fedsim.evaluate.Evaluate
 fedsim.fields.check_fields
@@ -30,7 +31,7 @@ fedsim.partition.sizes.Iid
 fedsim.pool.engine.Engine
 fedsim.privacy.config.CentralGaussian
 fedsim.schedule.rules.Uniform
-fedsim.simulation.Result.client
+fedsim.record.result.Result.client
 fedsim.simulation.simulate
 fedsim.topology.fixed.Ring
 fedsim.topology.spectrum.spectral_gap

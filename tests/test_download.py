@@ -1,28 +1,24 @@
-"""scripts/download.py against a server on 127.0.0.1."""
+"""``fedsim download`` against a server on 127.0.0.1."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
-import os
-import subprocess
-import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from fedsim.data.downloads import DOWNLOADS, Download
 from fedsim.data.fetch import fetch, unpack
 from fedsim.data.published import DataFile
 from fedsim.errors import InputError
 
-SCRIPT = Path(__file__).parent.parent / "scripts/download.py"
+Shell = Callable[..., int]
 CONTENT = bytes(range(256)) * 4000
 
 
@@ -83,17 +79,6 @@ def site() -> Iterator[Site]:
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fedsim_download_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def quiet(done: int, total: int | None) -> None:
@@ -201,76 +186,80 @@ def test_only_expected_members_are_unpacked_to_their_places(tmp_path: Path, make
 
 
 def test_the_command_downloads_unpacks_and_then_has_nothing_to_do(
-    script: ModuleType, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    console: Shell, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = tar_of(MEMBERS)
     single = DataFile("set/f", {".gz": md5(CONTENT)})
     toy = (
-        script.Download("http://elsewhere/f.gz", "set/f.gz", md5(CONTENT), (single,)),
-        script.Download("http://elsewhere/a.tar.gz", "set/a.tar.gz", md5(archive), tuple(FILES)),
+        Download("http://elsewhere/f.gz", "set/f.gz", md5(CONTENT), (single,)),
+        Download("http://elsewhere/a.tar.gz", "set/a.tar.gz", md5(archive), tuple(FILES)),
     )
-    monkeypatch.setitem(script.SOURCES, "toy", toy)
+    monkeypatch.setitem(DOWNLOADS, "toy", toy)
     site.files = {"f.gz": CONTENT, "a.tar.gz": archive}
-    command = ["toy", "--root", str(tmp_path), "--mirror", site.url + "/"]
-    assert script.main(command) == 0
+    command = ["download", "toy", "--root", str(tmp_path), "--mirror", site.url + "/"]
+    assert console(*command) == 0
     expected = {"set/f.gz": CONTENT, **{f"set/{path}": content for path, content in MEMBERS.items()}}
     assert tree(tmp_path) == expected
     assert "f.gz downloaded" in capsys.readouterr().out
     requests = len(site.log)
     (tmp_path / "set/f.gz").unlink()
     (tmp_path / "set/f").write_bytes(b"a plain form, without a digest of its own")
-    assert script.main(command) == 0
+    assert console(*command) == 0
     assert len(site.log) == requests
     assert capsys.readouterr().out.count("already there") == 2
     (tmp_path / "set/batch/one").write_bytes(b"damaged")
-    assert script.main(command) == 1
+    assert console(*command) == 2
     assert "one: damaged" in capsys.readouterr().err
 
 
-def test_help_lists_the_names() -> None:
-    path = os.pathsep.join([str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(SCRIPT), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert done.returncode == 0
+def test_help_lists_the_names(console: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    assert console("download", "--help") == 0
+    said = capsys.readouterr().out
     for name in ("mnist", "fashion_mnist", "cifar10", "cifar100", "a9a", "gas_sensor_drift", "tiny_shakespeare"):
-        assert name in done.stdout
+        assert name in said
 
 
-def test_an_unknown_name_lists_the_known_ones(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        script.main(["imagenet"])
-    assert "invalid choice: 'imagenet' (choose from" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("names", "got"), [(["imagenet"], "got imagenet"), (["mnists"], "did you mean mnist?"), ([], "got nothing")]
+)
+def test_an_unknown_name_lists_the_known_ones(
+    console: Shell, capsys: pytest.CaptureFixture[str], names: list[str], got: str
+) -> None:
+    assert console("download", *names) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "NAME must be one of mnist, fashion_mnist," in line
+    assert got in line
 
 
 def test_without_a_network_one_line_says_which_files_go_where(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    console: Shell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main(["mnist", "--root", str(tmp_path), "--mirror", "http://127.0.0.1:1"]) == 1
+    assert console("download", "mnist", "--root", str(tmp_path), "--mirror", "http://127.0.0.1:1") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     for part in ("train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", str(tmp_path / "mnist"), "--mirror"):
         assert part in line
 
 
 def test_the_wrong_file_at_the_real_name_is_refused(
-    script: ModuleType, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    console: Shell, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.files["input.txt"] = b"To be"
-    assert script.main(["tiny_shakespeare", "--root", str(tmp_path), "--mirror", site.url]) == 1
+    assert console("download", "tiny_shakespeare", "--root", str(tmp_path), "--mirror", site.url) == 2
     expected = f"expected md5 6fb458f1232090904fb40fe944165e91, got {md5(b'To be')} (5 bytes)"
     assert expected in capsys.readouterr().err
     assert tree(tmp_path) == {}
 
 
 def test_a_file_that_the_server_lacks_is_an_error(
-    script: ModuleType, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    console: Shell, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.main(["cifar100", "--root", str(tmp_path), "--mirror", site.url]) == 1
+    assert console("download", "cifar100", "--root", str(tmp_path), "--mirror", site.url) == 2
     assert "Not Found" in capsys.readouterr().err
     assert tree(tmp_path) == {}
 
 
-def test_every_download_leads_to_files_that_a_reader_looks_for(script: ModuleType) -> None:
-    for name, downloads in script.SOURCES.items():
+def test_every_download_leads_to_files_that_a_reader_looks_for() -> None:
+    for name, downloads in DOWNLOADS.items():
         for download in downloads:
             assert download.url.startswith(("https://", "http://"))
             assert download.gives

@@ -323,3 +323,15 @@ def test_workers_can_use_the_samples_where_they_lie(dtype: Any) -> None:
     assert x.dtype == dtype
     assert worker._worker.train_feed.x.data_ptr() == x.ctypes.data
     worker.close()
+
+
+def test_settings_of_actors_that_a_run_without_actors_has_are_said_to_have_no_effect(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert Engine(backend="ray", actors=4, retries=0).without_effect == Engine(backend="serial").without_effect == ()
+    said = Engine(backend="serial", actors=4, timeout_s=None).without_effect
+    assert [line.split()[0] for line in said] == ["engine.actors=4", "engine.timeout_s=None"]
+    run: dict[str, Any] = {"data": ragged(), "partition": Natural(), "model": mlp, "rounds": 1}
+    result = simulate(FedAvg(lr=0.1), **run, engine=Engine(backend="serial", actors=4), progress=True)
+    assert result.status == "finished"
+    assert "engine.actors=4 has no effect: engine=serial computes in this process" in capsys.readouterr().err

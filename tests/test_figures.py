@@ -163,11 +163,14 @@ def test_ten_curves_repeat_no_pair_of_colour_and_dashes():
     assert len({(each.get_color(), str(each._unscaled_dash_pattern)) for each in axes.lines}) == 10
 
 
-def test_bands_have_the_colours_of_their_lines_and_do_not_widen_the_axes():
+def test_bands_and_single_runs_have_the_colours_of_their_lines_and_do_not_widen_the_axes():
     xs = np.arange(4.0)
     series = {"a": (xs, xs), "b": (xs, 2 * xs)}
     halves = {"a": np.array([np.nan, 1.0, 1.0, 50.0]), "b": np.full(4, np.nan)}
-    plain, banded = (curves(series, "", x="", y="", halves=h).axes[0] for h in (None, halves))
+    runs, unbounded = {"a": np.stack([xs - 9, xs + 9]), "b": xs[None]}, (-np.inf, np.inf)
+    behind = {name: (runs[name], halves[name], unbounded) for name in series}
+    plain, banded = (curves(series, "", x="", y="", behind=b).axes[0] for b in (None, behind))
+    assert [line.get_color() for line in banded.lines[2:]] == [banded.lines[0].get_color()] * 2
     assert banded.get_ylim() == plain.get_ylim()
     assert len(plain.collections) == 0
     (band,) = banded.collections
@@ -175,3 +178,6 @@ def test_bands_have_the_colours_of_their_lines_and_do_not_widen_the_axes():
     outline = band.get_paths()[0].vertices
     assert {(1.0, 0.0), (1.0, 2.0), (3.0, -47.0), (3.0, 53.0)} <= {(x, y) for x, y in outline}
     assert outline[:, 0].min() == 1.0
+    cut = curves(series, "", x="", y="", behind=behind | {"a": (runs["a"], halves["a"], (0.0, 3.5))}).axes[0]
+    heights = cut.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0.0, 3.5)

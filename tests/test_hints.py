@@ -36,7 +36,7 @@ TOKEN = rf"(?:{'|'.join((*GROUPS, 'downlink', *SECTIONS))})(?:\.[a-z_0-9]+)*=[\w
 HINT = re.compile(rf"(?<![\w./~-]){TOKEN}(?:\s+(?:{TOKEN}|(?:rounds|seed)=[\d,]+))*")
 # Names that stand for the reader's own: NAME, my_module, the examples that the documents write down in full.
 OWN = re.compile(
-    r"[A-Z]{2,}|my_module|_target_=(?!fedsim)|kept|window|a\.B|\[a,b,c\]|nosuch|\.\.\.|\.mu=1$|=fast$|^sweep|=[A-Z]\w+$|_$|\d+\.\d+\.\d+\.\d+"
+    r"[A-Z]{2,}|my_module|_target_=(?!fedsim)|kept|window|a\.B|\[a,b,c\]|nosuch|\.\.\.|\.mu=1$|=fast$|^sweep|=(focal|wrong|stoping)\.?|early_stoping|^task\.gamma|root=\.|=[A-Z]\w+$|_$|\d+\.\d+\.\d+\.\d+"
 )
 
 
@@ -50,7 +50,8 @@ def said(path: Path) -> list[str]:
         return [re.sub(r"^\s*(>>>|\.\.\.).*$", "", text, flags=re.M) for text in strings]  # examples are Python
     if path.suffix == ".yaml":
         return [" ".join(line.partition("#")[2] for line in text.splitlines() if "#" in line)]
-    return re.split(r"```python\n.*?```", text, flags=re.S)
+    refused = re.sub(r"^\$ fedsim .*\n(?=error: )", "", text, flags=re.M)  # shown for what it is answered
+    return re.split(r"```python\n.*?```", refused, flags=re.S)
 
 
 def hints(path: Path) -> list[str]:

@@ -24,7 +24,7 @@ from fedsim.assembly.uses import QUESTIONS
 from fedsim.cli.main import main
 from fedsim.data import Dataset, Split
 from fedsim.data.batches import Feed, Samples
-from fedsim.data.dataset import Task
+from fedsim.data.dataset import Word as Task
 from fedsim.data.losses import loss_of
 from fedsim.errors import InputError
 from fedsim.ground.layout import Layout, aligned

@@ -62,6 +62,7 @@ RIGHT: dict[str, Any] = {
     "privacy": None,
     "engine": Engine(backend="serial"),
     "evaluate": Evaluate(),
+    "task": None,
     "seed": 0,
     "checkpoint": Checkpointing(),
     "trajectory": False,
@@ -70,6 +71,8 @@ RIGHT: dict[str, Any] = {
     "progress": False,
     "run_dir": None,
     "config": None,
+    "callbacks": (),
+    "name": None,
 }
 STRANGERS: dict[str, Any] = {
     "None": None,
@@ -122,8 +125,10 @@ FITS = {  # the strangers that are none
     "aggregate": {"a rule"},
     "topology": {"None", "a topology"},
     "privacy": {"None", "a mechanism"},
+    "task": {"None"},
     "engine": {"an engine"},
     "run_dir": {"None", "a string"},
+    "name": {"None", "a string"},
     "config": {"None", "a dictionary", "a node of Hydra"},
 }
 
@@ -140,7 +145,7 @@ def test_every_argument_refuses_every_stranger(name: str, tmp_path: Path) -> Non
         if what in FITS.get(name, set()) or (name == "model" and isinstance(stranger, type)):
             continue  # any class may be a factory: what it gives is checked
         parts = {**RIGHT, "data": Unread(), **{name: stranger}}
-        with pytest.raises(InputError, match=f"^{name} must ") as caught:
+        with pytest.raises(InputError, match=rf"^{name}(\[0\])? must ") as caught:
             simulate(parts.pop("algorithm"), **parts)
         assert "\n" not in str(caught.value), what
         assert ", got " in str(caught.value), what

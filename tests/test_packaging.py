@@ -42,6 +42,16 @@ def test_the_citation_says_what_the_package_says() -> None:
     )
 
 
+@pytest.mark.parametrize("folder", ["", "fedsim", "configs", "scripts", "tests", "docker", "docs", "hydra_plugins"])
+def test_no_file_has_the_marks_of_a_merge(folder: str) -> None:
+    files = (ROOT / folder).glob("*") if not folder else (ROOT / folder).rglob("*")
+    texts = [
+        path for path in files if path.suffix in (".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".ipynb", ".css")
+    ]
+    marks = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.M)
+    assert [path for path in texts if path.is_file() and marks.search(path.read_text())] == []
+
+
 def test_types_are_for_users_too() -> None:
     assert (ROOT / "fedsim/py.typed").read_text() == "", "tests/test_wheel.py looks for it in the wheel"
 

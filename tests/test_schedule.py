@@ -14,9 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.nodes import build_object
+from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError
-from fedsim.schedule import All, Bernoulli, Cohorts, Cyclic, Uniform
+from fedsim.local import Local
+from fedsim.models import linear
+from fedsim.partition import Natural
+from fedsim.schedule import All, Asynchronous, Bernoulli, Cohorts, Cyclic, Uniform, smaller_cohort
+from fedsim.simulation import simulate
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "schedule").glob("*.yaml"))
 
@@ -148,12 +154,14 @@ def test_a_file_that_cannot_be_read_is_refused_at_construction(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Uniform(0), r"^cohort must be >= 1, got 0"),
+        (lambda: Uniform(0), r"^cohort must be >= 1 or auto, got 0"),
         (lambda: Bernoulli(0.0), r"^rate must be in \(0, 1\], got 0.0"),
         (lambda: Bernoulli(1.1), r"^rate must be in \(0, 1\], got 1.1"),
         (lambda: Bernoulli(0.5, "sometimes"), r"^empty must be one of auto, redraw, keep, got 'sometimes'"),
         (lambda: Bernoulli(float("nan")), r"^rate must be a finite number, got nan"),
         (lambda: Uniform(50).check(20, 1), r"^schedule.cohort must be <= the 20 clients, got 50$"),
+        (lambda: Uniform(10).check(7, 1), r"^schedule.cohort must be <= the 7 clients, got 10$"),
+        (lambda: Uniform("some"), r"^cohort must be an int or 'auto', got 'some'"),
         (lambda: Bernoulli(1e-6).check(20, 1), r"^schedule.rate must be >= 0.0025 for 20 clients, or nearly every"),
         (
             lambda: Bernoulli(1e-12).clients(0, 20, 0),
@@ -190,3 +198,32 @@ def test_cyclic_brings_everyone_in_turn_equally_far_apart(population, cohort):
     assert groups == 1 or rule.clients(0, population, 6) != seen[0]
     with pytest.raises(InputError, match="cohort must be <="):
         Cyclic(cohort=population + 1).check(population, 1)
+
+
+@pytest.mark.parametrize("rule", [Uniform, Cyclic])
+def test_a_cohort_that_nobody_chose_is_ten_or_everybody(rule):
+    rule().check(7, 3)
+    assert rule().clients(2, 7, 0) == tuple(range(7))
+    assert rule().clients(2, 45, 0) == rule(10).clients(2, 45, 0)
+    assert rule().expected(45) == rule(10).expected(45)
+    assert smaller_cohort(rule(), 10) == smaller_cohort(rule(7), 7) == smaller_cohort(All(), 7) == ()
+    assert "schedule.cohort is 7:" in smaller_cohort(rule(), 7)[0]
+
+
+def test_clients_at_work_that_nobody_counted_are_ten_or_everybody():
+    rule = Asynchronous()
+    rule.check(7, 3)
+    assert (rule.expected(7), rule.expected(45), Asynchronous(20).expected(45)) == (7, 10, 20)
+    assert smaller_cohort(rule, 10) == smaller_cohort(Asynchronous(7), 7) == ()
+    assert "schedule.concurrency is 7:" in smaller_cohort(rule, 7)[0]
+    with pytest.raises(InputError, match=r"schedule\.concurrency must be <= the 7 clients, got 8"):
+        Asynchronous(8).check(7, 3)
+
+
+def test_seven_clients_of_the_data_run_together_and_are_said_to(capsys):
+    x = np.linspace(-1, 1, 42, dtype=np.float32).reshape(14, 3)
+    data = Dataset("seven", Split(x, np.arange(14) % 2, np.arange(14) % 7), None, "classification", 2)
+    run = {"data": data, "partition": Natural(), "model": linear, "rounds": 2, "local": Local(batch_size="full")}
+    ours = simulate(FedAvg(lr=0.1), **run, schedule=Uniform(), progress=True)
+    assert ours.summary["digest"] == simulate(FedAvg(lr=0.1), **run, schedule=All()).summary["digest"]
+    assert capsys.readouterr().err.count("schedule.cohort is 7: there are fewer clients than the 10 of a round") == 1

@@ -16,15 +16,16 @@ from torch import nn
 from fedsim import Engine, Evaluate, Local, Result, simulate
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.assemble import assemble
+from fedsim.assembly.measuring import measures_of
 from fedsim.assembly.parts import Parts
-from fedsim.data import Dataset
+from fedsim.data import Dataset, Split
 from fedsim.data.batches import Samples
 from fedsim.errors import ClientError, InputError, Interrupted
 from fedsim.ground.layout import Layout
 from fedsim.models import mlp
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet, Natural
-from fedsim.pool.worker import Scores
+from fedsim.pool.scores import Scores
 from fedsim.runs.evaluation import evaluate, summarise
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
@@ -91,7 +92,7 @@ def test_evaluation_covers_every_sample_once(total: int, kernel: str) -> None:
     prepared = assemble(parts, data).prepared
     assert prepared.setup.kernels == (kernel,)
     backend = prepared.start(engine)
-    found = evaluate(backend, prepared.x0.numpy(), prepared.setup.test, data.task, clients=False)
+    found = evaluate(backend, prepared.x0.numpy(), prepared.setup.test, prepared.setup.measures, clients=False)
     backend.close()
     x = ((torch.from_numpy(prepared.setup.test.x).double() / 255) - data.mean[0]) / data.std[0]
     model = Layout.of(prepared.setup.models[0]).load(prepared.setup.models[0], prepared.x0)
@@ -251,9 +252,11 @@ def test_the_worst_tenth_is_rounded_up(task: str, clients: int, counted: int) ->
     sizes = random.integers(1, 6, clients)
     start, n = np.concatenate([[0], np.cumsum(sizes)]), int(sizes.sum())
     losses, hits = random.random(n), random.integers(2, size=n).astype(np.float64)
-    found = Scores(losses, hits if task == "classification" else np.zeros(0), np.zeros(0, dtype=np.int64))
+    measures = measures_of(Evaluate(), Dataset("rows", Split(np.zeros((2, 1)), np.zeros(2, int)), None, task, 1))
+    values = hits[:, None] if task == "classification" else losses[:, None]
+    found = Scores(losses, values, np.zeros(n, dtype=np.int64), np.zeros((n, 0)))
     test = Samples(np.zeros((n, 1)), np.zeros(n, dtype=np.int64), start)
-    metrics = summarise(found, test, task, clients=True).metrics  # type: ignore[arg-type]
+    metrics = summarise(found, test, measures, clients=True).metrics
     each = sorted((hits if task == "classification" else -losses)[a:b].mean() for a, b in pairwise(start.tolist()))
     name = "accuracy" if task == "classification" else "loss"
     want = abs(np.mean(each[:counted]))

@@ -28,9 +28,9 @@ from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError
 from fedsim.sweep.board import last_record, last_score
 from fedsim.sweep.expand import SweepJob, covering, expand, folder_name, overrides_of, params_of
+from fedsim.sweep.queued import Limits, QueuedJob, in_one_process
 from fedsim.sweep.search import Search, search
 from fedsim.sweep.state import State, SweepFolder, identity, pairing
-from fedsim.sweep.task import Limits, Task, in_one_process
 from hydra_plugins.fedsim_sweep._composer import Composer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -271,10 +271,10 @@ def test_values_set_on_a_copy_are_what_hydra_composes(overrides: list[str]) -> N
 # Packing
 
 
-def task(seed: int = 0, overrides: tuple[str, ...] = (), **engine: Any) -> Task:
+def task(seed: int = 0, overrides: tuple[str, ...] = (), **engine: Any) -> QueuedJob:
     whole = config(seed=seed, engine={**config()["engine"], "backend": "ray", **engine})
     state = State(identity(whole), pairing(whole), seed, f"seed{seed}", overrides, (), seed, 2)
-    return Task(state, whole, overrides)
+    return QueuedJob(state, whole, overrides)
 
 
 def test_jobs_run_in_one_process_each_where_that_fills_the_machine() -> None:
@@ -380,7 +380,7 @@ def test_scores_are_read_from_summaries() -> None:
     ("argv", "words"),
     [
         (["sweep=nosuch"], ["unknown option sweep=nosuch", "fedprox_mu"]),
-        (["-m", "sweep.retyr=true"], ["unknown key sweep.retyr", "did you mean sweep.retry?"]),
+        (["-m", "sweep.retyr=true"], ["unknown key sweep.retyr", "did you mean sweep.retry=true?"]),
         (["-m", "algorithm.lr=interval(0.1,1)"], ["algorithm.lr must be values", "sweep.search.sampler=tpe"]),
         (["-m", "algorithm.mu@fedprx=1,2"], ["algorithm.mu@fedprx must be for an option of algorithm", "fedprox"]),
         (["-m", "algorithm=fedavg,fedprox", "algorithm.mu=1"], ["unknown key algorithm.mu", "algorithm.mu@OPTION="]),

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
+from fedsim.ground.flat import flat_hyperparameters
 from fedsim.record.run_folder import RunFolder
-from fedsim.record.tensorboard import DPI, EventFile, charts, flat_hyperparameters
+from fedsim.record.tensorboard import DPI, EventFile, charts
 
 CONFIG = {"seed": 1, "algorithm": {"_target_": "fedsim.algorithms.FedDyn", "alpha": 0.1, "normalize": True}}
 RECORDS = [

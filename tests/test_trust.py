@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save
 from torch import nn
 
 from fedsim.assembly.configuration import build_run
@@ -126,7 +128,8 @@ def test_a_stranger_is_refused_in_every_place(group: str, option: str, name: str
     config = chosen(group, option)
     own = {key: value for key, value in config.items() if group == "experiment" or key in (group, "aggregate")}
     for path in places(own):
-        if path[-1] in FITS.get(name, ()) and len(path) == 1:
+        fits = path[0] in FITS.get(name, ())
+        if fits and (len(path) == 1 or (len(path) == 3 and path[1] == "architectures")):
             continue
         require_refused(config, path, {"_target_": STRANGERS[name]})
 
@@ -203,17 +206,26 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("evil", None)
 
 
-@pytest.mark.parametrize("argv", [("resume=sent",), ("resume=sent", "trust=false"), ("replay", "sent", "round=1")])
+BUILDING = (
+    ("resume=sent",),
+    ("resume=sent", "trust=false"),
+    ("replay", "sent", "round=1"),
+    ("export", "sent", "--format", "onnx"),
+)
+
+
+@pytest.mark.parametrize("argv", BUILDING)
 @pytest.mark.parametrize("name", PLANTED)
 def test_nothing_runs_from_a_folder_that_somebody_sent(
     console: Callable[..., int], capsys: pytest.CaptureFixture[str], sent: Path, name: str, argv: tuple[str, ...]
 ) -> None:
     planted(sent, name)
+    (sent / "model.safetensors").write_bytes(save({"w": torch.zeros(1)}))
     assert console(*argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"must name parts of fedsim only, got {name}, which can run any code; add trust=true" in line
     assert {path.name for path in sent.parent.iterdir()} == {"evil.py", "sent"}, "nothing was imported or called"
-    assert [path.name for path in sent.iterdir()] == ["config.yaml"]
+    assert {path.name for path in sent.iterdir()} == {"config.yaml", "model.safetensors"}
 
 
 def test_a_folder_that_names_a_cluster_is_not_connected_to_it(

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from fedsim.assembly.nodes import build_channel, build_model, build_object, convert
+from fedsim.assembly.nodes import build_callbacks, build_channel, build_model, build_object, convert
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
+from fedsim.assembly.run_name import require_name
 from fedsim.assembly.targets import expected
 from fedsim.errors import InputError
 from fedsim.fields import check_fields
+
+LATER = ("task", "callbacks", "name")
+"""Keys that run folders of earlier versions do not have, which leave out what they are for."""
 
 Maker: TypeAlias = Callable[[Any, str], Any]
 """From the value of a key, and the key, to a part."""
@@ -41,7 +45,8 @@ def build_run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """
     makers = _makers()
     problems = [unknown_key("", key, makers, value) for key, value in cfg.items() if key not in makers]
-    problems += [f"{key} must be given, got nothing; add {key}=..." for key in makers if key not in cfg]
+    needed = [key for key in makers if key not in LATER]
+    problems += [f"{key} must be given, got nothing; add {key}=..." for key in needed if key not in cfg]
     built: dict[str, Any] = {}
     for key, make in makers.items():
         if key in cfg:
@@ -58,10 +63,11 @@ def _makers() -> dict[str, Maker]:
     from fedsim.local import Local
     from fedsim.record.checkpoint import Checkpointing
 
-    objects = ("algorithm", "data", "partition", "schedule", "aggregate", "engine", "topology", "privacy")
+    objects = ("algorithm", "data", "partition", "schedule", "aggregate", "engine", "topology", "privacy", "task")
     sections = {"local": Local, "evaluate": Evaluate, "logger": Logger, "checkpoint": Checkpointing}
     makers: dict[str, Maker] = dict.fromkeys(objects, _played)
     makers |= {"channel": build_channel, "downlink": build_channel, "model": build_model}
+    makers |= {"callbacks": build_callbacks, "name": _name}
     makers |= {name: partial(_section, kind) for name, kind in sections.items()}
     return makers | {"rounds": partial(_whole, 1), "seed": partial(_whole, None)}
 
@@ -79,6 +85,12 @@ def _played(node: Any, key: str) -> Any:
         return built
     without = f" without {', '.join(missing(built, role.kind))}" if role.methods else ""
     raise InputError(f"{key}._target_ must be {expected(role.kind)}, got {node['_target_']!r}{without}")
+
+
+def _name(value: Any, key: str) -> str | None:
+    name: str | None = convert(value if value is None else str(value), str | None, key)
+    require_name(name)
+    return name
 
 
 def _section(kind: type, value: Any, key: str) -> Any:

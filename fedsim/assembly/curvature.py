@@ -53,7 +53,7 @@ def _gap(mixing: Mixing, name: str) -> float:
 def curvature(setup: Setup) -> tuple[float, float] | None:
     """The least and the largest eigenvalue of a client's Hessian, for least squares of a linear model without bias."""
     x, sizes = setup.train.x, setup.train.sizes()
-    if setup.task != "least_squares" or x.ndim != 2 or Layout.of(setup.models[0]).d != x.shape[1]:
+    if not setup.task.least_squares or x.ndim != 2 or Layout.of(setup.models[0]).d != x.shape[1]:
         return None
     ends = setup.train.start.tolist()
     m = int(sizes.max())  # the loss of a row is m/2 (a.x - b)^2, see ``losses.loss_of``

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from fedsim.assembly.parts import Parts
 from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.ground.own_code import built_in, own_code
-from fedsim.partition import Partition, Population
+from fedsim.partition import Natural, Partition, Population
 from fedsim.traits.declared import traits_of
 
 
@@ -18,12 +19,13 @@ def load(parts: Parts) -> Dataset:
     """The data set of a source, or the one that is in memory already; raises InputError when there is none."""
     data = parts.data
     if isinstance(data, Dataset):
-        return data
-    with own_code("data", data):
-        dataset = data.load(parts.seed)
-    name = f"data: {type(data).__name__}.load"
-    require(isinstance(dataset, Dataset), name, "return a fedsim.data.Dataset", type(dataset).__name__)
-    return dataset
+        dataset = data
+    else:
+        with own_code("data", data):
+            dataset = data.load(parts.seed)
+        name = f"data: {type(data).__name__}.load"
+        require(isinstance(dataset, Dataset), name, "return a fedsim.data.Dataset", type(dataset).__name__)
+    return dataset if parts.task is None else replace(dataset, task=parts.task)
 
 
 def divided(parts: Parts, dataset: Dataset) -> Population:
@@ -42,6 +44,15 @@ def divided(parts: Parts, dataset: Dataset) -> Population:
     if "own" in traits_of(parts.algorithm).hooks and not tested:
         raise InputError("partition must give some client a test sample, for clients are tested on their own, got none")
     return population
+
+
+def unused_clients(parts: Parts, dataset: Dataset) -> tuple[str, ...]:
+    """A note where data name their clients and one of fedsim's own rules divides the samples without regard to them."""
+    rule = parts.partition
+    if not dataset.clients or isinstance(rule, Natural) or not built_in(rule):
+        return ()
+    named = f"data {dataset.name} names {len(dataset.clients)} clients, which partition=natural uses"
+    return (f"{named}; {type(rule).__name__} divides the samples anew",)
 
 
 def require_population(population: Population, data: Dataset, partition: Partition) -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim.assembly.assemble import Assembled
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset
+from fedsim.data.own import Arrays
 from fedsim.ground.public_names import name_of_class
 from fedsim.record.provenance import provenance
 from fedsim.schedule import Events
 
 PARTS = (
     *("algorithm", "partition", "model", "data", "schedule", "local", "aggregate", "engine", "channel", "downlink"),
-    *("privacy", "topology", "evaluate", "rounds", "seed", "checkpoint"),
+    *("privacy", "topology", "task", "evaluate", "rounds", "seed", "checkpoint"),
 )
 """Keys of config.yaml, in its order, that are fields of ``Parts``; the others are under ``logger``."""
 
@@ -29,10 +31,28 @@ def config(assembled: Assembled) -> dict[str, Any]:
     """The parts of a run as config.yaml holds them."""
     parts = assembled.parts
     given = {name: vars(parts)[name] for name in PARTS} | {"rounds": parts.planned_rounds}
-    if isinstance(parts.data, Dataset):  # with its digest
+    if isinstance(parts.data, (Dataset, Arrays)):  # with its digest
         given["data"] = assembled.dataset
     given["logger"] = {"trajectory": parts.trajectory, "events": parts.events}
-    return {name: as_node(part) for name, part in given.items()}
+    nodes = {name: as_node(part) for name, part in given.items()}
+    return nodes | {"callbacks": callback_nodes(parts.callbacks), "name": parts.called}
+
+
+def with_name(assembled: Assembled, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What config.yaml holds: what was given, its name filled in, or else the parts themselves."""
+    if given is None:
+        return config(assembled)
+    return {**given, "name": assembled.parts.called} if "name" in given else given
+
+
+def callback_nodes(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Callbacks by name, as a configuration would name them; of two of one class the second has a number."""
+    nodes: dict[str, Any] = {}
+    for callback in callbacks:
+        word = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(callback).__name__).lower()
+        found = sum(1 for name in nodes if name.rstrip("0123456789") == word)
+        nodes[f"{word}{found + 1 if found else ''}"] = as_node(callback)
+    return nodes
 
 
 def machine(assembled: Assembled) -> dict[str, Any]:

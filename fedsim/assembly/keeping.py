@@ -26,13 +26,14 @@ class Kept(NamedTuple):
     saved: Saved | None = None  # the checkpoint that the run goes on from
 
 
-def require_place(run_dir: Any, config: Any, resume: Any) -> None:
-    """Raise InputError unless a run can be kept, or goes on, where ``simulate`` was told."""
+def run_place(run_dir: Any, config: Any, resume: Any) -> Path | None:
+    """Where a run is kept, wherever the process goes; InputError unless it can be, or goes on, where it was told."""
     require_kind(resume, "resume", bool, "be True or False")
     require_kind(run_dir, "run_dir", (str, Path, NoneType), "be a path or None")
     require(run_dir != "", "run_dir", "be a path or None", run_dir, "for the current folder pass '.'")
     require_kind(config, "config", (Mapping, NoneType), "be a mapping or None")
     require(not resume or run_dir is not None, "run_dir", "be the folder of the run to resume", run_dir)
+    return None if run_dir is None else Path(run_dir).absolute()  # a user's code may change the current folder
 
 
 def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | None, *, resume: bool) -> Kept:
@@ -48,7 +49,7 @@ def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | 
         InputError: the folder holds another run, one that is going on, or (without ``resume``) any run.
     """
     parts = assembled.parts
-    written = facts.config(assembled) if config is None else config
+    written = facts.with_name(assembled, config)
     machine, method = facts.machine(assembled), facts.method(assembled)
     return Kept(*opened(run_dir, written, machine, method, parts.checkpoint, parts.planned_rounds, resume=resume))
 
@@ -59,3 +60,10 @@ def draw_pictures(assembled: Assembled, folder: RunFolder) -> None:
     draw_split(folder, counts)
     if mixing is not None:
         draw_network(folder, type(assembled.parts.topology).__name__, mixing, counts)
+
+
+def write_names(assembled: Assembled, folder: RunFolder) -> None:
+    """Keep the names of classes and clients that became numbers, where there are any."""
+    dataset = assembled.dataset
+    if dataset.classes or dataset.clients:
+        folder.names(classes=dataset.classes, clients=dataset.clients)

@@ -12,6 +12,7 @@ from fedsim.algorithms.kit.around import name_of
 from fedsim.assembly.network import is_peers
 from fedsim.assembly.parts import Parts
 from fedsim.data.dataset import Dataset
+from fedsim.data.losses import task_of
 from fedsim.errors import require
 from fedsim.models import build, twin, zero_sample
 from fedsim.traits.declared import traits_of
@@ -37,7 +38,7 @@ def built(parts: Parts, dataset: Dataset) -> tuple[nn.Module, ...]:
 
 def require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> None:
     """Raise InputError unless every model has an output for each class of a classification task."""
-    require(data.task == "classification", "data", f"have classes for {name}", f"a {data.task} task")
+    require(task_of(data.task).classes, "data", f"have classes for {name}", f"a {data.task} task")
     with torch.no_grad():
         fewest = min(int(model(zero_sample(model, data.input_shape)).shape[-1]) for model in map(twin, models))
     must = f"have an output for each of the {data.outputs} classes for {name}"

@@ -8,13 +8,14 @@ where a part is expected, and only if what it names makes such a part (``assembl
 from __future__ import annotations
 
 import inspect
+from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from fedsim.assembly.factory import ModelFactory
 from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
-from fedsim.assembly.targets import fits, holds_part, located, made_by, require_makes
+from fedsim.assembly.targets import fits, holds_part, imported, located, made_by, require_makes
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
 from fedsim.ground.own_code import own_code
@@ -61,6 +62,25 @@ def build_channel(node: Any, path: str) -> Any:
             layers.append(Layer(str(name), build_object(node_, at, (Middleware, Layerwise)), fields))
     raise_all(problems)
     return Channel(tuple(layers), encode)
+
+
+def build_callbacks(node: Any, path: str) -> tuple[Any, ...]:
+    """A node of callbacks by name, in the order in which they are called."""
+    from fedsim.callbacks.base import Callback
+
+    if not isinstance(node, Mapping):
+        raise InputError(f"{path} must be callbacks by name, got {node!r}; choose them with {path}=[NAME,...]")
+    problems: list[str] = []
+    built = []
+    for name, value in node.items():
+        with collect(problems):
+            at = f"{path}.{name}"
+            if not isinstance(value, Mapping) or "_target_" not in value:
+                must = f"{at} must be a callback with _target_, got {value!r}"
+                raise InputError(f"{must}; choose callbacks with {path}=[NAME,...], or remove its keys with '~{at}'")
+            built.append(build_object(value, at, (Callback,)))
+    raise_all(problems)
+    return tuple(built)
 
 
 def build_model(node: Any, path: str) -> ModelFactory | tuple[ModelFactory, ...]:
@@ -111,6 +131,8 @@ def _made(value: Any, kind: Any, path: str) -> Any:
             return build_object(value, path, (kind,))
         if is_dataclass(kind) and isinstance(kind, type):
             return _construct(kind, _checked(kind, value, path), path)
+    if isinstance(value, str) and get_origin(kind) is abc.Callable:
+        return imported(value, path, "a function")
     return MISFIT if is_dataclass(kind) else value
 
 

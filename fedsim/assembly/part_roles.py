@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from fedsim.aggregate import Aggregate
 from fedsim.algorithms.kit.protocols import EventAlgorithm, PeerAlgorithm, ServerAlgorithm
+from fedsim.callbacks.base import Callback
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.losses import Task
 from fedsim.errors import InputError, require
 from fedsim.evaluate import Evaluate
 from fedsim.fields import methods
@@ -86,6 +88,7 @@ ROLES = {
     "channel": Role(Channel, _CHANNEL),
     "downlink": Role(Channel, _CHANNEL),
     "privacy": Role(Privacy, f"{_PRIVACY}, or None", optional=True),
+    "task": Role(Task, "a fedsim.data.Task of a loss, such as Task(my_loss), or None", optional=True),
     "engine": Role(Engine, "a fedsim.Engine, such as Engine(backend='serial')"),
     "evaluate": Role(Evaluate, "a fedsim.Evaluate, such as Evaluate(every=5)"),
     "checkpoint": Role(Checkpointing, "a fedsim.record.checkpoint.Checkpointing"),
@@ -147,6 +150,22 @@ def require_models(model: Any) -> None:
     for one in model if several else [model]:
         if isinstance(one, ModuleType) or not callable(one):
             raise InputError(f"model must {must}, got {described(one)}{_advice('model', one)}")
+
+
+def require_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    """A list of callbacks as a tuple; raises InputError where one of them has not the methods of a callback."""
+    must = "a list of callbacks such as fedsim.callbacks.EarlyStopping(target=0.9)"
+    if not isinstance(callbacks, (list, tuple)):
+        raise InputError(f"callbacks must be {must}, got {described(callbacks)}")
+    for number, callback in enumerate(callbacks):
+        if lacks := missing(callback, Callback):
+            foreign = isinstance(callback, (type, *FOREIGN))
+            without = "" if foreign else f" without {', '.join(lacks)}; begin your class with class NAME(Callback)"
+            raise InputError(
+                f"callbacks[{number}] must be one of {must}, got {described(callback)}"
+                f"{without}{_advice('callbacks', callback)}"
+            )
+    return tuple(callbacks)
 
 
 def whole(value: Any, name: str, least: int | None = None) -> int:

@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from fedsim.aggregate import Aggregate, Mean
-from fedsim.assembly.part_roles import ROLES, require_kind, require_models, require_parts, whole
+from fedsim.assembly.part_roles import ROLES, require_callbacks, require_kind, require_models, require_parts, whole
+from fedsim.assembly.run_name import default_name, require_name
+from fedsim.callbacks.base import Callback
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.losses import Task
 from fedsim.errors import require
 from fedsim.evaluate import Evaluate
 from fedsim.local import Local
@@ -51,9 +54,12 @@ class Parts:
         engine: how the run is executed.
         evaluate: when and what to evaluate.
         checkpoint: when what the run needs to go on is saved.
+        task: what the model is trained for, if it is not what the data set says.
         seed: of everything random in the run.
         trajectory: whether the model after every round is kept.
         events: whether the events of a run in virtual time are kept.
+        callbacks: who is told of every round.
+        name: what the run is called; None: by what it is, as ``fedavg-digits-dirichlet-s0``.
 
     Raises:
         InputError: a part is not what its name says.
@@ -74,13 +80,18 @@ class Parts:
     engine: Engine = Engine(backend="serial")  # noqa: RUF009
     evaluate: Evaluate = Evaluate()  # noqa: RUF009
     checkpoint: Checkpointing = Checkpointing()  # noqa: RUF009
+    task: Task | None = None
     seed: int = 0
     trajectory: bool = False
     events: bool = False
+    callbacks: Sequence[Callback] = ()
+    name: str | None = None
 
     def __post_init__(self) -> None:
         require_parts({name: vars(self)[name] for name in ROLES})
         require_models(self.model)
+        object.__setattr__(self, "callbacks", require_callbacks(self.callbacks))
+        require_name(self.name)
         object.__setattr__(self, "rounds", whole(self.rounds, "rounds", 1))  # of Python's own type, if it was numpy's
         object.__setattr__(self, "seed", whole(self.seed, "seed"))
         for name in ("trajectory", "events"):
@@ -94,6 +105,14 @@ class Parts:
     def factories(self) -> list[Factory | nn.Module]:
         """The architectures: client i has number i modulo their count."""
         return list(self.model) if isinstance(self.model, Sequence) else [self.model]
+
+    @property
+    def called(self) -> str:
+        """What the run is called."""
+        if self.name is not None:
+            return self.name
+        data = self.data.name if isinstance(self.data, Dataset) else type(self.data).__name__
+        return default_name([type(self.algorithm).__name__, data, type(self.partition).__name__], self.seed)
 
     @property
     def planned_rounds(self) -> int:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.assembly.initial import Initial, cast
+from fedsim.assembly.measuring import measurable, measures_of
 from fedsim.assembly.network import is_peers
 from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
 from fedsim.data.batches import Feed, Samples, as_tensor
-from fedsim.data.dataset import Dataset, Split, Task
+from fedsim.data.dataset import Dataset, Split
+from fedsim.data.losses import Task
 from fedsim.errors import InputError, require
 from fedsim.ground.own_code import FAILURES, said
 from fedsim.kernels.kernel import Kernel
@@ -28,7 +30,8 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, initial: Init
     """What every worker is given; its kernels are those of a loop, until others are known to be right.
 
     Raises:
-        InputError: a sample or target does not fit the run's dtype, or a model does not take the samples.
+        InputError: a sample or target does not fit the run's dtype, a model does not take the samples, or a loss or
+            metric is not what it says.
     """
     engine, dtype = parts.engine, parts.dtype
     train = _samples(dataset, dataset.train, population.train, dtype, augmented=True)
@@ -37,7 +40,7 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, initial: Init
     setup = Setup(
         algorithm=initial.algorithm,
         models=tuple(model.to(dtype) for model in initial.models),
-        task=dataset.task,
+        measures=measures_of(parts.evaluate, dataset),
         train=train,
         test=test,
         local=parts.local,
@@ -53,8 +56,8 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, initial: Init
         seed=parts.seed,
     )
     for name, samples in (("train", train), ("test", test)):
-        require_fit(setup.models, dataset.task, name, samples, dtype)
-    return setup
+        require_fit(setup.models, setup.task, name, samples, dtype)
+    return measurable(parts, setup)
 
 
 def _samples(
@@ -95,6 +98,7 @@ def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Sa
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""
             raise InputError(f"{name} fails on {what}: {said(error)}{do}") from error
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        shape = ", ".join(map(str, (*y.shape, "k")))
+        wide = task.wide(y)
+        shape = ", ".join(map(str, y.shape if wide else (*y.shape, "k")))
         must = f"have outputs [{shape}] for {len(some)} sample{'s'[: len(some) > 1]} of the {task} task"
-        require(isinstance(out, Tensor) and out.shape[:-1] == y.shape, name, must, got)
+        require(isinstance(out, Tensor) and (out.shape if wide else out.shape[:-1]) == y.shape, name, must, got)

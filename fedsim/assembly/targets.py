@@ -23,25 +23,54 @@ _NO_PART = sys.stdlib_module_names | {"numpy", "torch"}
 """Packages whose classes follow no protocol of fedsim's, whatever their methods are called: ``str`` has a ``split``."""
 
 
+def imported(target: Any, path: str, what: str = "an object") -> Any:
+    """What a dotted path names; its module is imported, nothing is called.
+
+    Args:
+        target: the dotted path.
+        path: where it stands, for messages.
+        what: the kind of thing that is meant.
+
+    Raises:
+        InputError: there is none, or its module cannot be imported.
+    """
+    module, _, name = str(target).rpartition(".")
+    must = f"{path} must be the dotted path of {what}, got {target!r}; "
+    if not module:
+        raise InputError(f"{must}for example my_module.{'MyClass' if 'class' in what else 'name'}")
+    try:
+        home = import_module(module)
+    except (ImportError, SyntaxError, ValueError) as error:
+        where = _hidden(module) or " (installed, or a file of the current folder?)"
+        raise InputError(f"{must}{first_line(error)}{where}") from error
+    except FAILURES as error:  # user code: any type
+        where = path.removesuffix("._target_")
+        raise InputError(f"{where}: {place(error) or module}: {error_line(error)}") from error
+    found = getattr(home, name, None)
+    if found is None:
+        lacks = f"{module} has no such {what.partition(' ')[2]}{_hidden(module)}"
+        raise InputError(f"{must}{did_you_mean(name, vars(home))}{lacks}")
+    return found
+
+
+def _hidden(module: str) -> str:
+    """What to do where Python's own module was found in the place of a user's file of that name; else ""."""
+    top = module.partition(".")[0]
+    if top not in sys.stdlib_module_names:
+        return ""
+    file = getattr(sys.modules.get(top), "__file__", None) or "built in"
+    return f"; {top} is a module of Python's own ({file}), found before a file of that name of yours: rename yours"
+
+
 def located(target: Any, path: str) -> Callable[..., Any]:
     """The class or function that ``_target_`` names; its module is imported, nothing is called.
 
     Raises:
         InputError: there is none, or its module cannot be imported.
     """
+    found = imported(target, f"{path}._target_", "a class or function")
     module, _, name = str(target).rpartition(".")
     must = f"{path}._target_ must be the dotted path of a class or function, got {target!r}; "
-    if not module:
-        raise InputError(must + "for example my_module.MyClass")
-    try:
-        home = import_module(module)
-    except (ImportError, SyntaxError, ValueError) as error:
-        raise InputError(f"{must}{first_line(error)} (installed, or a file of the current folder?)") from error
-    except FAILURES as error:  # user code: any type
-        raise InputError(f"{path}: {place(error) or module}: {error_line(error)}") from error
-    found = getattr(home, name, None)
-    if found is None:
-        raise InputError(f"{must}{did_you_mean(name, vars(home))}{module} has no such class or function")
     if not callable(found) or (hasattr(found, "forward") and not inspect.isclass(found)):  # a module computes outputs
         do = f"{name} is an object of {type(found).__name__}: write a function that returns it"
         raise InputError(f"{must}{module} has no such class or function; {do}")

@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_NOTHING = {"privacy": "none", "topology": "none", "channel": "[]", "downlink": "[]"}
+COMMANDS = {
+    "list": "every option of a group with its description",
+    "presets": "whole runs pinned by a file",
+    "download": "public data sets, checked and put where fedsim looks for them",
+    "verify": "the same run at different parallelism, digests compared round by round",
+    "replay": "one client of one round of a recorded run, in this process",
+    "export": "the model of a run as a file for other programs",
+}
+"""What ``fedsim`` does besides running: {word: what it shows or does}."""
+
+_NOTHING = {"privacy": "none", "topology": "none", "task": "none", "channel": "[]", "downlink": "[]", "callbacks": "[]"}
 """What null means for a group that may be left out."""
 
 
@@ -22,7 +32,9 @@ def with_own_classes(argv: Sequence[str]) -> list[str]:
 
     ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
     command line that also chooses ``algorithm=NAME`` keeps the keys of that choice. Every layer of a channel may be
-    given its ``fields``, which no layer's own keys include. ``null`` chooses nothing where a group may be left out.
+    given its ``fields``, which no layer's own keys include. A callback of one's own is added to those that were
+    chosen: ``callbacks.mine._target_=a.B callbacks.mine.key=1``. ``null`` chooses nothing where a group may be left
+    out.
     """
     argv = [_without_null(text) for text in argv if text.lower() not in ("experiment=null", "sweep=null")]
     argv = [f"channel@{text}" if text.startswith("downlink=") else text for text in argv]  # one group of layers
@@ -32,6 +44,7 @@ def with_own_classes(argv: Sequence[str]) -> list[str]:
     for text, key in zip(argv, keys, strict=True):
         group, _, rest = key.partition(".")
         own = (group in replaced and rest) or (group in ("channel", "downlink") and rest.endswith(".fields"))
+        own = own or (group == "callbacks" and f"callbacks.{rest.partition('.')[0]}" in replaced)
         out += [f"~{group}"] if own and rest == "_target_" else []
         out += [f"++{text.lstrip('+')}" if own else text]
     return out

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fedsim.assembly.problems import did_you_mean
 from fedsim.cli.folder import config_folder
+from fedsim.cli.guesses import unknown_option
 from fedsim.errors import InputError, first_line
 from fedsim.ground.console import Terminal
 
@@ -25,6 +26,7 @@ ALIASES = {"downlink": "channel", "presets": "experiment"}
 GROUPS = {
     "aggregate": "how the server joins the clients' messages",
     "algorithm": "the method",
+    "callbacks": "who listens to the run and may stop it: callbacks=[early_stopping,csv]",
     "channel": "layers around messages (downlink=[...]: the server's), outermost first: channel=[ef14,topk]",
     "data": "the data set",
     "engine": "where and how it is computed; never changes what comes out",
@@ -34,6 +36,7 @@ GROUPS = {
     "privacy": "the mechanism and its promise",
     "schedule": "who takes part when",
     "sweep": "several runs from a file, with -m",
+    "task": "the loss and the metrics, where not what the data set says",
     "topology": "who gossips with whom, for methods without a server",
 }
 
@@ -99,8 +102,7 @@ def show(group: str | None, option: str | None, config_dir: Path | None) -> int:
         _table((group, "* = by default" if chosen else "", "keys"), rows)
         return 0
     if option not in found:
-        guess = did_you_mean(option, found)
-        raise InputError(f"unknown option {group}={option}; {guess}options of {group}: {', '.join(found)}")
+        raise InputError(unknown_option(group, option, list(found)))
     parts = [f"{group}={option}", found[option].documentation, found[option].path.read_text().rstrip()]
     Terminal().print("\n\n".join(part for part in parts if part), markup=False, soft_wrap=True)
     return 0

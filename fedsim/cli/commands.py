@@ -1,4 +1,4 @@
-"""What ``fedsim`` does besides running: ``fedsim list``, ``presets``, ``verify`` and ``replay``."""
+"""What ``fedsim`` does besides running: ``list``, ``presets``, ``download``, ``verify``, ``replay``, ``export``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fedsim.cli.argv import COMMANDS
 from fedsim.cli.trust import WORDS
 from fedsim.errors import InputError
 
-COMMANDS = {
-    "list": "every option of a group with its description",
-    "presets": "whole runs pinned by a file",
-    "verify": "the same run at different parallelism, digests compared round by round",
-    "replay": "one client of one round of a recorded run, in this process",
-}
+FOLDERS = ("--config-dir", "-cd")
+"""Hydra's flag for a folder with groups of one's own, in both its forms."""
+
+
+def command_first(argv: Sequence[str]) -> list[str]:
+    """``list --config-dir DIR`` for ``--config-dir DIR list``, and ``--help`` for ``help``; else ``argv`` as it is.
+
+    >>> command_first(["-cd", "mine", "list", "data"]), command_first(["help"]), command_first(["help", "list"])
+    (['list', '-cd', 'mine', 'data'], ['--help'], ['list', '--help'])
+    """
+    at = 2 if argv[:1] and argv[0] in FOLDERS else int(bool(argv) and argv[0].startswith(f"{FOLDERS[0]}="))
+    flags, rest = argv[:at], argv[at:]
+    if rest[:1] == ["help"]:
+        rest = [*(word for word in rest[1:] if word in COMMANDS), "--help"]
+    return [*rest[:1], *flags, *rest[1:]] if rest and rest[0] in COMMANDS else [*flags, *rest]
 
 
 def command(argv: Sequence[str]) -> int:
@@ -26,10 +36,12 @@ def command(argv: Sequence[str]) -> int:
     """
     name, *rest = argv
     parser = _Parser(prog=f"fedsim {name}", description=COMMANDS[name].capitalize() + ".")
+    if name != "verify":  # which composes, as a run does
+        shown = "shown too" if name in ("list", "presets") else "which this command does not need"
+        parser.add_argument(*FOLDERS, type=Path, help=f"a folder with groups of your own, {shown}")
     if name in ("list", "presets"):
         from fedsim.cli.catalogue import show
 
-        parser.add_argument("--config-dir", type=Path, help="a folder with groups of your own, shown too")
         if name == "list":
             parser.add_argument("group", nargs="?", help="algorithm, data, partition, ...; nothing: the groups")
         parser.add_argument("option", nargs="?", help="one option: its whole documentation and its keys")
@@ -45,6 +57,29 @@ def command(argv: Sequence[str]) -> int:
         )
         _, overrides = parser.parse_known_args(rest)
         return verify(overrides)
+    if name == "download":
+        return _download(parser, rest)
+    return (_export if name == "export" else _replay)(parser, rest)
+
+
+def _export(parser: argparse.ArgumentParser, rest: Sequence[str]) -> int:
+    from fedsim.cli.export_model import FORMATS, export
+
+    parser.usage = f"fedsim export RUN [--best] [--format {{{','.join(FORMATS)}}}] [--out FILE] [trust=true]"
+    parser.epilog = "trust=true: for onnx, also build the classes in RUN that are not fedsim's, whose code runs then."
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="the folder of a run")
+    parser.add_argument("words", nargs="*", metavar="trust=true", help=argparse.SUPPRESS)
+    parser.add_argument("--best", action="store_true", help="the best model, by evaluate.best, instead of the last")
+    formats = "safetensors (default), pt (a state_dict for torch.load), or onnx (needs the extra onnx)"
+    parser.add_argument("--format", choices=FORMATS, help=formats)
+    parser.add_argument("--out", type=Path, help="a new file (default: named after RUN, in the current folder)")
+    args = parser.parse_intermixed_args(rest)
+    if unknown := [word for word in args.words if word not in WORDS]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return export(args.run_dir, best=args.best, kind=args.format, out=args.out, words=args.words)
+
+
+def _replay(parser: argparse.ArgumentParser, rest: Sequence[str]) -> int:
     from fedsim.cli.replay import replay
 
     parser.usage = "fedsim replay RUN_DIR round=R [client=I[,J,...]] [trust=true] [--pdb]"
@@ -58,6 +93,18 @@ def command(argv: Sequence[str]) -> int:
     words = [text for text in args.keys if text in WORDS]
     places = _places([text for text in args.keys if text not in WORDS])
     return replay(args.run_dir, *places, words, debug=args.pdb)
+
+
+def _download(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from fedsim.cli.download import download
+    from fedsim.data.downloads import DOWNLOADS
+
+    parser.epilog = f"Names: {', '.join(DOWNLOADS)}. The data sets digits, synthetic and quadratic need no download."
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which data sets (see below)")
+    parser.add_argument("--root", help="data root (default: $FEDSIM_DATA, else fedsim/ in your cache folder)")
+    parser.add_argument("--mirror", metavar="URL", help="get URL/FILE instead of each file's public home")
+    args = parser.parse_args(argv)
+    return download(args.names, args.root, args.mirror)
 
 
 class _Parser(argparse.ArgumentParser):

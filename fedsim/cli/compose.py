@@ -9,23 +9,20 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import hydra
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser, run_and_report
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra._internal.utils import run_and_report
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from fedsim.assembly.configuration import build_run
 from fedsim.assembly.problems import collect
+from fedsim.cli.arguments import flags_of, parsed_overrides
 from fedsim.cli.argv import with_own_classes
 from fedsim.cli.composer import composer_of
-from fedsim.cli.explain import COMPOSE_ERRORS, explained, no_word, require_values, unknown
+from fedsim.cli.explain import COMPOSE_ERRORS, explained, require_values, unknown, without_hydra
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
 
@@ -48,7 +45,7 @@ def start(argv: Sequence[str], task: Callable[..., float]) -> None:
     Raises:
         InputError: one line for each problem; before anything runs.
     """
-    args = _parse(argv)
+    args = flags_of(argv)
     with composer_of(args) as composer:
         ready = _checked(composer, args)
         if ready is not None:
@@ -64,7 +61,7 @@ def check(argv: Sequence[str]) -> None:
     Raises:
         InputError: one line for each problem.
     """
-    args = _parse(argv)
+    args = flags_of(argv)
     with composer_of(args) as composer:
         _checked(composer, args)
 
@@ -75,7 +72,7 @@ def compose(argv: Sequence[str]) -> Any:
     Raises:
         InputError: one line for each problem.
     """
-    args = _parse(with_own_classes(argv))
+    args = flags_of(with_own_classes(argv))
     with composer_of(args) as composer:
         return _composed(composer, args.config_name, _jobs(composer, args)[0][0])
 
@@ -111,28 +108,9 @@ def _alone(composer: Hydra, config_name: str, ready: Ready) -> bool:
     return bool(cfg.hydra.mode == RunMode.RUN)
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = get_args_parser()
-
-    def error(message: str) -> NoReturn:
-        raise InputError(f"{message}; see fedsim --help")
-
-    parser.error = error  # type: ignore[method-assign]
-    args = parser.parse_args(argv)
-    args.config_name = args.config_name or "config"
-    modes = {"--run": args.run, "-m": args.multirun, "--cfg": args.cfg, "--info": args.info}
-    if sum(map(bool, modes.values())) > 1:
-        raise InputError(f"give one of {', '.join(modes)}, got {' and '.join(k for k, v in modes.items() if v)}")
-    if args.resolve and not (args.cfg or args.help):
-        raise InputError("--resolve needs --cfg, got neither --cfg nor --help; add --cfg job")
-    if args.config_dir is not None and not Path(args.config_dir).is_dir():
-        raise InputError(f"--config-dir must be an existing folder, got {args.config_dir!r}")
-    return args
-
-
 def _jobs(composer: Hydra, args: argparse.Namespace) -> tuple[list[list[str]], bool]:
     """The command lines to check, and whether it is a sweep: then few jobs in which every value of every key occurs."""
-    parsed = _parsed(composer, args.overrides)
+    parsed = parsed_overrides(composer, args.overrides)
     if args.multirun or (
         any(o.is_sweep_override() for o in parsed)
         and composer.get_mode(args.config_name, args.overrides) == RunMode.MULTIRUN
@@ -156,15 +134,15 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
         composed = composer.compose_config(args.config_name, args.overrides, RunMode.MULTIRUN)
         master = composed.hydra
     except COMPOSE_ERRORS as error:
-        fixed = [o for o in _parsed(composer, args.overrides) if not o.is_sweep_override()]
+        fixed = [o for o in parsed_overrides(composer, args.overrides) if not o.is_sweep_override()]
         known = composer.compose_config(args.config_name, [], RunMode.MULTIRUN)
-        own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := unknown(known, [], o))]
+        own = [line for o in fixed if o.key_or_group.startswith("hydra.sweeper.") and (line := unknown(known, {}, o))]
         lines = own or explained(composer, args.config_name, fixed, error)
         raise InputError("\n".join(lines).replace("hydra.sweeper", "sweep")) from error
     require_values(composed, args.overrides, "hydra.sweep.dir")
     given: Any = OmegaConf.to_container(master.sweeper)
     texts = [*overrides_of(given.get("params") or {}), *args.overrides, *given.get("arguments", ())]
-    parsed = _parsed(composer, texts)
+    parsed = parsed_overrides(composer, texts)
     settings = given.get("search") or {"sampler": "grid"}
     params = params_of(o for o in parsed if not o.is_hydra_override())
     for p in params:
@@ -178,36 +156,12 @@ def _sweep(composer: Hydra, args: argparse.Namespace) -> list[list[str]]:
     return [list(job.overrides) for job in covering(params, master.runtime.choices)]
 
 
-def _parsed(composer: Hydra, overrides: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create(config_loader=composer.config_loader)
-    parsed: list[Override] = []
-    problems: list[str] = []
-    for text in overrides:
-        with collect(problems):
-            parsed += _parsed_one(parser, text)
-    problems += [line for override in parsed if (line := no_word(composer, override))]
-    if problems:
-        raise InputError("\n".join(problems))
-    return parsed
-
-
-def _parsed_one(parser: OverridesParser, text: str) -> list[Override]:
-    try:
-        if text.startswith("="):  # Hydra's grammar lets it pass
-            raise HydraException("no KEY before the =")
-        return parser.parse_overrides([text])
-    except HydraException as error:
-        lines = [
-            line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See https"))
-        ]
-        why = lines[0] if lines else "cannot be parsed"
-        raise InputError(f"an argument must be KEY=VALUE, got {text!r} ({why}); quote special characters") from error
-
-
 def _composed(composer: Hydra, config_name: str, overrides: list[str]) -> Any:
     """The resolved configuration as plain containers."""
     try:
         cfg = composer.compose_config(config_name, overrides, RunMode.RUN)
-        return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"]), resolve=True)
+        return without_hydra(cfg, resolve=True)
     except COMPOSE_ERRORS as error:
-        raise InputError("\n".join(explained(composer, config_name, _parsed(composer, overrides), error))) from error
+        raise InputError(
+            "\n".join(explained(composer, config_name, parsed_overrides(composer, overrides), error))
+        ) from error

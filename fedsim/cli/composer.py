@@ -16,8 +16,9 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from fedsim.assembly.run_name import NAMED, default_name
 from fedsim.cli.folder import config_folder
 
 
@@ -36,7 +37,10 @@ class _Loader(ConfigLoaderImpl):
         """As Hydra's, whose arguments it has."""
         key = (config_name, tuple(overrides), run_mode)
         if self._last is None or self._last[0] != key:
-            self._last = key, super().load_configuration(config_name, overrides, run_mode, *how, **options)
+            cfg = super().load_configuration(config_name, overrides, run_mode, *how, **options)
+            if run_mode == RunMode.RUN:  # in a sweep, a job has no name before its values are known
+                _give_name(cfg)
+            self._last = key, cfg
         return self._last[1]
 
     def get_group_options(
@@ -50,6 +54,16 @@ class _Loader(ConfigLoaderImpl):
         if overrides:
             return super().get_group_options(group_name, results_filter, config_name, overrides)
         return self.repository.get_group_options(group_name, results_filter)
+
+
+def _give_name(cfg: DictConfig) -> None:
+    """Call a run that has no name by its choices: its folder is named so before its parts are built."""
+    if cfg.get("name", "") is not None:
+        return
+    chosen = cfg.hydra.runtime.choices
+    own = [OmegaConf.select(cfg, f"{group}._target_") for group in NAMED]
+    parts = [str(chosen.get(group) or target) for group, target in zip(NAMED, own, strict=True)]
+    cfg.name = default_name(parts, cfg.get("seed"))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Knows what was composed and what Hydra raised; composes without the overrides in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim.assembly.problems import did_you_mean, unknown_key
+from fedsim.assembly.problems import nearest, unknown_key
+from fedsim.cli.folder import config_folder
+from fedsim.cli.guesses import LISTS, WORDS, first_guess, of_another, unknown_option
 from fedsim.errors import InputError, require
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -39,8 +41,19 @@ def _wrong(composer: Hydra, config_name: str, overrides: Sequence[Override], err
         cfg = composer.compose_config(config_name, [o.input_line or "" for o in chosen], RunMode.RUN)
     except COMPOSE_ERRORS:
         return []  # the error of the whole command line says more
-    groups = [str(name) for name in composer.config_loader.list_groups("") if name not in cfg]
-    return [line for o in values if (line := unknown(cfg, groups, o))]
+    return [line for o in values if (line := unknown(cfg, groups_of(composer), o))]
+
+
+def without_hydra(cfg: DictConfig, resolve: bool = False) -> Any:
+    """The configuration of a run alone, as plain containers; a value that must be given stands there as ``???``."""
+    run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return OmegaConf.to_container(run, resolve=resolve)
+
+
+def groups_of(composer: Hydra) -> dict[str, list[str]]:
+    """The options of every group."""
+    loader = composer.config_loader
+    return {str(name): loader.get_group_options(name) for name in loader.list_groups("")}
 
 
 def _options(composer: Hydra, override: Override) -> list[str]:
@@ -54,9 +67,8 @@ def _choice(composer: Hydra, override: Override, error: Exception) -> str | None
     named = value if isinstance(value, list) else [value]
     wrong = [one for one in named if isinstance(one, str) and one not in options]
     if options and wrong:
-        guess = did_you_mean(wrong[0], options, "" if isinstance(value, list) else f"{group}=")
         name = override.package or group  # downlink chooses from the group of channel
-        return f"unknown option {name}={wrong[0]}; {guess}options of {name}: {', '.join(options)}"
+        return unknown_option(name, wrong[0], options, "" if isinstance(value, list) else f"{name}=")
     if override.is_add() and f"Multiple values for {group}." in str(error):
         return f"{group} has a choice already, got {override.input_line}; write {group}={value}"
     return None
@@ -76,22 +88,49 @@ def no_word(composer: Hydra, override: Override) -> str | None:
     return f"{name} must be one of its options, got {override.input_line}; options of {name}: {', '.join(options)}"
 
 
-def unknown(cfg: DictConfig, groups: Sequence[str], override: Override) -> str | None:
-    """The line about an override whose key the composed configuration does not have, or None."""
+def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Override) -> str | None:
+    """The line about an override whose key the composed configuration does not have, or None.
+
+    Args:
+        cfg: what composes without it.
+        groups: the options of every group.
+        override: KEY=VALUE.
+    """
     node: Any = cfg
+    known = without_hydra(cfg)
     path: list[str] = []
     for part in override.key_or_group.split("."):
         if not isinstance(node, DictConfig):
-            return f"unknown key {override.key_or_group}; {'.'.join(path)} holds a value and has no keys"
-        if part not in node:
-            names = [str(key) for key in node] + ([] if path else [*groups])
+            meant = _of_another(path, part, override, groups)
+            return f"unknown key {override.key_or_group}; {meant}{'.'.join(path)} holds a value and has no keys"
+        if part not in list(node):  # "in" denies a key that must be given still
+            names = [str(key) for key in node] + ([] if path else [name for name in groups if name not in cfg])
             valid = [name for name in names if name not in ("hydra", "_target_")]
-            line = unknown_key(".".join(path), part, valid, override.input_line)
-            layers = {"channel", "downlink"} & set(path[:1])
-            return f"{line}; choose layers first: {path[0]}=[{part}]" if layers and len(path) == 1 else line
+            last = override.key_or_group.rpartition(".")[2]
+            hint = "" if override.is_delete() else first_guess(last, _value(override), known, groups)
+            near = _of_another(path, part, override, groups)
+            near = near or ("" if hint and last in WORDS else _near(override, path, part, valid))
+            line = unknown_key(".".join(path), part, valid, override.input_line, near or hint)
+            several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))
+            return f"{line}; choose {several} first: {path[0]}=[{part}]" if several else line
         path.append(part)
         node = OmegaConf.select(node, part)
     return None
+
+
+def _of_another(path: Sequence[str], part: str, override: Override, groups: Mapping[str, Sequence[str]]) -> str:
+    """``did you mean GROUP=OPTION KEY=VALUE? `` for a key of another option of the group, or ""."""
+    if len(path) != 1 or path[0] not in groups or path[0] in LISTS or override.is_delete():
+        return ""
+    return of_another(path[0], part, override.input_line or "", config_folder())
+
+
+def _near(override: Override, path: Sequence[str], part: str, valid: Sequence[str]) -> str:
+    """``did you mean KEY=VALUE? `` with the valid name that is closest to one part of the key, or ""."""
+    key = override.key_or_group
+    after = key.split(".")[len(path) + 1 :]
+    meant = [".".join([*path, close, *after]) for close in nearest(part, valid)]
+    return f"did you mean {(override.input_line or key).lstrip('+').replace(key, meant[0], 1)}? " if meant else ""
 
 
 def require_values(cfg: DictConfig, overrides: Sequence[str], folder: str) -> None:
@@ -108,6 +147,11 @@ def require_values(cfg: DictConfig, overrides: Sequence[str], folder: str) -> No
         if key == "hydra.output_subdir" and value is not None:
             inside = not Path(value).is_absolute() and ".." not in Path(value).parts
             require(inside, key, "be a folder inside the run's", value)
+
+
+def _value(override: Override) -> str:
+    """What an override gives its key, as it was written."""
+    return (override.input_line or "").partition("=")[2]
 
 
 def translated(error: Exception) -> str:

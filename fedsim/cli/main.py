@@ -1,4 +1,4 @@
-"""The command line's entry: what to do, signals, exit codes, and one job from its configuration to its table.
+"""The command line's entry: what to do, exit codes, and one job from its configuration to its table.
 
 Exit codes: 0 finished, 1 diverged, a failed job of a sweep or an unexpected error (with its traceback), 2 a user's
 error (one line for each), 129 hung up (its terminal was closed), 130 interrupted, 143 terminated. A disk that is full,
@@ -8,19 +8,13 @@ broken or gone, and too many open files, end a run or a sweep with one line and 
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import shlex
 import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from stat import S_ISCHR
 from traceback import walk_tb
-from types import FrameType
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -29,20 +23,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.assembly.configuration import build_run
-from fedsim.cli import resume
-from fedsim.cli.argv import as_sweep, with_own_classes
-from fedsim.cli.commands import COMMANDS, command
+from fedsim.cli import completion, resume
+from fedsim.cli.argv import COMMANDS, as_sweep, with_own_classes
+from fedsim.cli.borrowed import borrowed, heard
+from fedsim.cli.commands import command, command_first
 from fedsim.cli.compose import Ready, start
 from fedsim.cli.explain import translated
 from fedsim.cli.folder import config_folder
 from fedsim.cli.trust import guarded, word_for
 from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, PoolLost, SweepStopped, first_line
 from fedsim.ground.files import of_the_disk
-from fedsim.ground.interrupts import PATIENCE_S, heard_signals
 from fedsim.ground.version import __version__
 
 SHOWN = ("algorithm", "data", "partition", "model")  # choices in a run's final table
-_stopped: list[tuple[int, float]] = []  # the first of SIGNALS that came, and when
 
 
 def main() -> int:
@@ -50,41 +43,18 @@ def main() -> int:
     if "--version" in sys.argv[1:]:
         sys.stdout.write(f"fedsim {__version__}\n")
         return 0
-    with _borrowed():
+    with borrowed():
         return _main()
-
-
-@contextmanager
-def _borrowed() -> Iterator[None]:
-    """The process as a command line wants it, and as it was afterwards."""
-    argv, path, log = sys.argv[:], sys.path[:], logging.getLogger()
-    handlers, level = log.handlers[:], log.level  # Hydra sets its own
-    full, collecting, frozen = os.environ.get("HYDRA_FULL_ERROR"), gc.isenabled(), gc.get_freeze_count()
-    main_thread = threading.current_thread() is threading.main_thread()
-    _stopped.clear()
-    before = {number: signal.signal(number, _stop) for number in heard_signals()} if main_thread else {}
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an unexpected exception keeps its whole traceback
-    gc.disable()  # importing torch makes a million objects; looking for garbage among them takes a fifth of the time
-    try:
-        yield
-    finally:
-        if not frozen:
-            gc.unfreeze()
-        if collecting:
-            gc.enable()
-        if full is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        log.handlers[:], sys.argv[:], sys.path[:] = handlers, argv, path
-        log.setLevel(level)
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _main() -> int:
     """What the command line comes to, as an exit code."""
     typed = shlex.join(["fedsim", *sys.argv[1:]])
     try:
+        if completion.queried(sys.argv[1:]):
+            return completion.respond(sys.argv[1:])
         here = _here()
+        sys.argv[1:] = command_first(sys.argv[1:])
         if not guarded(sys.argv[1:]):
             sys.path.append(here)  # a user's own classes by dotted path
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
@@ -111,7 +81,7 @@ def _main() -> int:
     except JobFailed:
         return 1
     except KeyboardInterrupt:
-        return 128 + (_stopped[0][0] if _stopped else signal.SIGINT)
+        return 128 + (heard[0][0] if heard else signal.SIGINT)
     except SystemExit as stop:
         if stop.code == signal.SIGTERM:  # from Ray's own handler, in force while Ray starts
             return 128 + signal.SIGTERM
@@ -208,25 +178,6 @@ def _here() -> str:
         return os.getcwd()
     except OSError as error:
         raise InputError(f"the working directory must exist, got {error.strerror}; change to another") from error
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """On Ctrl-C, SIGTERM and a closed terminal: the run saves what it has and its actors go."""
-    now = time.monotonic()
-    if _stopped and now - _stopped[0][1] < PATIENCE_S:
-        return
-    _stopped[:1] = [(number, now)]
-    if number == signal.SIGHUP:
-        _leave_lost_terminal()
-    raise KeyboardInterrupt
-
-
-def _leave_lost_terminal() -> None:
-    """Send output to the null device where it went to a terminal that is gone: writing there would cut the saving."""
-    for stream in (1, 2):
-        with suppress(OSError), open(os.devnull, "w") as null:
-            if S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-                os.dup2(null.fileno(), stream)
 
 
 def _complain(problems: str, code: int) -> int:

@@ -27,7 +27,7 @@ def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
 
     Args:
         argv: ``resume=FOLDER``, and any of ``rounds=N``, ``engine=NAME`` (its backend), ``engine.KEY=VALUE``,
-            ``checkpoint.KEY=VALUE`` and ``trust=true``.
+            ``checkpoint.KEY=VALUE``, ``callbacks=[NAME,...]``, ``callbacks.NAME.KEY=VALUE`` and ``trust=true``.
         configs: the folder of fedsim's configurations.
 
     Raises:
@@ -39,19 +39,45 @@ def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
     require(len(folders) == 1, "resume", "be the folder of one run", folders)
     wrong = [text for text in others if not _may_change(text)]
     if wrong:
-        words = "engine=NAME, engine.KEY=VALUE, checkpoint.KEY=VALUE, rounds=N and trust=true"
+        words = "engine=NAME, engine.KEY=VALUE, checkpoint.KEY=VALUE, callbacks=[...], rounds=N and trust=true"
         raise InputError("\n".join(f"beside resume=FOLDER there may be {words}, got {text}" for text in wrong))
     folder = Path(folders[0]).absolute()
     config = _read(folder / "config.yaml")
-    for text in others:
+    for text in sorted(others, key=lambda text: not text.startswith("callbacks=")):  # chosen before they are changed
         key, _, value = text.partition("=")
         if key == "engine":
             config["engine"]["backend"] = _backend(configs / "engine", value)
-            continue
-        *group, name = key.split(".")
-        (config[group[0]] if group else config)[name] = _value(text, value)
+        elif key == "callbacks":
+            config["callbacks"] = _callbacks(configs / "callbacks", _value(text, value), config.get("callbacks") or {})
+        else:
+            _set(config, key.split("."), _value(text, value))
     require_trusted(config, folder, argv)
     return config, folder
+
+
+def _set(config: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *inside, name = path
+    node = config
+    for key in inside:
+        node = node.setdefault(key, {}) if path[0] == "callbacks" else node[key]
+        if not isinstance(node, dict):
+            raise InputError(f"{'.'.join(path)} must be a key of a callback, got one of a value")
+    node[name] = value
+
+
+def _callbacks(folder: Path, chosen: Any, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Callbacks by name: those that the run had with their keys, others with those of their files."""
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    listed = [] if chosen is None else chosen
+    if not isinstance(listed, list):
+        raise InputError(f"callbacks must be a list of names, got {chosen!r}; for example callbacks=[csv]")
+    if unknown := [name for name in listed if name not in (*before, *names)]:
+        raise InputError(
+            f"unknown option callbacks={unknown[0]}; {did_you_mean(str(unknown[0]), names)}"
+            f"options of callbacks: {', '.join(names)}"
+        )
+    new = {name: yaml.safe_load((folder / f"{name}.yaml").read_text())[name] for name in listed if name not in before}
+    return {name: before.get(name, new.get(name)) for name in listed}
 
 
 def _value(text: str, value: str) -> Any:
@@ -78,7 +104,8 @@ def _may_change(text: str) -> bool:
     key, equals, _ = text.partition("=")
     group, dot, name = key.partition(".")
     inside = bool(dot) and group in ("engine", "checkpoint") and name.isidentifier() and not name.startswith("_")
-    return bool(equals) and (inside or key in ("rounds", "engine"))
+    of_callback = group == "callbacks" and all(part.isidentifier() for part in name.split(".")) and "." in name
+    return bool(equals) and (inside or of_callback or key in ("rounds", "engine", "callbacks"))
 
 
 def _read(path: Path) -> dict[str, Any]:

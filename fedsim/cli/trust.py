@@ -1,8 +1,8 @@
 """Run folders that somebody else may have written: what of them would run code here, and the user's word that it may.
 
-``fedsim resume=FOLDER`` and ``fedsim replay FOLDER`` build what the folder's config.yaml names. Fedsim's own classes do
-what their documentation says; any other name runs whatever its module and its function do, and a cluster's answers are
-unpickled here. Such a folder needs ``trust=true``.
+``fedsim resume=FOLDER``, ``fedsim replay FOLDER`` and ``fedsim export FOLDER --format onnx`` build what the
+folder's config.yaml names. Fedsim's own classes do what their documentation says; any other name runs whatever its
+module and its function do, and a cluster's answers are unpickled here. Such a folder needs ``trust=true``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def require_trusted(config: Mapping[str, Any], folder: Path, argv: Sequence[str]
 
 def guarded(argv: Sequence[str]) -> bool:
     """Whether a command line is about a folder that is not trusted: no module of the current folder is imported."""
-    return (argv[:1] == ["replay"] or any(text.startswith("resume=") for text in argv)) and TRUST not in argv
+    return (
+        argv[:1] in (["replay"], ["export"]) or any(text.startswith("resume=") for text in argv)
+    ) and TRUST not in argv
 
 
 def word_for(config: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,29 @@ def holdout(strata: np.ndarray, share: float, rng: np.random.Generator) -> Train
     return TrainTest(np.flatnonzero(~test), np.flatnonzero(test))
 
 
+def holdout_of_each(client: np.ndarray, label: np.ndarray, share: float, rng: np.random.Generator) -> TrainTest:
+    """Hold out about round(share * n) samples at random, in proportion to clients, and within a client to labels.
+
+    Every client, and every label of a client, gives the floor or the ceiling of its share; but a client that would be
+    left without a training sample gives one less. Samples are put in a random order in which those of a client, and
+    within a client those of a label, follow each other; then every (1 / share)-th is held out. Unlike ``holdout`` with
+    clients and labels as strata, this favours no label where a client has few samples of each.
+
+    Args:
+        client: [n] integers >= 0.
+        label: [n] integers >= 0.
+        share: share of the samples to hold out, in [0, 1).
+        rng: where the choice comes from.
+    """
+    stratum = np.unique(np.stack([client, label], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    draws = (rng.random(len(client)), rng.random(len(client))[stratum], rng.random(int(client.max()) + 1)[client])
+    held = np.zeros(len(client), dtype=bool)
+    held[np.lexsort(draws)] = np.diff(np.floor(np.arange(len(client) + 1) * share + 0.5)) > 0
+    clients, first = np.unique(client, return_index=True)
+    held[first[~np.isin(clients, client[~held])]] = False
+    return TrainTest(np.flatnonzero(~held), np.flatnonzero(held))
+
+
 def divide(
     parts: TrainTest, x: np.ndarray, y: np.ndarray, group: np.ndarray | None = None
 ) -> tuple[Split, Split | None]:

@@ -9,10 +9,15 @@ import numpy as np
 
 from fedsim.data import validate
 from fedsim.data.augment import Augment
+from fedsim.data.losses import Task, task_of
 from fedsim.errors import require
 from fedsim.fields import fitted, instance
 
-Task = Literal["classification", "regression", "next_token", "least_squares"]
+Word = Literal["classification", "regression", "next_token", "least_squares", "multilabel"]
+"""The tasks that have a word: ``fedsim.data.losses.TASKS``."""
+
+NAMES = (("classes", tuple[str, ...]), ("clients", tuple[str, ...]))
+"""Fields of a data set that name its numbers."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Split:
 
     Attributes:
         x: [n, ...] inputs: uint8 images [n, c, h, w], floating-point features [n, f] or int64 tokens [n, t].
-        y: [n] int64 classes in 0..outputs-1, [n] floating-point targets, or [n, t] int64 next tokens.
+        y: [n] int64 classes in 0..outputs-1, [n] floating-point targets or [n, outputs] several, [n, t] int64 next
+            tokens, or [n, outputs] int64 labels 0 and 1.
         group: [n] int64 natural client of each sample, >= 0, or None.
 
     Raises:
@@ -57,14 +63,17 @@ class Dataset:
         train: training samples, one or more, to be divided over clients.
         test: global test samples of the same shape and kind, or None (evaluation then uses the training samples and
             says so).
-        task: how outputs and targets make a loss (see ``fedsim.data.losses``).
-        outputs: number of classes, of tokens, or of regression outputs (1), >= 1.
+        task: how outputs and targets make a loss: ``classification``, ``multilabel``, ``regression``, ``next_token``,
+            ``least_squares``, or a ``Task`` of one's own.
+        outputs: number of classes, of labels, of tokens, or of targets, >= 1.
         mean: per-channel mean, in 0..1, for uint8 images, which are scaled to 0..1; () when inputs are used as they
             are: features, tokens, images that are normalised already.
         std: per-channel standard deviation, likewise, in (0, 1].
         augment: train-time augmentation of images [n, c, h, w], or None.
         x0: [d] initial model that comes with the problem (``quadratic``), or None.
         digest: sha256 over the arrays, written to provenance.json.
+        classes: names of the classes 0, 1, ... where labels had others, kept in the run's names.json; else ().
+        clients: names of the natural clients 0, 1, ..., likewise.
 
     Raises:
         InputError: names the array, what it must be, what it is, what to do.
@@ -73,21 +82,24 @@ class Dataset:
     name: str
     train: Split
     test: Split | None
-    task: Task
+    task: str | Task
     outputs: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     augment: Augment | None = None
     x0: np.ndarray | None = None
     digest: str = ""
+    classes: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._set("name", fitted(self.name, str, "Dataset.name", instance))
         where = f"data {self.name}"
-        for name, kind in (("task", Task), ("outputs", int), ("digest", str)):
+        for name, kind in (("task", Word | Task), ("outputs", int), ("digest", str), *NAMES):
             self._set(name, fitted(getattr(self, name), kind, f"{where}: {name}", instance))
         require(self.outputs >= 1, f"{where}: outputs", "be >= 1", self.outputs)
-        one = self.task in validate.CLASSES or self.outputs == 1
+        several = isinstance(self.train, Split) and self.train.y.ndim > 1 and not task_of(self.task).summed
+        one = task_of(self.task).whole or self.outputs == 1 or several
         require(one, f"{where}: outputs", f"be 1 for {self.task}, which has one target", self.outputs)
         for name in ("mean", "std"):
             self._set(name, validate.channels(getattr(self, name), f"{where}: {name}"))
@@ -112,7 +124,7 @@ class Dataset:
         x = validate.inputs(split.x, self.task, f"{where}.x", scaled=bool(self.mean))
         y = validate.targets(split.y, self.task, self.outputs, f"{where}.y")
         group = None if split.group is None else validate.groups(split.group, f"{where}.group")
-        if self.task == "next_token":
+        if task_of(self.task).outputs == "tokens":
             require(x.shape == y.shape, f"{where}.y", f"have the shape of x, {list(x.shape)}", list(y.shape))
         same = x is split.x and y is split.y and group is split.group
         return split if same else Split(x, y, group)

@@ -78,7 +78,7 @@ def read_file(root: Path, file: DataFile, source: str) -> bytes:
     Args:
         root: the data root.
         file: which file.
-        source: the data set's name for ``scripts/download.py``.
+        source: the data set's name for ``fedsim download``.
 
     Raises:
         InputError: the file is missing, cannot be read, or is not the published one.
@@ -94,7 +94,7 @@ def read_files(root: Path, files: Sequence[DataFile], source: str) -> list[bytes
     Raises:
         InputError: as ``read_file``, for the first file that is not right.
     """
-    do = f"delete it and run `python scripts/download.py {source}`"
+    do = f"delete it and run `fedsim download {source}`"
     paths = [_found(root, file, source) for file in files]
     stored = [_stored(path, file.md5, do) for path, file in zip(paths, files, strict=True)]
     contents = {s.path: _content(s, do) for s in stored if not s.trusted and s.md5}  # damaged, or compressed anew
@@ -133,9 +133,8 @@ def _found(root: Path, file: DataFile, source: str) -> Path:
     if path is None:
         folder = (root / file.path).parent
         raise InputError(
-            f"{source}: no file {file.name} (plain, .gz, .xz or .bz2) in {folder}; run `python scripts/download.py "
-            f"{source}`, or put the file there, or set FEDSIM_DATA or data.root to the folder that holds "
-            f"{Path(file.path).parts[0]}"
+            f"{source}: no file {file.name} (plain, .gz, .xz or .bz2) in {folder}; run `fedsim download {source}`, or "
+            f"put the file there, or set FEDSIM_DATA or data.root to the folder that holds {Path(file.path).parts[0]}"
         )
     return path
 

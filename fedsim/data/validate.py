@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.data.losses import Task, task_of
 from fedsim.errors import InputError, require
 from fedsim.ground.own_code import error_line
-
-CLASSES = ("classification", "next_token")
-"""Tasks whose targets are int64 classes; the others have floating-point targets."""
 
 LEAST_STD = 1e-6
 """Less than the standard deviation of ten million pixels of which one differs by 1 in 255: a constant channel."""
@@ -52,7 +50,7 @@ def as_array(value: Any, where: str) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def inputs(x: np.ndarray, task: str, where: str, *, scaled: bool) -> np.ndarray:
+def inputs(x: np.ndarray, task: str | Task, where: str, *, scaled: bool) -> np.ndarray:
     """Inputs as workers want them: uint8 images, finite floating-point features or int64 tokens, [n, ...].
 
     Args:
@@ -64,9 +62,9 @@ def inputs(x: np.ndarray, task: str, where: str, *, scaled: bool) -> np.ndarray:
     shape = list(x.shape)
     require(x.ndim > 1, where, "be [n, ...], a row for each sample", shape, "for one feature pass x[:, None]")
     require(0 not in shape[1:], where, "have at least one number in each sample", shape)
-    if task == "next_token":
+    if task_of(task).outputs == "tokens":
         whole = x.dtype.kind in "iu" and x.ndim == 2
-        require(whole, where, "be int64 tokens [n, t] for next_token", f"{x.dtype} {shape}")
+        require(whole, where, f"be int64 tokens [n, t] for {task}", f"{x.dtype} {shape}")
         return _int64(x, where)
     if scaled:
         do = "normalise x yourself and leave mean and std out"
@@ -87,8 +85,8 @@ def inputs(x: np.ndarray, task: str, where: str, *, scaled: bool) -> np.ndarray:
     return x
 
 
-def targets(y: np.ndarray, task: str, outputs: int, where: str) -> np.ndarray:
-    """Targets as losses want them: [n] int64 classes, [n] floating-point targets, or [n, t] int64 next tokens.
+def targets(y: np.ndarray, task: str | Task, outputs: int, where: str) -> np.ndarray:
+    """Targets as losses want them: see ``Split.y``.
 
     Args:
         y: from ``as_array``; whole numbers of any size become int64 classes, or float64 targets of regression. A
@@ -97,21 +95,26 @@ def targets(y: np.ndarray, task: str, outputs: int, where: str) -> np.ndarray:
         outputs: of the data set; classes lie in 0..outputs-1.
         where: the name of the array.
     """
-    shape = list(y.shape)
+    goal, shape = task_of(task), list(y.shape)
     do = "pass y[:, 0]" if shape[1:] == [1] else ""
-    if task not in CLASSES:
-        require(y.ndim == 1, where, f"be [n] for {task}, one target for each sample", shape, do)
+    if not goal.whole:
+        wide = not goal.summed and shape[1:] == [outputs] and outputs > 1
+        must = f"be [n] for {task}, one target for each sample"
+        must += f", or [n, {outputs}]" if outputs > 1 else ""
+        require(y.ndim == 1 or wide, where, must, shape, do)
         y = y if y.dtype.kind == "f" else y.astype(np.float64)
         _require_finite(y, where)
         return np.ascontiguousarray(y)
-    must = "be int64 for classification or next_token"
+    if goal.outputs == "labels":
+        return _truths(y, outputs, f"{task}", where)
     cast = "pass y.astype('int64') if these are classes; for numbers to predict use task='regression'"
-    require(y.dtype.kind in "biu", where, must, str(y.dtype), cast)
-    if task == "classification":
-        do = "pass y.argmax(1) if they are one-hot" if shape[1:] == [outputs] and outputs > 1 else do
-        require(y.ndim == 1, where, "be [n] for classification, the class of each sample", shape, do)
+    require(y.dtype.kind in "biu", where, f"be int64 for {task}", str(y.dtype), cast)
+    if goal.classes:
+        several = shape[1:] == [outputs] and outputs > 1
+        do = "pass y.argmax(1) if they are one-hot, or use task='multilabel'" if several else do
+        require(y.ndim == 1, where, f"be [n] for {task}, the class of each sample", shape, do)
     else:
-        require(y.ndim == 2, where, "be [n, t] for next_token, the next token at each position", shape)
+        require(y.ndim == 2, where, f"be [n, t] for {task}, the next token at each position", shape)
     y = y.astype(np.int64) if y.dtype.kind == "b" else _int64(y, where)
     low, high = (int(y.min()), int(y.max())) if y.size else (0, 0)
     do = f"pass y - {low}" if 0 < high - low < outputs and low == 1 else ""
@@ -119,6 +122,15 @@ def targets(y: np.ndarray, task: str, outputs: int, where: str) -> np.ndarray:
     ok = low >= 0 and high < outputs
     require(ok, where, f"lie in 0..{outputs - 1} for outputs={outputs}", f"{low}..{high}", do)
     return y
+
+
+def _truths(y: np.ndarray, outputs: int, task: str, where: str) -> np.ndarray:
+    """Labels [n, k] as int64 0 and 1."""
+    kind = y.dtype.kind in "biuf" and y.ndim == 2 and y.shape[1] == outputs
+    require(kind, where, f"be [n, {outputs}] for {task}, 0 or 1 for each label", f"{y.dtype} {list(y.shape)}")
+    other = y[(y != 0) & (y != 1)]
+    require(not other.size, where, f"be 0 or 1 for {task}", other.flat[0].item() if other.size else 0)
+    return np.ascontiguousarray(y.astype(np.int64, copy=False))
 
 
 def groups(group: np.ndarray, where: str) -> np.ndarray:

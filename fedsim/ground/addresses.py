@@ -83,7 +83,7 @@ TABLE = (
         DATA_SPLIT,
         "which samples are for testing",
         (),
-        ("data/digits.py", "data/gas_sensor_drift.py", "data/housing.py", "data/libsvm.py"),
+        ("data/digits.py", "data/gas_sensor_drift.py", "data/housing.py", "data/libsvm.py", "data/own.py"),
     ),
     Purpose(DATA_QUADRATIC, "the clients' quadratics", (), ("data/quadratic.py",)),
     Purpose(DATA_SYNTHETIC_SIZE, "how many samples each client has", (), ("data/synthetic.py",)),

@@ -1,7 +1,7 @@
 """What a run shows in a terminal: a live bar, a final table, one clear line per error.
 
 Written through rich: colours and the live bar on terminals only, NO_COLOR respected, ASCII where the encoding asks for
-it. Into a pipe, a file or a notebook go plain lines. One MB is 1e6 bytes.
+it. Into a pipe or a file go plain lines; a notebook has a bar of its own. One MB is 1e6 bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,10 +22,12 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
+from fedsim.ground.notebook import CellBar
+
 LINES = 10  # of a run's progress when there is no terminal
 NARROW = 80  # columns; a bar in less shows one score
 
-STATUS_STYLES = {"finished": "bold green", "interrupted": "bold yellow"}
+STATUS_STYLES = {"finished": "bold green", "stopped": "bold green", "interrupted": "bold yellow"}
 
 
 class Terminal(Console):
@@ -51,7 +53,7 @@ class Elapsed(ProgressColumn):
 
 
 class Progress:
-    """The progress of a run, as a context manager: a live bar, or about ten plain lines when there is no terminal."""
+    """The progress of a run, as a context manager: a bar in a terminal or a notebook, else about ten plain lines."""
 
     def __init__(self, rounds: int, console: Console | None = None) -> None:
         """Prepare for ``rounds`` rounds; nothing is shown before the block is entered."""
@@ -62,6 +64,7 @@ class Progress:
         self._scores: dict[str, float] = {}
         self._tenth = 0
         self._bar: Bar | None = None
+        self._cell = CellBar(rounds) if self._console.is_jupyter else None
         if self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty():
             self._bar = Bar(
                 TextColumn("{task.description}", markup=False),
@@ -83,11 +86,15 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
+        if self._cell:
+            self._cell.close()
 
     def status(self, text: str) -> None:
         """Say what is going on besides rounds (``setting up: starting 2 Ray actors``), until the next update."""
         if self._bar:
             self._bar.update(self._task, description=text)
+        if self._cell:
+            self._cell.show(0, text)
 
     def update(self, record: Mapping[str, float | int]) -> None:
         """Show a round's record; scores that this round did not measure keep their last value."""
@@ -101,6 +108,8 @@ class Progress:
         scores = "  ".join(f"{name} {number(value)}" for name, value in shown)
         if self._bar:
             self._bar.update(self._task, description=at, completed=done, scores=scores, eta=eta)
+        elif self._cell:
+            self._cell.show(done, at, scores, clock(now - self._begun), eta)
         elif (tenth := LINES * done // self._rounds) > self._tenth:
             self._tenth = tenth
             elapsed = f"elapsed {clock(now - self._begun)}"
@@ -114,6 +123,38 @@ def headline(record: Mapping[str, float | int]) -> dict[str, float]:
     scores = [tag for tag in record if tag.startswith("eval/") and tag != "eval/loss"]
     first = ["eval/accuracy"] if "eval/accuracy" in scores else scores[:1]
     return {tag.removeprefix("eval/"): float(record[tag]) for tag in (*first, "eval/loss") if tag in record}
+
+
+def rows_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run came to in words: (name, value), as the final table and a notebook show them.
+
+    Args:
+        summary: ``fedsim.record.run_folder.run_summary(...)``.
+    """
+    yield "status", summary["status"]
+    if summary["status"] == "stopped":
+        yield "why", summary.get("message", "")
+    for tag, value in summary.items():
+        group, _, name = tag.partition("/")
+        if group == "eval":
+            best = "" if value["best"] is None else f"  (best {number(value['best'])} at round {value['best_round']})"
+            yield name.replace("_", " "), f"{number(value['last'])}{best}"
+        elif group == "comm":
+            if name.endswith("_bytes"):
+                between = "between peers" if name == "edge_bytes" else name.removesuffix("_bytes").replace("_", " ")
+                yield between, megabytes(value)
+            else:
+                yield name.replace("_", " "), f"{value:,.4g} times fewer bytes than without a channel"
+        elif group in ("privacy", "gossip"):
+            yield name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}"
+    wall_s, rounds = summary["time/wall_s"], summary["rounds"]
+    yield "rounds", f"{rounds:,}"
+    start_s = summary.get("time/start_s", 0.0)  # not in folders of earlier versions
+    parts = [f"start {start_s:,.1f} s"] if start_s else []
+    parts += [f"{(wall_s - start_s) / rounds:.2g} s per round"] if rounds else []
+    yield "time", f"{wall_s:,.1f} s" + (f"  ({', '.join(parts)})" if parts else "")
+    capability = summary.get("cpu_capability")  # likewise
+    yield "digest", summary["digest"][:16] + (f"  (CPU capability {capability})" if capability else "")
 
 
 def report(
@@ -141,28 +182,13 @@ def report(
     table.add_column(overflow="fold")
     for name, value in (extra or {}).items():
         table.add_row(name, Text(value))
-    table.add_row("status", Text(summary["status"], STATUS_STYLES.get(summary["status"], "bold red")))
-    for tag, value in summary.items():
-        group, _, name = tag.partition("/")
-        if group == "eval":
-            best = "" if value["best"] is None else f"  (best {number(value['best'])} at round {value['best_round']})"
-            table.add_row(name.replace("_", " "), f"{number(value['last'])}{best}")
-        elif group == "comm":
-            if name.endswith("_bytes"):
-                between = "between peers" if name == "edge_bytes" else name.removesuffix("_bytes").replace("_", " ")
-                table.add_row(between, megabytes(value))
-            else:
-                table.add_row(name.replace("_", " "), f"{value:,.4g} times fewer bytes than without a channel")
-        elif group in ("privacy", "gossip"):
-            table.add_row(name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}")
-    wall_s, rounds = summary["time/wall_s"], summary["rounds"]
-    table.add_row("rounds", f"{rounds:,}")
-    table.add_row("time", f"{wall_s:,.1f} s" + (f"  ({wall_s / rounds:.3g} s per round)" if rounds else ""))
-    capability = summary.get("cpu_capability")  # not in folders of earlier versions
-    table.add_row("digest", summary["digest"][:16] + (f"  (CPU capability {capability})" if capability else ""))
+    for name, text in rows_of(summary):
+        style = STATUS_STYLES.get(text, "bold red") if name == "status" else ""
+        table.add_row(name, Text(text, style))
     console.print(table)
     command = shlex.join(["tensorboard", "--logdir", str(logdir or folder)])
-    more = [("go on", shlex.join(["fedsim", f"resume={folder}", *words]))] if summary["status"] == "interrupted" else []
+    goes_on = summary["status"] in ("interrupted", "stopped")
+    more = [("go on", shlex.join(["fedsim", f"resume={folder}", *words]))] if goes_on else []
     for name, value in (("folder", str(folder)), ("curves", command), *more):
         console.print(Text.assemble((f"{name}  ", "bold"), value), soft_wrap=True)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedsim.data.dataset import Dataset
+from fedsim.data.losses import task_of
 from fedsim.errors import InputError, require
 
 
@@ -39,7 +40,7 @@ class Population:
     def counts(self, data: Dataset) -> np.ndarray:
         """Training samples of each client by class, [n, classes]; [n, 1] sizes when the task is not classification."""
         sizes = np.array([len(indices) for indices in self.train], dtype=np.int64)
-        if data.task != "classification":
+        if not task_of(data.task).classes:
             return sizes[:, None]
         cells = np.repeat(np.arange(len(self)), sizes) * data.outputs + data.train.y[np.concatenate(self.train)]
         return np.bincount(cells, minlength=len(self) * data.outputs).reshape(len(self), data.outputs)
@@ -93,7 +94,7 @@ def labels(data: Dataset, rule: str) -> np.ndarray:
     Raises:
         InputError: the data set has no classes.
     """
-    if data.task != "classification":
+    if not task_of(data.task).classes:
         raise InputError(
             f"partition={rule} needs class labels, but data {data.name} is a {data.task} task; "
             "use partition=iid, quantity, quantity_dirichlet, blocks or natural"
@@ -161,7 +162,7 @@ def populate(data: Dataset, train: tuple[np.ndarray, ...], rng: np.random.Genera
     if data.test is None:
         return Population(train, ())
     counts = Population(train, ()).counts(data)
-    y = data.test.y if data.task == "classification" else np.zeros(len(data.test), dtype=np.int64)
+    y = data.test.y if task_of(data.task).classes else np.zeros(len(data.test), dtype=np.int64)
     owners = [
         np.repeat(np.arange(len(train)), apportion(size, column, rng) if column.any() else 0)
         for size, column in zip(np.bincount(y, minlength=counts.shape[1]).tolist(), counts.T, strict=True)

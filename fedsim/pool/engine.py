@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from fedsim.errors import require
@@ -16,6 +16,10 @@ cannot make its threads the process ends with a segmentation fault.
 """
 MOST_PIECES = 2**20
 """Jobs of a round, and clients of a block, at most: a million clients one by one."""
+
+
+OF_RAY = ("actors", "address", "retries", "timeout_s")
+"""Settings that say nothing to a run in one process."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,12 @@ class Engine:
         for name in ("block", "jobs"):
             value = getattr(self, name)
             require(value == "auto" or value <= MOST_PIECES, name, f"be <= {MOST_PIECES} or auto", value)
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """A note for each setting of Ray's actors that somebody chose for a run that has none."""
+        if self.backend == "ray":
+            return ()
+        chosen = [f for f in fields(self) if f.name in OF_RAY and getattr(self, f.name) != f.default]
+        said = [f"engine.{f.name}={getattr(self, f.name)}" for f in chosen]
+        return tuple(f"{one} has no effect: engine=serial computes in this process, without actors" for one in said)

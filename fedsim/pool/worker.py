@@ -23,8 +23,7 @@ from fedsim.channel import message
 from fedsim.channel.channel import Channel
 from fedsim.channel.message import Sent
 from fedsim.data.batches import Feed, Samples
-from fedsim.data.dataset import Task
-from fedsim.data.losses import Loss, guess, loss_of, score_of
+from fedsim.data.losses import Loss, Task, loss_of
 from fedsim.errors import ClientError
 from fedsim.ground.layout import aligned
 from fedsim.ground.own_code import FAILURES, error_line
@@ -37,6 +36,7 @@ from fedsim.models import copied
 from fedsim.models.pure import Watch
 from fedsim.pool.block import ClientSide, Job, to_device, to_numpy
 from fedsim.pool.local_part import written
+from fedsim.pool.scores import Measures, Scores, joined
 from fedsim.types import Batch, Message, State
 
 CHUNK = 512
@@ -49,7 +49,7 @@ class Setup:
 
     algorithm: ServerAlgorithm[Any, Any]
     models: tuple[nn.Module, ...]  # the architectures: client i has number i mod their count
-    task: Task
+    measures: Measures
     train: Samples
     test: Samples
     local: Local
@@ -65,9 +65,14 @@ class Setup:
     seed: int
 
     @property
+    def task(self) -> Task:
+        """How outputs and targets make a loss."""
+        return self.measures.task
+
+    @property
     def loss(self) -> Loss:
         """The loss of each example, by the task."""
-        return loss_of(self.task, int(self.train.sizes().max()) if self.task == "least_squares" else 1)
+        return loss_of(self.task, int(self.train.sizes().max()))
 
 
 class Done(NamedTuple):
@@ -107,14 +112,6 @@ class Models:
     x: np.ndarray
 
 
-class Scores(NamedTuple):
-    """The answer to an evaluation job, per example."""
-
-    losses: np.ndarray  # [rows]
-    scores: np.ndarray  # [rows] accuracy in 0..1, empty where the task has none
-    guesses: np.ndarray  # [rows] predicted classes, empty where the task is not classification
-
-
 @contextmanager
 def torch_given_back() -> Iterator[None]:
     """A block after which torch has the threads and the flags of cuDNN that it had, whatever a worker needed."""
@@ -147,7 +144,6 @@ class Worker:
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False))
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)])
-        self.score = score_of(setup.task)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
@@ -218,23 +214,23 @@ class Worker:
 
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[EvalJob], x: Any) -> list[Scores]:
-        """Loss and accuracy of each of the jobs' test samples at the model x [d]."""
+        """What is measured of each of the jobs' test samples at the model x [d]."""
         model: Tensor = to_device(x, self.device)
         with _evaluating(), self.watched():
             return [self._scores(self.evaluators[0], model, job) for job in jobs]
 
     @torch.no_grad()
     def evaluate_models(self, jobs: Sequence[Models], shared: Any) -> list[np.ndarray]:
-        """[b, 2] mean loss and accuracy (NaN where the task has none) of each model over all test samples."""
+        """[b, 1 + metrics that are shared] mean loss and metrics of each model over all test samples."""
         with _evaluating(), self.watched():
             return [np.array([self._overall(x) for x in to_device(job.x, self.device)]) for job in jobs]
 
-    def _overall(self, x: Tensor) -> tuple[float, float]:
+    def _overall(self, x: Tensor) -> list[float]:
         total = len(self.test_feed.x)
         parts = [self._scores(self.evaluators[0], x, EvalJob(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
-        found = _joined(parts)
-        accuracy = float(found.scores.astype(np.float64).mean()) if len(found.scores) else math.nan
-        return float(found.losses.astype(np.float64).mean()), accuracy
+        found, measures = joined(parts), self.setup.measures
+        values = [measures.of(metric, found, self.setup.test.y)[""] for metric in measures.shared]
+        return [float(found.losses.astype(np.float64).mean()), *values]
 
     @torch.no_grad()
     def gradient(self, jobs: Sequence[ObjectiveJob], x: Any) -> list[tuple[Sums, int]]:
@@ -259,11 +255,11 @@ class Worker:
 
     @torch.no_grad()
     def evaluate_own(self, jobs: Sequence[Job], broadcast: Any) -> list[Scores]:
-        """Loss and accuracy of each client's own test samples at its own model, the clients in block order."""
+        """What is measured of each client's own test samples at its own model, the clients in block order."""
         got = to_device(broadcast, self.device)
         with _evaluating(), self.watched():
             return [
-                _joined([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]) for job in jobs
+                joined([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]) for job in jobs
             ]
 
     def _own_scores(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
@@ -277,15 +273,7 @@ class Worker:
         x = aligned(x)  # one of several models is a row
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
-        outputs = oracle.predict(x, inputs)
-        scores = torch.empty(0) if self.score is None else self.score(outputs, y)
-        guesses = guess(outputs) if self.setup.task == "classification" else torch.empty(0, dtype=torch.int64)
-        losses, scores, guesses = to_numpy((self.loss(outputs, y), scores, guesses))
-        return Scores(losses, scores, guesses)
-
-
-def _joined(parts: list[Scores]) -> Scores:
-    return Scores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return self.setup.measures.scores(self.loss, oracle.predict(x, inputs), y)
 
 
 @contextmanager

@@ -106,8 +106,8 @@ def draw_of(schedule: Schedule, population: int) -> Draw:
     """How a schedule draws; fixed lists of cohorts earn no amplification."""
     if isinstance(schedule, Bernoulli) and draws_as(schedule, Bernoulli) and schedule.rate < 1:
         return Draw("poisson", rate=schedule.rate)
-    if isinstance(schedule, Uniform) and draws_as(schedule, Uniform) and schedule.cohort < population:
-        return Draw("fixed", cohort=schedule.cohort, population=population)
+    if isinstance(schedule, Uniform) and draws_as(schedule, Uniform) and schedule.expected(population) < population:
+        return Draw("fixed", cohort=schedule.expected(population), population=population)
     return Draw()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -65,7 +66,7 @@ def curves(
     x: str,
     y: str,
     log: Collection[str] = (),
-    halves: Mapping[str, np.ndarray] | None = None,
+    behind: Mapping[str, tuple[np.ndarray, np.ndarray, tuple[float, float]]] | None = None,
 ) -> Figure:
     """Lines that compare methods, told apart by colour and dashes.
 
@@ -75,7 +76,8 @@ def curves(
         x: label of the horizontal axis.
         y: label of the vertical axis.
         log: axes with a logarithmic scale, of ``x`` and ``y``; what is not positive is left out there.
-        halves: {method: half the width of a band [k], NaN where there is none}; bands do not widen the axes.
+        behind: {method: (single runs [runs, k], drawn faintly; half the width of a band [k], NaN where there is none;
+            where bands end)}; none of it widens the axes.
     """
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -90,12 +92,49 @@ def curves(
         axes.set_yscale("log")
     limits = axes.get_ylim()
     for line, (name, (xs, ys)) in zip(list(axes.lines), series.items(), strict=True):
-        if halves is not None and np.isfinite(half := halves[name]).any():
-            axes.fill_between(xs, ys - half, ys + half, color=line.get_color(), alpha=0.15, linewidth=0)
+        if behind is None:
+            continue
+        runs, half, ends = behind[name]
+        for run in runs if len(runs) > 1 else ():
+            axes.plot(xs, run, color=line.get_color(), alpha=0.3, linewidth=0.7, zorder=1)
+        if np.isfinite(half).any():
+            low, high = np.clip(ys - half, *ends), np.clip(ys + half, *ends)
+            axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_ylim(limits)
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+    return figure
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows, whether or not pyplot was ever imported there."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=110, facecolor="white")
+        return png.getvalue()
+
+
+def over_rounds(rounds: np.ndarray, series: Mapping[str, np.ndarray], title: str) -> ShownFigure:
+    """Metrics of one run against rounds, a drawing for each, one below the other.
+
+    Args:
+        rounds: [k].
+        series: {label: [k] values, NaN where there is none}.
+        title: one line.
+    """
+    figure = ShownFigure(figsize=(7.5, 0.6 + 2.2 * len(series)), layout="constrained")
+    drawings = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
+    for number, (axes, (label, values)) in enumerate(zip(drawings, series.items(), strict=True)):
+        there = np.isfinite(values)
+        mark = "o" if there.sum() <= 30 else ""
+        axes.plot(rounds[there], values[there], color=PALETTE[number % len(PALETTE)], marker=mark, markersize=3)
+        axes.set(ylabel=label.removeprefix("eval/").replace("_", " "))
+        axes.grid(alpha=0.25)
+    drawings[-1].set(xlabel="round")
+    drawings[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title)
     return figure
 
 

@@ -18,7 +18,8 @@ import torch
 from fedsim.errors import InputError
 from fedsim.ground.console import warning
 
-FREE = {"rounds", "checkpoint"} | {f"engine.{key}" for key in ("backend", "actors", "address", "retries", "timeout_s")}
+_ELSEWHERE = {f"engine.{key}" for key in ("backend", "actors", "address", "retries", "timeout_s")}
+FREE = {"rounds", "checkpoint", "callbacks", "name"} | _ELSEWHERE
 ROUNDING = {f"engine.{key}" for key in ("block", "jobs", "batching", "kernel", "device", "threads")}
 
 

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import Diverged, InputError, NotSaved, first_line
+from fedsim.errors import Diverged, InputError, first_line
 from fedsim.ground.console import Progress
 from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
 from fedsim.record.checkpoint import Checkpoints, Saved
+from fedsim.record.clients_file import ClientsFile
 from fedsim.record.drawings import draw_confusion
+from fedsim.record.hooks import Hooks
+from fedsim.record.kept_models import KeptModels
 from fedsim.record.provenance import cpu_capability
 from fedsim.record.run_folder import RunFolder, Status, run_summary
 from fedsim.runs.run import Run
@@ -43,6 +46,10 @@ class History:
         spent: seconds before the run was resumed.
         open: the last round's record if it waits for its evaluation, else None.
         events: whether the events of a run in virtual time are kept.
+        hooks: who is told of every round.
+        models: what writes the models in the folder, or None.
+        clients: what writes the clients' values, or None.
+        start: seconds before the first round, of a resumed run those of every start.
     """
 
     run: Run
@@ -57,6 +64,10 @@ class History:
     spent: float = 0.0
     open: Record | None = None
     events: bool = False
+    hooks: Hooks = field(default_factory=Hooks)
+    models: KeptModels | None = None
+    clients: ClientsFile | None = None
+    start: float = 0.0
     _saved: int | None = None
 
     def resume(self, saved: Saved) -> None:
@@ -73,7 +84,12 @@ class History:
                 f"the checkpoint after round {saved.done} must hold a run's state, got {first_line(error)}"
             ) from error
         self.spent, self.open = saved.notes["wall_s"], saved.notes["open"]
+        self.start = saved.notes.get("start_s", 0.0)  # not in checkpoints of earlier versions
         self.records += self.folder.records if self.folder else []
+        if self.models:
+            self.models.resume(self.records)
+        if self.clients:
+            self.clients.resume(self.records)
         self._saved = None if self.open else saved.done
         if self.bar:
             self.bar.update(self.records[-1])
@@ -89,12 +105,14 @@ class History:
                     self.save()
                 self.finish("failed", first_line(error))
             raise
-        if status != "diverged":
-            try:
+        try:
+            if status != "diverged":
                 self.save(last=True)
-            except NotSaved as error:  # what the run came to is whole all the same
-                self.finish(status, first_line(error))
-                raise
+            if self.models:
+                self.models.finish(self.run.model(), self.run.done)
+        except OSError as error:  # what the run came to is whole all the same
+            self.finish(status, first_line(error))
+            raise
         if self.folder and self.run.confusion is not None and status != "interrupted":  # that one may go on
             draw_confusion(self.folder, self.run.confusion, self.run.done)
         return status, message
@@ -102,15 +120,19 @@ class History:
     def loop(self, stopping: Stopping) -> tuple[Status, str]:
         """All rounds, or as many as go well; every finished round is on record whatever happens next."""
         run = self.run
+        self.start += time.perf_counter() - self.begun
+        why = ""
         try:
             if not self.records:
-                self.add({"round": 0, **run.evaluate()})
+                why = self.told({"round": 0, **run.evaluate()})
             elif self.open is not None:
                 due = run.evaluation.due(run.done, run.rounds)
-                self.add(self.open | (run.evaluate() if due else {}))
+                why = self.told(self.open | (run.evaluate() if due else {}))
             while run.done < run.rounds:
                 _require_finite(self.records[-1])
-                self.add(run.step())
+                if why:
+                    return "stopped", why
+                why = self.told(run.step())
                 if self.checkpoints and self.checkpoints.due(run.done):
                     self.save()
             _require_finite(self.records[-1])
@@ -121,6 +143,11 @@ class History:
             self.catch_up()
             return "interrupted", f"{type(stop).__name__} after round {run.done}"
         return "finished", ""
+
+    def told(self, record: Record) -> str:
+        """Take down the round that is done and tell the callbacks; returns why the run shall stop, or ""."""
+        self.add(record)
+        return self.hooks.heard(self.records[-1])
 
     def add(self, record: Record) -> None:
         """Take down the round that is done."""
@@ -133,6 +160,10 @@ class History:
                 self.points.append(self.run.point())
             if self.folder:
                 self.folder.write(record)
+            if self.models:
+                self.models.heard(record, self.run.model)
+            if self.clients and self.run.clients is not None and "eval/loss" in record:
+                self.clients.heard(int(record["round"]), self.run.clients)
             if self.bar:
                 self.bar.update(record)
 
@@ -154,9 +185,14 @@ class History:
         if self.open is None and self._saved == self.run.done:
             return
         self.folder.sync()
+        if self.models and not last:
+            self.models.save()
+        if self.clients:
+            self.clients.save()
         recorded = self.run.done - (self.open is not None)
         wall_s = self.spent + time.perf_counter() - self.begun
         notes = {"recorded": recorded, "open": self.open, "wall_s": wall_s, "fingerprint": self.fingerprint}
+        notes["start_s"] = self.start
         if self.checkpoints.save(self.run.done, self._state(recorded + 1), notes, last=last):
             self._saved = self.run.done
 
@@ -164,7 +200,11 @@ class History:
         """Write what the run came to; returns summary.json."""
         wall_s = self.spent + time.perf_counter() - self.begun
         summary = run_summary(self.records, status, self.run.digest(), wall_s)
-        summary |= {"cpu_capability": cpu_capability()} | ({"message": message} if message else {})
+        summary |= {"time/start_s": self.start, "cpu_capability": cpu_capability()}
+        summary |= {"message": message} if message else {}
+        if (best := self.run.evaluation.best) in summary:
+            found = summary[best]
+            summary["best"] = {"metric": best, "value": found["best"], "round": found["best_round"]}
         if self.ledger is not None:
             summary |= self.ledger.summary(int(summary["rounds"]))
         if self.run.notes:
@@ -174,7 +214,10 @@ class History:
                 self.folder.trajectory(points, **self._times())
             if self.events and (happened := self.run.happened()) is not None:
                 self.folder.events(*happened)
+            if self.clients:
+                self.clients.save()
             self.folder.finish(summary)
+        self.hooks.end(summary)
         return summary
 
     def trajectory(self) -> np.ndarray | None:

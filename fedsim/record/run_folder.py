@@ -2,12 +2,15 @@
 
     config.yaml       the resolved configuration
     provenance.json   where the numbers come from (``record.provenance``); "resumed" tells how the run went on later
+    names.json        of data whose labels or clients have names: {"classes": {name: number}, "clients": ...}
     metrics.jsonl     one line per round: every TensorBoard scalar by its tag, and "round"; non-finite numbers are null
     tensorboard/      one event file, and one more for each time the run was resumed
     checkpoints/      what ``fedsim resume=FOLDER`` goes on from (``fedsim.record.checkpoint``)
     trajectory.npz    on request: x [rounds + 1, d], or [rounds + 1, n, d] for peers, a row for each line of
                       metrics.jsonl; in virtual time also t [rounds + 1]
     events.npz        on request, of a run in virtual time: what happened when
+    model.safetensors, model_best.safetensors    the last model and the best one (``fedsim.record.kept_models``)
+    clients.parquet   with ``evaluate.clients`` and pyarrow: every client's own values (``fedsim.record.clients_file``)
     summary.json      ``run_summary``; its presence says that the run came to an end
 
 metrics.jsonl grows by whole lines only, each handed to the operating system before ``write`` returns; the other files
@@ -31,25 +34,27 @@ import numpy as np
 import yaml
 
 from fedsim.errors import InputError
+from fedsim.evaluate import is_better
 from fedsim.ground.console import warning
 from fedsim.ground.files import atomic_file, is_own_file, leftovers
+from fedsim.record.clients_file import CLIENTS
+from fedsim.record.kept_models import BEST, LAST
 from fedsim.record.papers import papers
 from fedsim.record.tensorboard import EventFile, own_event_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["finished", "diverged", "failed", "interrupted"]
+Status = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
 
-ATOMIC = r"(config\.yaml|provenance\.json|summary\.json|trajectory\.npz|events\.npz)"
+DONE = ("finished", "stopped")
+"""How a run ends that came to what was asked of it: all rounds, or a callback's word that it is enough."""
+
+ATOMIC = (
+    r"(config\.yaml|(names|provenance|summary)\.json|(trajectory|events)\.npz|model(_best)?\.safetensors"
+    r"|clients\.parquet)"
+)
 """Names of files that are written under another name first, as a regular expression."""
-
-LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae", "error", "perplexity", "distance", "gap", "std", "norm2"})
-
-
-def lower_is_better(tag: str) -> bool:
-    """Whether a metric such as ``eval/loss`` is good when it is small."""
-    return bool(LOWER_IS_BETTER & set(tag.rpartition("/")[2].split("_")))
 
 
 class RunFolder:
@@ -117,7 +122,9 @@ class RunFolder:
             records, end = ([], 0) if done is None else _read(path / "metrics.jsonl", done)
             metrics.truncate(end)
             metrics.seek(end)
-            for name in ("summary.json", "trajectory.npz"):
+            # The model of where the run stopped stays until there is a newer one: this attempt may yet be refused.
+            anew = (*(() if done else (BEST,)), *((LAST, CLIENTS) if done is None else ()))
+            for name in ("summary.json", "trajectory.npz", *anew):
                 (path / name).unlink(missing_ok=True)
             for left in filter(is_own_file, leftovers(path, ATOMIC)):
                 left.unlink()
@@ -180,8 +187,13 @@ class RunFolder:
         """Write summary.json and how the run ended, unless it may go on, and close the folder."""
         _write_json(self.path / "summary.json", summary)
         if summary["status"] != "interrupted":  # TensorBoard believes the first end that it reads
-            self._events.end(success=summary["status"] == "finished")
+            self._events.end(success=summary["status"] in DONE)
         self.close()
+
+    def names(self, **named: Sequence[str]) -> None:
+        """Write names.json: for each keyword {name: number} of the names of 0, 1, ..."""
+        content = {key: {name: number for number, name in enumerate(names)} for key, names in named.items() if names}
+        _write_json(self.path / "names.json", content)
 
     def sync(self) -> None:
         """See to it that every round is on disk."""
@@ -223,7 +235,7 @@ def run_summary(
 
     Returns:
         ``status``; ``rounds`` completed; for every ``eval/*`` tag ``{"last", "best", "best_round"}``: best is the
-        smallest value if a word of the tag is in ``LOWER_IS_BETTER``, else the largest, at the earliest round that
+        smallest value of a tag that ``fedsim.evaluate.lower_is_better``, else the largest, at the earliest round that
         reached it, round 0 included; non-finite values are never best (None if there is no other). For every
         ``comm/*_bytes`` tag its sum over the rounds (cumulated ``*_total_*`` tags are left out); the last
         ``comm/*_ratio``, ``privacy/*`` and ``gossip/*``;
@@ -234,10 +246,11 @@ def run_summary(
     for tag in tags:
         series = [(int(record["round"]), record[tag]) for record in records if tag in record]
         if tag.startswith("eval/"):
-            sign = -1 if lower_is_better(tag) else 1
-            finite = [(at, value) for at, value in series if math.isfinite(value)]
-            at, value = max(finite, key=lambda point: sign * point[1], default=(None, None))
-            summary[tag] = {"last": series[-1][1], "best": value, "best_round": at}
+            at, best = None, None
+            for number, value in series:
+                if is_better(tag, value, best):
+                    at, best = number, value
+            summary[tag] = {"last": series[-1][1], "best": best, "best_round": at}
         elif tag.startswith("comm/") and tag.endswith("_bytes") and "_total_" not in tag:
             summary[tag] = sum(value for _, value in series)
         elif tag.startswith(("privacy/", "gossip/")) or tag.endswith("_ratio"):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.ground.files import is_own_file
+from fedsim.ground.flat import flat_hyperparameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,24 +29,6 @@ RUN, PICTURES = "fedsim_run", "fedsim_pictures"
 """Ends of the names of event files: of runs, and of files with nothing but pictures. Others' end otherwise."""
 DATED = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 DPI = 120  # of figures: sharp on the page, 20 to 60 kB each
-
-
-def flat_hyperparameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
-    """Nested config -> flat hyper-parameters: ``{"algorithm": {"lr": .1}}`` -> ``{"algorithm.lr": .1}``.
-
-    ``_target_`` becomes the name of its class under the group's own key (``algorithm: FedAvg``); lists become text;
-    None and empty mappings are left out.
-    """
-    flat: dict[str, bool | float | str] = {}
-    for key, value in config.items():
-        name = prefix.rstrip(".") if key == "_target_" and prefix else f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flat_hyperparameters(value, f"{prefix}{key}.")
-        elif key == "_target_":
-            flat[name] = str(value).rsplit(".", 1)[-1]
-        elif value is not None:
-            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat
 
 
 def charts(tags: set[str]) -> dict[str, dict[str, list[Any]]]:
@@ -85,9 +68,8 @@ def own_event_files(folder: Path, end: str = RUN) -> list[Path]:
 class EventFile:
     """The event file in a run's ``tensorboard`` folder.
 
-    The hyper-parameters page is fed without TensorBoard's "experiment" summary: with one, the page of a sweep shows
-    the columns of whichever run comes first; without, it shows every hyper-parameter of every run, those that differ
-    first, and every scalar. The price: scalars are in alphabetical order, ``comm/*`` to the left of ``eval/*``.
+    A run's file says its hyper-parameters, but not the columns of their page, which depend on all runs that are shown
+    together (``record.hparams_page``).
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any] | None, *, begin: int = 0) -> None:
@@ -172,6 +154,12 @@ class EventFile:
         self._session(
             metadata.SESSION_END_INFO_TAG, session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())
         )
+
+    def columns(self, experiment: Any) -> None:
+        """Write which columns the hyper-parameters page has: ``record.hparams_page.experiment(...)``."""
+        from tensorboard.plugins.hparams import metadata
+
+        self._session(metadata.EXPERIMENT_TAG, experiment=experiment)
 
     def close(self) -> None:
         """Close the file; everything is already written."""

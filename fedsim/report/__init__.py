@@ -7,6 +7,7 @@
     axes        rounds, megabytes, seconds, epsilon, virtual time; what it cost to reach a target
     command_lines  the command line of each row
     curves      a method's mean and band, round by round
+    clients     how a metric is distributed over clients at the end
     compare     one setting: final values, differences, costs, curves
     charts      curves with bands as SVG that follows the page's colours
     tables      the tables, as Markdown and LaTeX

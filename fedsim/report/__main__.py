@@ -12,7 +12,7 @@ from rich.box import ROUNDED
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, require
 from fedsim.ground.console import Terminal, error
 from fedsim.report.export import NO_PARQUET
 from fedsim.report.page import Report
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs, notes = read_runs(find_runs(args.folders))
         if not runs:
             raise InputError("\n".join(notes))
+        require(args.smooth >= 1, "--smooth", "be a number of evaluations >= 1", args.smooth)
         target = _target(args.target)
         metrics = [_tag(name) for name in args.metric]
         title = args.title or f"Comparison of the runs in {', '.join(folder.resolve().name for folder in args.folders)}"
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             baseline=args.baseline,
             method_keys=args.method,
             notes=notes,
+            smooth=args.smooth,
         )
         out = args.out or args.folders[0] / "report"
         parquet = importlib.util.find_spec("pyarrow") is not None
@@ -91,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY",
         help="a further key that makes a method, for example local.steps or schedule; repeat it",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=int,
+        default=1,
+        metavar="N",
+        help="draw means of each run's last N evaluations, and say so (default: 1, as measured)",
     )
     parser.add_argument("--no-figures", action="store_true", help="leave out curves.pdf and TensorBoard's picture")
     return parser

@@ -35,7 +35,7 @@ def warnings(runs: Sequence[RecordedRun], repeats: Sequence[RecordedRun]) -> tup
     states = [run.status for run in runs]
     if UNFINISHED in states:
         notes.append(f"{_count(states.count(UNFINISHED), 'run')} without a summary: still running, or killed.")
-    for status in ("interrupted", "diverged", "failed"):
+    for status in ("stopped", "interrupted", "diverged", "failed"):
         which = [f"{run.path}{_why(run)}" for run in runs if run.status == status]
         if which:
             notes.append(f"{_count(len(which), 'run')} {status}: {'; '.join(which)}")
@@ -65,9 +65,10 @@ def warnings(runs: Sequence[RecordedRun], repeats: Sequence[RecordedRun]) -> tup
 def reading(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """Sentences that say how the numbers were computed."""
     lines = [
-        "Values are means over seeds ± half the width of a 95 % interval (Student's t over the finished runs); one "
-        "seed has no interval. Bands in the charts are the same intervals round by round, over the runs that got so "
-        "far.",
+        "Values are means over seeds ± half the width of a 95 % interval (Student's t over the finished runs); of one "
+        "seed or two the values themselves stand there, in the order of the seeds. Intervals of accuracies and other "
+        "shares end at 0 and 1, and are then written as [from, to]. Bands in the charts are the same intervals round "
+        "by round, over the runs that got so far; faint lines are the single seeds.",
         "Runs with equal seeds share the partition (its digest, and that of the data, were compared for every pair), "
         "and by construction the cohorts, the initial weights and the batches. Differences are therefore taken seed by "
         "seed; ▲ and ▼ mark those whose 95 % interval leaves zero out, better and worse.",
@@ -86,6 +87,12 @@ def reading(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
             "A target counts as reached at the first evaluation that is as good; costs are means over the runs that "
             "got there, bold only where all did. By default the target is 95 % of the way from the initial model to "
             "the best method's final."
+        )
+    if any(row.clients for comparison in comparisons for row in comparison.rows):
+        lines.append(
+            "Distributions over clients are those of the last evaluation of finished runs, the clients of all seeds "
+            "together, those with test samples. Where the metric shall be large, a curve further right is better; "
+            "a steep one is fair."
         )
     return tuple(lines)
 

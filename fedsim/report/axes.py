@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.record.run_folder import lower_is_better
+from fedsim.evaluate import lower_is_better
 from fedsim.report.runs import RecordedRun
 
 

@@ -13,7 +13,7 @@ from html import escape
 
 import numpy as np
 
-from fedsim.report.statistics import short
+from fedsim.report.statistics import UNBOUNDED, short
 
 WIDTH, HEIGHT = 640, 380
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 50
@@ -34,6 +34,8 @@ class Line:
         x: [k].
         y: [k].
         half: [k] half width of the band, NaN for none.
+        seeds: [runs, k] of single runs, drawn faintly behind the line where there are several.
+        bounds: where the band ends.
     """
 
     label: str
@@ -41,6 +43,8 @@ class Line:
     x: np.ndarray
     y: np.ndarray
     half: np.ndarray
+    seeds: np.ndarray | None = None
+    bounds: tuple[float, float] = UNBOUNDED
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def chart(
         parts.append(f'<path class="goal" d="M{LEFT} {at}H{right}"/>')
         parts.append(f'<text class="goal-text" x="{LEFT + 6}" y="{_n(at - 5)}">target {goal:g}</text>')
     parts += [_band(line, across, up) for line in drawn]
+    parts += [_seeds(line, across, up) for line in drawn]
     parts += [_path(line, across, up) for line in drawn]
     if len(drawn) <= DIRECT:
         parts += _end_labels(drawn, across, up, right)
@@ -127,7 +132,8 @@ def _visible(line: Line, log_x: bool, log_y: bool) -> Line:
     at = np.flatnonzero(keep)
     if len(at) > POINTS:
         at = at[np.unique(np.linspace(0, len(at) - 1, POINTS).round().astype(int))]
-    return Line(line.label, line.style, line.x[at], line.y[at], line.half[at])
+    seeds = None if line.seeds is None else line.seeds[:, at]
+    return Line(line.label, line.style, line.x[at], line.y[at], line.half[at], seeds, line.bounds)
 
 
 def _scale(values: np.ndarray, start: float, end: float, log: bool, pad: float) -> Scale:
@@ -169,11 +175,24 @@ def _band(line: Line, across: Scale, up: Scale) -> str:
         return ""
     x = across(line.x[seen])
     top, bottom = (
-        np.clip(up(line.y[seen] + sign * line.half[seen]), min(up.start, up.end), max(up.start, up.end))
-        for sign in (1, -1)
+        np.clip(up(np.clip(edge, *line.bounds)), min(up.start, up.end), max(up.start, up.end))
+        for edge in (line.y[seen] + line.half[seen], line.y[seen] - line.half[seen])
     )
     outline = _points(np.concatenate([x, x[::-1]]), np.concatenate([top, bottom[::-1]]))
     return f'<path class="band s{line.style}" d="{outline}Z"/>'
+
+
+def _seeds(line: Line, across: Scale, up: Scale) -> str:
+    """The single runs behind their mean, in one path, inside the frame."""
+    if line.seeds is None or len(line.seeds) < 2:
+        return ""
+    drawn = []
+    for values in line.seeds:
+        seen = np.isfinite(values) & ((values > 0) | (not up.log))
+        if seen.sum() > 1:
+            y = np.clip(up(values[seen]), min(up.start, up.end), max(up.start, up.end))
+            drawn.append(_points(across(line.x[seen]), y))
+    return f'<path class="seed s{line.style}" d="{"".join(drawn)}"/>' if drawn else ""
 
 
 def _path(line: Line, across: Scale, up: Scale) -> str:

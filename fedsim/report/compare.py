@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.evaluate import lower_is_better
 from fedsim.ground.console import headline
-from fedsim.record.run_folder import lower_is_better
+from fedsim.record.run_folder import DONE
 from fedsim.report.axes import AXES, Axis, spent_until
+from fedsim.report.clients import ClientSpread, spread_over_clients
 from fedsim.report.curves import Curve, curve
 from fedsim.report.methods import Method, SharedSetting
 from fedsim.report.runs import UNFINISHED, RecordedRun
-from fedsim.report.statistics import Estimate, estimate, paired
+from fedsim.report.statistics import Estimate, bounds_of, estimate, paired
+
+OVERALL = re.compile(r"eval/(?!client_|peer_|unmixed_peer_|train_loss$|grad_norm2$)(?!\w*_\d+$)")
+"""Metrics of the global model on all test samples, but for those of single classes."""
 
 TOWARDS = 0.95  # the default target, as a share of the way from the initial model to the best method
 
@@ -59,6 +65,7 @@ class Row:
         difference: of the main metric to the baseline's by seed, or None.
         cost: to the target, or None when there is no target.
         curves: by metric.
+        clients: of the runs of ``final``: how the main metric is distributed over them, where that was kept.
     """
 
     method: Method
@@ -66,12 +73,13 @@ class Row:
     difference: Estimate | None
     cost: Cost | None
     curves: dict[str, Curve]
+    clients: ClientSpread | None = None
 
     @property
     def states(self) -> dict[str, int]:
         """How many runs have which status, in a fixed order."""
         found = [run.status for run in self.method.runs]
-        order = ("finished", UNFINISHED, "interrupted", "diverged", "failed")
+        order = (*DONE, UNFINISHED, "interrupted", "diverged", "failed")
         return {status: found.count(status) for status in dict.fromkeys((*order, *found)) if status in found}
 
 
@@ -87,6 +95,8 @@ class Comparison:
         baseline: label of the method that differences refer to.
         target: tag and value whose first reaching is costed, or None when nothing was measured.
         unpaired: why pairs were left out, one line each.
+        unread: why clients were left out, one line each.
+        smooth: evaluations of a run of which a point of the curves is the mean.
     """
 
     setting: SharedSetting
@@ -96,18 +106,27 @@ class Comparison:
     baseline: str
     target: tuple[str, float] | None
     unpaired: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    smooth: int = 1
 
 
 def compare(
-    setting: SharedSetting, *, metrics: Sequence[str] = (), target: tuple[str, float] | None = None, baseline: str = ""
+    setting: SharedSetting,
+    *,
+    metrics: Sequence[str] = (),
+    target: tuple[str, float] | None = None,
+    baseline: str = "",
+    smooth: int = 1,
 ) -> Comparison:
     """Compare the methods of a setting.
 
     Args:
         setting: methods and runs.
-        metrics: tags to show, the main one first; empty: accuracy or the first score, loss, consensus distance.
+        metrics: tags to show, the main one first; empty: accuracy or the first score, loss, what else is measured of
+            the global model, consensus distance.
         target: metric and value whose first reaching is costed; None: 95 % of the way to the best method's final.
         baseline: label of the method to compare with; "" or absent here: plain FedAvg, else the first method.
+        smooth: evaluations of a run of which a point of the curves is the mean.
     """
     runs = [run for method in setting.methods for run in method.runs]
     tags = _metrics(runs, metrics)
@@ -118,13 +137,15 @@ def compare(
     base = next((name for name in (baseline, "FedAvg") if name in names), names[0])
     reference = next(method for method in setting.methods if method.label == base)
     unpaired: dict[str, None] = {}
+    unread: dict[str, None] = {}
     rows = [
         Row(
             method,
             finals[method.label],
             None if method is reference else _difference(method, reference, tags[0], unpaired),
             None if aim is None else _cost(method, main, aim),
-            {tag: found for tag in tags if (found := curve(method.runs, tag)) is not None},
+            {tag: found for tag in tags if (found := curve(method.runs, tag, smooth)) is not None},
+            _clients(method, tags[0], unread),
         )
         for method in setting.methods
     ]
@@ -135,7 +156,17 @@ def compare(
     )
     axes = tuple(axis for axis in AXES if any(axis.name in c.axes for row in rows for c in row.curves.values()))
     goal = None if aim is None else (main, aim)
-    return Comparison(setting, tags, tuple(rows), axes, base, goal, tuple(unpaired))
+    return Comparison(
+        setting=setting,
+        metrics=tags,
+        rows=tuple(rows),
+        axes=axes,
+        baseline=base,
+        target=goal,
+        unpaired=tuple(unpaired),
+        unread=tuple(unread),
+        smooth=smooth,
+    )
 
 
 def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ...]:
@@ -144,7 +175,8 @@ def _metrics(runs: Sequence[RecordedRun], asked: Sequence[str]) -> tuple[str, ..
     if asked:
         return tuple(tag for tag in asked if tag in there) or tuple(asked[:1])
     known = [f"eval/{name}" for name in headline(dict.fromkeys(there, 0.0))]
-    return (*known, *(tag for tag in ("gossip/consensus_distance",) if tag in there)) or ("eval/loss",)
+    others = (tag for tag in there if tag not in known and OVERALL.match(tag))
+    return (*known, *others, *(tag for tag in ("gossip/consensus_distance",) if tag in there)) or ("eval/loss",)
 
 
 def _last(run: RecordedRun, tag: str) -> int | None:
@@ -153,9 +185,18 @@ def _last(run: RecordedRun, tag: str) -> int | None:
     return int(found[-1]) if len(found) else None
 
 
+def _clients(method: Method, tag: str, unread: dict[str, None]) -> ClientSpread | None:
+    """How a metric is distributed over the clients of the finished runs, at their last evaluations."""
+    ends = [(run, _last(run, tag)) for run in method.runs if run.status in DONE]
+    at = [(run, int(run.rounds[end])) for run, end in ends if end is not None]
+    found, problems = spread_over_clients(at, tag.removeprefix("eval/"))
+    unread |= problems
+    return found
+
+
 def _final(method: Method, tags: Sequence[str]) -> Final:
     """Where a method ended: finished runs at their ends, else the others at the last round that all have evaluated."""
-    runs = [run for run in method.runs if run.status == "finished"]
+    runs = [run for run in method.runs if run.status in DONE]
     at = {run.path: index for run in runs if (index := _last(run, tags[0])) is not None}
     common = None
     if not at:
@@ -164,7 +205,8 @@ def _final(method: Method, tags: Sequence[str]) -> Final:
         common = max(set.intersection(*evaluated), default=None) if evaluated else None
         at = {run.path: int(np.searchsorted(run.rounds, common)) for run in runs} if common is not None else {}
     there = [run for run in runs if run.path in at]
-    values = {tag: estimate([run.series(tag)[at[run.path]] for run in there]) for tag in tags}
+    ends = {tag: [run.series(tag)[at[run.path]] for run in there] for tag in tags}
+    values = {tag: estimate(found, bounds_of(tag, found)) for tag, found in ends.items()}
     values |= {axis.name: estimate([axis.values(run)[at[run.path]] for run in there]) for axis in AXES}
     known = {name: value for name, value in values.items() if value is not None}
     return Final(known, bool(there) and common is None, None if common is None else int(common))
@@ -182,12 +224,12 @@ def _aim(methods: Sequence[Method], tag: str, finals: Sequence[Final]) -> float 
 
 def _difference(method: Method, reference: Method, tag: str, unpaired: dict[str, None]) -> Estimate | None:
     """The difference to the reference, paired by seed, over finished runs with the same data and partition."""
-    theirs = {run.seed: run for run in reference.runs if run.status == "finished"}
+    theirs = {run.seed: run for run in reference.runs if run.status in DONE}
     ours: dict[int, float] = {}
     base: dict[int, float] = {}
     for run in method.runs:
         other = theirs.get(run.seed)
-        if other is None or run.status != "finished":
+        if other is None or run.status not in DONE:
             continue
         # Seeds pair runs only where they decide the same things: other samples on the clients, and the difference is
         # not one of methods.

@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.record.run_folder import DONE
 from fedsim.report.runs import RecordedRun
 
 METHOD = ("algorithm", "aggregate", "channel", "downlink", "privacy", "topology")
 LAYERS = ("channel", "downlink")
 ENGINE = tuple(f"engine.{key}" for key in ("backend", "actors", "address", "jobs", "retries", "timeout_s"))
-SAME_BITS = ("seed", "evaluate", "logger", "checkpoint", "channel.encode", "downlink.encode", "data.root", *ENGINE)
+KEPT = ("evaluate", "logger", "checkpoint", "callbacks", "name")  # what is written down, and when it is enough
+SAME_BITS = ("seed", *KEPT, "channel.encode", "downlink.encode", "data.root", *ENGINE)
 Flat = Mapping[str, bool | float | str]
 
 
@@ -148,7 +150,7 @@ def _value(value: bool | float | str | None) -> str:
 
 def _worth(run: RecordedRun) -> tuple[bool, int, str]:
     """Which of two runs of the same configuration and seed to keep: finished, longer, later."""
-    return run.status == "finished", int(run.rounds[-1]), str(run.provenance.get("started", ""))
+    return run.status in DONE, int(run.rounds[-1]), str(run.provenance.get("started", ""))
 
 
 def _is_under(key: str, groups: Sequence[str]) -> bool:

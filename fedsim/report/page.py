@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from fedsim.record.run_folder import lower_is_better
+import numpy as np
+
+from fedsim.evaluate import lower_is_better
 from fedsim.report.charts import Line, chart, legend_line
 from fedsim.report.compare import Comparison, Row
-from fedsim.report.tables import Table, costs, name, results_table
+from fedsim.report.curves import Curve, smoothing
+from fedsim.report.tables import Table, clients_table, costs, name, results_table
 
 SHOWN = 12  # most lines of a chart; the table has all methods
 STYLES = 21  # in page.css: seven colours, each solid, dashed and dotted
@@ -83,9 +86,9 @@ def html(report: Report) -> str:
         *_commands(report),
         "</section><section><h2>How to read this</h2><ul>",
         *(f"<li>{escape(line)}</li>" for line in report.reading),
-        "</ul></section><section><h2>Origin</h2><table class=origin>",
+        "</ul></section><section><h2>Origin</h2><div class=wide><table class=origin>",
         *(f"<tr><th>{escape(what)}</th><td>{escape(value)}</td></tr>" for what, value in report.origin.items()),
-        f"</table></section><section><h2>BibTeX</h2><pre>{escape(report.bibtex)}</pre></section>",
+        f"</table></div></section><section><h2>BibTeX</h2><pre>{escape(report.bibtex)}</pre></section>",
     ]
     style = files("fedsim.report").joinpath("page.css").read_text(encoding="utf-8") + chosen
     return (
@@ -126,6 +129,7 @@ def _setting(comparison: Comparison, choices: Sequence[AxisChoice], styles: dict
     spent = costs(comparison)
     if spent:
         parts.append(f"<h3>{escape(spent.title)}</h3>{_table(spent, styles)}")
+    parts.append(_over_clients(comparison, styles))
     rows = comparison.rows[:SHOWN]
     if any(row.curves for row in rows):
         buttons = "".join(f'<label for="axis-{choice.slug}">{escape(choice.button)}</label>' for choice in choices)
@@ -139,8 +143,33 @@ def _setting(comparison: Comparison, choices: Sequence[AxisChoice], styles: dict
         log = '<label for="log" class="switch">log scale for losses</label>'
         parts.append(f"<h3>Curves</h3><div class=bar><b>against</b> {buttons} {log}</div>")
         parts.append(f"<div class=legend>{legend}</div>{left_out}")
+        parts += [f"<p class=small>{escape(smoothing(comparison.smooth))}</p>"] if comparison.smooth > 1 else []
         parts.append(f"<div class=charts>{''.join(_charts(comparison, rows, choices, styles))}</div>")
     return "".join([*parts, "</section>"])
+
+
+def _over_clients(comparison: Comparison, styles: dict[str, int]) -> str:
+    """How the main metric is distributed over clients: a table, and the share of clients with at most each value."""
+    table = clients_table(comparison)
+    parts = [f"<p class=small>{escape(line)}.</p>" for line in comparison.unread]
+    if table is not None:
+        main = name(comparison.metrics[0])
+        lines = [
+            Line(
+                row.method.label,
+                styles[row.method.label],
+                found.values,
+                found.shares,
+                np.full(len(found.values), np.nan),
+            )
+            for row in comparison.rows[:SHOWN]
+            if (found := row.clients) is not None
+        ]
+        drawn = chart(lines, x=f"{main} of a client", y="share of clients with at most this")
+        caption = f"<figcaption>{escape(main)} over clients</figcaption>"
+        parts += [f"<h3>{escape(table.title)}</h3>", _table(table, styles)]
+        parts += [f"<div class=charts><figure>{caption}{drawn}</figure></div>"]
+    return "".join(parts)
 
 
 def _charts(
@@ -154,7 +183,7 @@ def _charts(
         for choice in choices:
             for log_y in (False, True) if lower_is_better(tag) else (False,):
                 lines = [
-                    Line(row.method.label, styles[row.method.label], curve.axes[choice.axis], curve.mean, curve.half)
+                    _line(row.method.label, styles[row.method.label], curve, choice.axis)
                     for row in rows
                     if (curve := row.curves.get(tag)) is not None and choice.axis in curve.axes
                 ]
@@ -163,6 +192,11 @@ def _charts(
                 kind = (" log" if log_y else " linear") if lower_is_better(tag) else ""
                 drawings.append(f'<div class="drawing axis-{choice.slug}{kind}">{drawn}</div>')
         yield f"<figure><figcaption>{escape(name(tag))}</figcaption>{''.join(drawings)}</figure>"
+
+
+def _line(label: str, style: int, curve: Curve, axis: str) -> Line:
+    """A method's curve against an axis."""
+    return Line(label, style, curve.axes[axis], curve.mean, curve.half, curve.seeds, curve.bounds)
 
 
 def _table(table: Table, styles: dict[str, int]) -> str:

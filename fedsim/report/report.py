@@ -15,7 +15,7 @@ from fedsim.report.export import rows, write_csv, write_parquet
 from fedsim.report.methods import settings
 from fedsim.report.page import Report, html
 from fedsim.report.runs import RecordedRun
-from fedsim.report.tables import costs, latex, markdown, name, results_table
+from fedsim.report.tables import clients_table, costs, latex, markdown, name, results_table
 
 FILES = ("report.html", "report.md", "table.tex", "papers.bib", "results.csv", "results.parquet")
 
@@ -29,6 +29,7 @@ def build_report(
     baseline: str = "",
     method_keys: Sequence[str] = (),
     notes: Sequence[str] = (),
+    smooth: int = 1,
 ) -> Report:
     """What there is to say about runs.
 
@@ -40,6 +41,7 @@ def build_report(
         baseline: label of the method that differences refer to; "": plain FedAvg, else the first.
         method_keys: further keys that make a method.
         notes: what else a reader must know, one line each.
+        smooth: evaluations of a run of which a point of the curves is the mean; 1: as measured.
 
     Raises:
         InputError: no method has the label ``baseline``.
@@ -48,7 +50,7 @@ def build_report(
     labels = list(dict.fromkeys(method.label for setting in found for method in setting.methods))
     if baseline and baseline not in labels:
         raise InputError(f"--baseline must be one of the methods, got {baseline!r}; methods: {'; '.join(labels)}")
-    compared = tuple(compare(s, metrics=metrics, target=target, baseline=baseline) for s in found)
+    compared = tuple(compare(s, metrics=metrics, target=target, baseline=baseline, smooth=smooth) for s in found)
     by_label: dict[str, list[RecordedRun]] = {}
     for comparison in compared:
         for row in comparison.rows:
@@ -98,7 +100,9 @@ def to_markdown(report: Report) -> str:
         parts += [f"## {comparison.setting.label or 'Results'}", markdown(results_table(comparison))]
         parts += [f"Not paired: {line}." for line in comparison.unpaired]
         spent = costs(comparison)
-        parts += [f"### {spent.title}", markdown(spent)] if spent else []
+        for table in (spent, clients_table(comparison)):
+            parts += [f"### {table.title}", markdown(table)] if table else []
+        parts += [f"{line}." for line in comparison.unread]
     parts.append("## Commands")
     parts += [f"{label}:\n\n```bash\n{chr(10).join(lines)}\n```" for label, (lines, _) in report.commands.items()]
     parts += ["## How to read this", "\n".join(f"- {line}" for line in report.reading)]
@@ -109,4 +113,10 @@ def to_markdown(report: Report) -> str:
 
 def _caption(comparison: Comparison) -> str:
     where = f" ({comparison.setting.label})" if comparison.setting.label else ""
-    return f"Final {name(comparison.metrics[0])}{where}: mean and 95 % interval over seeds."
+    few = all(
+        row.final.values[tag].half is None
+        for row in comparison.rows
+        if (tag := comparison.metrics[0]) in row.final.values
+    )
+    shown = "values of the seeds" if few else "mean and 95 % interval over seeds"
+    return f"Final {name(comparison.metrics[0])}{where}: {shown}."

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from fedsim.errors import InputError, first_line
-from fedsim.record.tensorboard import flat_hyperparameters
+from fedsim.ground.flat import flat_hyperparameters
 
 UNFINISHED = "unfinished"  # no summary.json: still running, or killed
 
@@ -53,7 +53,7 @@ class RecordedRun:
 
     @property
     def status(self) -> str:
-        """``finished``, ``diverged``, ``failed``, ``interrupted`` or ``unfinished``."""
+        """``finished``, ``stopped``, ``diverged``, ``failed``, ``interrupted`` or ``unfinished``."""
         known = self.job.get("status")
         return str(self.summary.get("status", known if known in ("failed", "interrupted") else UNFINISHED))
 

@@ -7,7 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim.record.run_folder import lower_is_better
+import numpy as np
+
+from fedsim.evaluate import lower_is_better
+from fedsim.report.clients import QUANTILES, ClientSpread
 from fedsim.report.compare import Comparison, Cost, Row
 from fedsim.report.statistics import Estimate, short
 
@@ -64,18 +67,32 @@ def name(tag: str) -> str:
 
 
 def plus_minus(value: Estimate | None) -> str:
-    """A mean and the half width of its interval, rounded to two digits of the latter: ``0.897 ± 0.012``."""
+    """A mean and the half width of its interval, rounded to two digits of the latter: ``0.897 ± 0.012``.
+
+    An interval that would leave what is possible has its ends: ``0.95 [0.81, 1.00]``. The values themselves, where
+    there are too few for an interval: ``0.8969, 0.9012``.
+    """
     if value is None:
         return "–"
     if value.half is None:
-        return short(value.mean)
+        return ", ".join(dict.fromkeys(map(short, value.values))) or short(value.mean)
     if value.half <= ROUNDING * abs(value.mean):
         return f"{short(value.mean)} ± 0"
     decimals = 1 - math.floor(math.log10(value.half))
     if decimals > 6 or value.half >= 1e6:
         return f"{value.mean:.4g} ± {value.half:.2g}"
     digits = max(0, decimals)
+    if value.cut is not None:
+        return f"{value.mean:,.{digits}f} [{value.cut[0]:,.{digits}f}, {value.cut[1]:,.{digits}f}]"
     return f"{value.mean:,.{digits}f} ± {value.half:,.{digits}f}"
+
+
+def _signed(value: Estimate) -> str:
+    """A difference with its sign, or those of too few pairs for an interval."""
+    shown = [value.mean] if value.half is not None else value.values or [value.mean]
+    if len(shown) > 1:
+        return ", ".join(f"{'+' if one >= 0 else ''}{short(one)}" for one in shown)
+    return f"{'+' if value.mean >= 0 else ''}{plus_minus(value)}"
 
 
 def results_table(comparison: Comparison) -> Table:
@@ -101,7 +118,7 @@ def results_table(comparison: Comparison) -> Table:
         sign = row.difference.sign * (-1 if lower_is_better(main) else 1)
         pairs = row.difference.count
         few = "" if pairs == len(row.method.runs) else f" ({pairs} pair{'s' if pairs > 1 else ''})"
-        return Cell(f"{'+' if row.difference.mean >= 0 else ''}{plus_minus(row.difference)}{few}", sign=sign)
+        return Cell(f"{_signed(row.difference)}{few}", sign=sign)
 
     rows = tuple(
         (
@@ -136,6 +153,24 @@ def costs(comparison: Comparison) -> Table | None:
         (Cell(label), Cell(f"{cost.got} of {cost.of}"), *(cell(cost, axis) for axis in axes)) for label, cost in rows
     )
     return Table(f"Cost of {name(tag)} {target:g}", ("method", "runs that reach it", *axes), cells)
+
+
+def clients_table(comparison: Comparison) -> Table | None:
+    """How the main metric is distributed over clients, where every client's value was kept."""
+    rows = [(row.method.label, row.clients) for row in comparison.rows if row.clients is not None]
+    if not rows:
+        return None
+    sign = -1 if lower_is_better(comparison.metrics[0]) else 1
+
+    def cells(label: str, spread: ClientSpread) -> tuple[Cell, ...]:
+        worst_first = spread.values[::sign]
+        found = [worst_first[0], *np.quantile(spread.values, [q if sign > 0 else 1 - q for q in QUANTILES.values()])]
+        numbers = [*found, worst_first[-1]]
+        return Cell(label), Cell(f"{len(spread.values):,}"), *(Cell(short(float(value))) for value in numbers)
+
+    title = f"{name(comparison.metrics[0]).capitalize()} over clients, at the last evaluation"
+    columns = ("method", "clients", "worst", *QUANTILES, "best")
+    return Table(title, columns, tuple(cells(*row) for row in rows))
 
 
 def runs(row: Row) -> str:

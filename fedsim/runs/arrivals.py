@@ -57,6 +57,7 @@ class Arrivals(ServerRun):
         traffic = Traffic({"uplink": setup.uplink, "downlink": None})
         super().__init__(start, backend, beginning, traffic, [store])
         self.schedule = start.schedule
+        self.at_once = self.schedule.expected(len(self.sizes))
         self.buffer = int(setup.algorithm.base.buffer)  # type: ignore[attr-defined]
         reply = messages(setup, 0, (state, first), start.beginning.x0, start.rounds)
         self.empty: Message = to_numpy(tree_map(torch.zeros_like, reply))
@@ -77,7 +78,7 @@ class Arrivals(ServerRun):
         fresh: dict[int, Any] = {}  # rows of clients that have landed since the last step
         while len(landed) < self.buffer:
             if not flights or flights[0].lands > now:  # all that arrive at one time are heard before others start
-                for number in range(started, started + self.schedule.concurrency - len(flights)):
+                for number in range(started, started + self.at_once - len(flights)):
                     insort(flights, self._started(number, flights, fresh, now), key=order)
                     started += 1
                 now = flights[0].lands

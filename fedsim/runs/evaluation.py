@@ -5,15 +5,19 @@ It knows what workers answer and what is made of it; when to evaluate is ``fedsi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
 from fedsim.aggregate import Mean, merge_all
 from fedsim.data.batches import Samples
-from fedsim.data.dataset import Task
-from fedsim.pool.worker import CHUNK, Backend, EvalJob, ObjectiveJob, Scores
+from fedsim.data.metrics import Metric
+from fedsim.errors import ClientError
+from fedsim.ground.own_code import FAILURES, said
+from fedsim.pool.scores import Measures, Scores, joined
+from fedsim.pool.worker import CHUNK, Backend, EvalJob, ObjectiveJob
 
 
 class Evaluation(NamedTuple):
@@ -21,36 +25,38 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float]  # by TensorBoard tag
     confusion: np.ndarray | None  # [classes, classes] samples by true and predicted class; None: no classification
+    clients: Mapping[str, np.ndarray] | None = None  # of clients or peers, if asked for: see ``client_values``
 
 
-def evaluate(backend: Backend, x: np.ndarray, test: Samples, task: Task, *, clients: bool) -> Evaluation:
+def evaluate(backend: Backend, x: np.ndarray, test: Samples, measures: Measures, *, clients: bool) -> Evaluation:
     """Evaluate the global model.
 
     Args:
         backend: who computes.
         x: [d] model.
         test: the test samples in client order; those that nobody owns come last.
-        task: decides which metrics exist.
+        measures: what is measured beside the loss.
         clients: whether to add the metrics per client, each on its own test samples; clients without any do not count.
     """
     total = len(test.x)
     jobs = [EvalJob(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
     parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
-    return summarise(Scores(*(np.concatenate(a) for a in zip(*parts, strict=True))), test, task, clients=clients)
+    return summarise(joined(parts), test, measures, clients=clients)
 
 
-def peers_scores(found: np.ndarray, who: str) -> dict[str, float]:
+def peers_scores(found: np.ndarray, metrics: Sequence[Metric], who: str) -> dict[str, float]:
     """Metrics of the peers' own models.
 
     Args:
-        found: [n, 2] each model's loss and accuracy, NaN where the task has none.
+        found: [n, 1 + metrics] each model's loss and metrics.
+        metrics: in the order of the columns.
         who: ``peer``, or ``unmixed_peer`` before mixing.
     """
-    losses, scores = found.T
-    out = {f"eval/{who}_loss_mean": float(losses.mean()), f"eval/{who}_loss_worst": float(losses.max())}
-    if np.isnan(scores).all():
-        return out
-    return out | {f"eval/{who}_accuracy_mean": float(scores.mean()), f"eval/{who}_accuracy_worst": float(scores.min())}
+    out = {f"eval/{who}_loss_mean": float(found[:, 0].mean()), f"eval/{who}_loss_worst": float(found[:, 0].max())}
+    for metric, values in zip(metrics, found[:, 1:].T, strict=True):
+        worst = values.min() if metric.higher else values.max()
+        out |= {f"eval/{who}_{metric.name}_mean": float(values.mean()), f"eval/{who}_{metric.name}_worst": float(worst)}
+    return out
 
 
 def gradient(backend: Backend, x: np.ndarray, train: Samples, shares: np.ndarray) -> dict[str, float]:
@@ -73,37 +79,93 @@ def gradient(backend: Backend, x: np.ndarray, train: Samples, shares: np.ndarray
     return {"eval/train_loss": float(sums["loss"]), "eval/grad_norm2": float(np.square(sums["gradient"]).sum())}
 
 
-def summarise(found: Scores, test: Samples, task: Task, *, clients: bool) -> Evaluation:
+def summarise(found: Scores, test: Samples, measures: Measures, *, clients: bool) -> Evaluation:
     """Metrics of the scores of test samples, the first of which are the clients' in order.
 
     Args:
         found: of all test samples, or of those that some client owns.
         test: the test samples in client order.
-        task: decides which metrics exist.
+        measures: what is measured beside the loss.
         clients: whether to add the metrics per client, each on its own test samples; clients without any do not count.
     """
-    losses = found.losses.astype(np.float64)
-    out = {"eval/loss": float(losses.mean())}
-    if task == "regression":
-        out["eval/mse"] = out["eval/loss"]
-    scores = found.scores.astype(np.float64)
-    if len(scores):
-        out["eval/accuracy"] = float(scores.mean())
+    y = test.y[: len(found.losses)]
+    out = {"eval/loss": float(found.losses.astype(np.float64).mean())}
+    for metric in measures.metrics:
+        with _named(metric, "the test samples"):
+            values = measures.of(metric, found, y)
+        out |= {f"eval/{metric.name}{word and '_'}{word}": number for word, number in values.items()}
+    table = None
+    if clients and (test.sizes() > 0).any():
+        table = client_values(found, test, measures)
+        for metric in measures.shared:
+            mine = table[metric.name]
+            if metric.of != "examples":  # of all predictions: of those clients where it has a value
+                mine = mine[~np.isnan(mine)] if not np.isnan(mine).all() else mine[:1]
+            out |= _spread(metric.name, mine, higher=metric.higher)
+        out |= _spread("loss", table["loss"], higher=False) if not measures.shared else {}
+    if not measures.task.classes:
+        return Evaluation(out, None, table)
+    classes = int(max(found.guesses.max(), test.y.max())) + 1
+    cells = np.bincount(y * classes + found.guesses, minlength=classes**2)
+    return Evaluation(out, cells.reshape(classes, classes), table)
+
+
+def client_values(found: Scores, test: Samples, measures: Measures) -> dict[str, np.ndarray]:
+    """What is measured of each client with test samples, on these alone.
+
+    Returns:
+        ``client`` [k] and ``samples`` [k]; ``loss`` [k] and each shared metric [k], NaN where a client's samples give
+        it no value.
+    """
     sizes = test.sizes()
-    if clients and (tested := sizes > 0).any():
-        per = scores if len(scores) else losses
-        name = "accuracy" if len(scores) else "loss"
-        mine = np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested]) / sizes[tested]
-        ordered = np.sort(mine) if name == "accuracy" else -np.sort(-mine)
-        worst = ordered[: -(-len(mine) // 10)]
-        out |= {
-            f"eval/client_{name}_mean": float(mine.mean()),
-            f"eval/client_{name}_std": float(mine.std()),
-            f"eval/client_{name}_worst10": float(worst.mean()),
-        }
-    guesses, y = found.guesses, test.y[: len(losses)]
-    if not len(guesses):
-        return Evaluation(out, None)
-    classes = int(max(guesses.max(), test.y.max())) + 1
-    cells = np.bincount(y * classes + guesses, minlength=classes**2)
-    return Evaluation(out, cells.reshape(classes, classes))
+    tested = np.flatnonzero(sizes)
+    table = {"client": tested, "samples": sizes[tested], "loss": _means(found.losses.astype(np.float64), test)}
+    return table | {metric.name: _of_clients(metric, found, test, measures) for metric in measures.shared}
+
+
+def peer_values(found: np.ndarray, metrics: Sequence[Metric], samples: int) -> dict[str, np.ndarray]:
+    """The same of peers' own models, each on all ``samples``; ``found`` and ``metrics`` are as of ``peers_scores``."""
+    peers = np.arange(len(found))
+    names = ("loss", *(metric.name for metric in metrics))
+    return {"client": peers, "samples": np.full(len(found), samples), **dict(zip(names, found.T, strict=True))}
+
+
+def _of_clients(metric: Metric, found: Scores, test: Samples, measures: Measures) -> np.ndarray:
+    """[k] the metric of each client with test samples; NaN where it has no value there."""
+    if metric.of == "examples":
+        column = np.ascontiguousarray(found.values[:, measures.examples.index(metric)]).astype(np.float64)
+        means = _means(column, test)
+        return means if metric.after is None else np.array([metric.after(mean) for mean in means.tolist()])
+    values = []
+    for client in np.flatnonzero(test.sizes()).tolist():
+        mine = slice(test.start[client], test.start[client + 1])
+        with _named(metric, f"the test samples of client {client}"):
+            values.append(measures.of(metric, Scores(*(array[mine] for array in found)), test.y[mine])[""])
+    return np.array(values)
+
+
+def _means(per: np.ndarray, test: Samples) -> np.ndarray:
+    """The mean over each client's test samples, of clients that have some."""
+    sizes = test.sizes()
+    tested = sizes > 0
+    sums: np.ndarray = np.add.reduceat(per[: test.start[-1]], test.start[:-1][tested])
+    means: np.ndarray = sums / sizes[tested]
+    return means
+
+
+def _spread(name: str, mine: np.ndarray, *, higher: bool) -> dict[str, float]:
+    """Mean, standard deviation and worst tenth of the clients' values."""
+    ordered = np.sort(mine) if higher else -np.sort(-mine)
+    worst = ordered[: -(-len(mine) // 10)]
+    found = {"mean": mine.mean(), "std": mine.std(), "worst10": worst.mean()}
+    return {f"eval/client_{name}_{what}": float(number) for what, number in found.items()}
+
+
+@contextmanager
+def _named(metric: Metric, where: str) -> Iterator[None]:
+    """A metric of a user's own that fails is named."""
+    try:
+        yield
+    except FAILURES as error:
+        do = "; a client may lack classes: give NaN for it, which does not count" if "client" in where else ""
+        raise ClientError(f"metric {metric.name} fails on {where}: {said(error)}{do}") from error

@@ -9,26 +9,28 @@ from torch import Tensor
 from fedsim.evaluate import Evaluate
 from fedsim.pool.block import to_numpy
 from fedsim.pool.worker import Backend, Models, Setup
-from fedsim.runs.evaluation import Evaluation, evaluate, gradient, peers_scores
+from fedsim.runs.evaluation import Evaluation, evaluate, gradient, peer_values, peers_scores
 
 
 def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluate) -> Evaluation:
     """Metrics of the mean of the peers' models [n, d], and of their own models if asked for."""
     mean = to_numpy(mean_of(models))
-    found = evaluate(backend, mean, setup.test, setup.task, clients=False)
+    found = evaluate(backend, mean, setup.test, setup.measures, clients=False)
     metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
+    table: dict[str, np.ndarray] | None = None
     if evaluation.clients:
-        metrics |= own(backend, models, "peer")
+        shared, scores = setup.measures.shared, own(backend, models)
+        metrics |= peers_scores(scores, shared, "peer")
+        table = peer_values(scores, shared, len(setup.test.x))
     if evaluation.gradient:
         metrics |= gradient(backend, mean, setup.train, np.full(len(models), 1 / len(models)))
-    return Evaluation(metrics, found.confusion)
+    return Evaluation(metrics, found.confusion, table)
 
 
-def own(backend: Backend, models: Tensor, who: str) -> dict[str, float]:
-    """Metrics of the peers' own models [n, d], each on all test samples; ``who`` is as of ``peers_scores``."""
+def own(backend: Backend, models: Tensor) -> np.ndarray:
+    """[n, 1 + metrics] loss and shared metrics of the peers' own models [n, d], each on all test samples."""
     jobs = [Models(models[a : a + 8].numpy()) for a in range(0, len(models), 8)]
-    answers = backend.map("evaluate_models", jobs, [len(job.x) for job in jobs], {})
-    return peers_scores(np.concatenate(answers), who)
+    return np.concatenate(backend.map("evaluate_models", jobs, [len(job.x) for job in jobs], {}))
 
 
 def consensus(models: Tensor) -> float:

@@ -40,7 +40,7 @@ class ServerRun(Run):
     def measure(self) -> Evaluation:
         """The global model on the test samples, and the training objective if asked for."""
         x, setup = to_numpy(self.server.x), self.setup
-        found = evaluate(self.backend, x, setup.test, setup.task, clients=self.evaluation.clients)
+        found = evaluate(self.backend, x, setup.test, setup.measures, clients=self.evaluation.clients)
         return found._replace(metrics=found.metrics | self.objective())
 
     def objective(self) -> dict[str, float]:

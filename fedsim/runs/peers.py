@@ -12,6 +12,7 @@ from fedsim.channel.message import Sent
 from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.pool.worker import Backend
+from fedsim.runs.evaluation import peers_scores
 from fedsim.runs.gossip import Gossip, receivers
 from fedsim.runs.measured import consensus, own
 from fedsim.runs.mixings import Mixings
@@ -81,7 +82,9 @@ class Peers(PeersRun):
         """What peers are before they mix."""
         models = self.models(states)
         found = {"gossip/consensus_before": consensus(models)}
-        return found | (own(self.backend, models, "unmixed_peer") if self.evaluation.clients else {})
+        if self.evaluation.clients:
+            found |= peers_scores(own(self.backend, models), self.setup.measures.shared, "unmixed_peer")
+        return found
 
 
 def _like(mixing: Mixing, states: State) -> Any:

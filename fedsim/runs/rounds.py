@@ -19,7 +19,8 @@ from fedsim.ground.tree import leaves, tree_map
 from fedsim.pool.block import to_numpy
 from fedsim.pool.jobs import digest_of
 from fedsim.pool.rehearsal import message as rehearsed
-from fedsim.pool.worker import Backend, Scores
+from fedsim.pool.scores import Scores, joined
+from fedsim.pool.worker import Backend
 from fedsim.runs.evaluation import Evaluation, summarise
 from fedsim.runs.of_server import ServerRun
 from fedsim.runs.run import Step, Worked
@@ -117,7 +118,7 @@ class Rounds(ServerRun):
         """The global model, or each client's own, on the test samples."""
         if not self.own:
             return super().measure()
-        found = summarise(self._scores(), self.setup.test, self.setup.task, clients=True)
+        found = summarise(self._scores(), self.setup.test, self.setup.measures, clients=True)
         return found._replace(metrics=found.metrics | self.objective())
 
     def _scores(self) -> Scores:
@@ -129,8 +130,7 @@ class Rounds(ServerRun):
         answers: list[Scores] = self.backend.map("evaluate_own", jobs, costs, to_numpy(told.arrived))
         at = np.concatenate([np.arange(start[i], start[i + 1]) for job in jobs for i in job.clients])
         order = np.argsort(at)
-        found = [np.concatenate(arrays) for arrays in zip(*answers, strict=True)]
-        return Scores(*(array[order] if len(array) else array for array in found))
+        return Scores(*(array[order] for array in joined(answers)))
 
     def digest(self) -> str:
         """sha256 over the server's state, field by field; where clients predict with models of their own, their states

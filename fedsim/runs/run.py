@@ -77,6 +77,7 @@ class Run(ABC):
         notes: what the user should know, one sentence each.
         record: of the last step, without its evaluation.
         confusion: of the last evaluation.
+        clients: likewise, by column, or None: see ``fedsim.runs.evaluation.client_values``.
         sizes: [n] training samples of each client.
     """
 
@@ -90,6 +91,7 @@ class Run(ABC):
         self.notes: tuple[str, ...] = ()
         self.record: Record = {}
         self.confusion: np.ndarray | None = None
+        self.clients: Mapping[str, np.ndarray] | None = None
         self.sizes = start.setup.train.sizes()
 
     @abstractmethod
@@ -163,7 +165,7 @@ class Run(ABC):
         """Metrics of this moment by TensorBoard tag."""
         begun = time.perf_counter()
         found = self.measure()
-        self.confusion = found.confusion
+        self.confusion, self.clients = found.confusion, found.clients
         return found.metrics | {"time/evaluate_s": time.perf_counter() - begun}
 
     def work(self, rounds: Sequence[Round], rows: Sequence[Rows], broadcast: Any) -> list[Worked]:

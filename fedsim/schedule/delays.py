@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp
+from typing import Literal
 
 from fedsim.errors import require
 from fedsim.fields import check_fields
 from fedsim.ground import addresses
 from fedsim.ground.rng import numpy_stream
+from fedsim.schedule.rules import cohort_size
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Asynchronous:
     of clients and jitter of participations are lognormal with median 1.
 
     Attributes:
-        concurrency: clients at work at once, in 1..n.
+        concurrency: clients at work at once, in 1..n; ``auto``: ten, or all of fewer.
         step_s: seconds of a local step for a client of speed 1, >= 0.
         speed_sigma: standard deviation of the logarithm of clients' speeds, >= 0; 0: all alike.
         jitter_sigma: standard deviation of the logarithm of the factor that each participation has, >= 0.
@@ -28,7 +30,7 @@ class Asynchronous:
         latency_s: seconds of each participation beside, >= 0.
     """
 
-    concurrency: int
+    concurrency: int | Literal["auto"] = "auto"
     step_s: float = 1.0
     speed_sigma: float = 0.5
     jitter_sigma: float = 0.0
@@ -38,7 +40,7 @@ class Asynchronous:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(self.concurrency >= 1, "concurrency", "be >= 1", self.concurrency)
+        require(self.concurrency == "auto" or self.concurrency >= 1, "concurrency", "be >= 1 or auto", self.concurrency)
         for name in ("step_s", "speed_sigma", "jitter_sigma", "latency_s"):
             require(getattr(self, name) >= 0, name, "be >= 0", getattr(self, name))
         for name in ("downlink_mbps", "uplink_mbps"):
@@ -48,11 +50,11 @@ class Asynchronous:
     def check(self, population: int, rounds: int) -> None:
         """Raise InputError where ``concurrency`` is larger than the number of clients."""
         must = f"be <= the {population} clients"
-        require(self.concurrency <= population, "schedule.concurrency", must, self.concurrency)
+        require(self.expected(population) <= population, "schedule.concurrency", must, self.concurrency)
 
     def expected(self, population: int) -> int:
         """As many clients as are at work at once."""
-        return self.concurrency
+        return cohort_size(self.concurrency, population)
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """All clients: whoever is idle may be the next to begin."""

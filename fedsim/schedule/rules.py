@@ -37,6 +37,10 @@ class Schedule(Protocol):
         ...
 
 
+COHORT = 10
+"""Clients in a round where a cohort is ``auto``, or all of fewer."""
+
+
 @dataclass(frozen=True)
 class All:
     """Every client in every round."""
@@ -62,26 +66,26 @@ class Uniform:
     (3, True)
 
     Attributes:
-        cohort: clients in a round, in 1..n.
+        cohort: clients in a round, in 1..n; ``auto``: ten, or all of fewer.
     """
 
-    cohort: int
+    cohort: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(self.cohort >= 1, "cohort", "be >= 1", self.cohort)
+        _require_cohort(self.cohort)
 
     def check(self, population: int, rounds: int) -> None:
         """Raise InputError where ``cohort`` is larger than the number of clients."""
-        require(self.cohort <= population, "schedule.cohort", f"be <= the {population} clients", self.cohort)
+        _require_cohort(self.cohort, population)
 
     def expected(self, population: int) -> int:
         """The size of every cohort."""
-        return self.cohort
+        return cohort_size(self.cohort, population)
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """The cohort of round ``index``, at stream (seed, "cohort", index)."""
-        return _draw(self.cohort, population, numpy_stream(seed, addresses.COHORT, index))
+        return _draw(self.expected(population), population, numpy_stream(seed, addresses.COHORT, index))
 
 
 @dataclass(frozen=True)
@@ -92,28 +96,32 @@ class Cyclic:
     ``privacy=banded_matrix`` wants.
 
     Attributes:
-        cohort: clients in the smallest group, in 1..n; where it does not divide n, others have more.
+        cohort: clients in the smallest group, in 1..n; where it does not divide n, others have more; ``auto``: ten, or
+            all of fewer.
     """
 
-    cohort: int
+    cohort: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(self.cohort >= 1, "cohort", "be >= 1", self.cohort)
+        _require_cohort(self.cohort)
 
     def check(self, population: int, rounds: int) -> None:
         """The cohort fits the population."""
-        require(self.cohort <= population, "schedule.cohort", f"be <= the {population} clients", self.cohort)
+        _require_cohort(self.cohort, population)
 
     def expected(self, population: int) -> int:
         """The mean size of a group, rounded."""
-        return round(population / (population // self.cohort))
+        return round(population / self._groups(population))
 
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """Group ``index`` modulo their number; the shuffle is at stream (seed, "cohort")."""
-        groups = population // self.cohort
+        groups = self._groups(population)
         order = numpy_stream(seed, addresses.COHORT).permutation(population)
         return tuple(np.sort(order[index % groups :: groups]).tolist())
+
+    def _groups(self, population: int) -> int:
+        return population // cohort_size(self.cohort, population)
 
 
 @dataclass(frozen=True)
@@ -264,6 +272,20 @@ class Events:
     def clients(self, index: int, population: int, seed: int) -> tuple[int, ...]:
         """All peers: each has a clock."""
         return tuple(range(population))
+
+
+def cohort_size(cohort: int | Literal["auto"], population: int) -> int:
+    """How many of the clients a round has."""
+    return min(COHORT, population) if cohort == "auto" else cohort
+
+
+def _require_cohort(cohort: int | Literal["auto"], population: int | None = None) -> None:
+    """Raise InputError unless a round can have so many clients; how many there are may not be known yet."""
+    if cohort == "auto":
+        return
+    require(cohort >= 1, "cohort", "be >= 1 or auto", cohort)
+    if population is not None:
+        require(cohort <= population, "schedule.cohort", f"be <= the {population} clients", cohort)
 
 
 def _draw(size: int, population: int, rng: np.random.Generator) -> tuple[int, ...]:

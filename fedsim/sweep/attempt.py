@@ -12,8 +12,9 @@ from typing import Any
 
 from fedsim.assembly.configuration import build_run
 from fedsim.errors import Interrupted, first_line
+from fedsim.record.result import Result
 from fedsim.record.run_folder import summary_of
-from fedsim.simulation import Result, simulate
+from fedsim.simulation import simulate
 from fedsim.sweep.machine import disk_error, reason
 from fedsim.sweep.state import SweepFolder, identity, now
 

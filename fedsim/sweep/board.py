@@ -20,12 +20,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.evaluate import lower_is_better
 from fedsim.ground.console import STATUS_STYLES, Terminal, clock, error, headline, number
 from fedsim.record.provenance import git_state
-from fedsim.record.run_folder import LOWER_IS_BETTER
 from fedsim.sweep.state import State
 
-ENDED = ("finished", "diverged", "failed", "interrupted")
+ENDED = ("finished", "stopped", "diverged", "failed", "interrupted")
 STYLES = {**STATUS_STYLES, "pending": "dim", "running": "bold cyan"}
 TAIL = 2**16  # bytes; a line of metrics.jsonl is shorter
 
@@ -157,7 +157,7 @@ def print_results(sweep: Path, states: Sequence[State], console: Console | None 
         methods.setdefault(tuple(text for text in state.varied if not text.startswith("seed=")), []).append(state)
     tag = next((t for s in states if s.summary for t in headline(_flat(s.summary, "last"))), "loss")
     rows = {method: _means([s.summary for s in jobs if s.summary], f"eval/{tag}") for method, jobs in methods.items()}
-    down = bool(LOWER_IS_BETTER & set(tag.split("_")))
+    down = lower_is_better(tag)
     worst = float("inf") if down else float("-inf")
     best = sorted(methods, key=lambda method: rows[method].get("last", worst), reverse=not down)
     table = Table(box=ROUNDED, border_style="dim")
@@ -189,6 +189,8 @@ def last_record(folder: Path) -> dict[str, Any] | None:
 def last_score(summary: Mapping[str, Any], tag: str | None = None) -> tuple[str, float]:
     """A tag of a summary, by default of the score that stands first, and its last value; NaN where it has none."""
     flat = _flat(summary, "last")
+    if tag is not None and isinstance(summary.get(tag), (int, float)):  # bytes, epsilon: one number for the run
+        return tag, float(summary[tag])
     name = tag or next((f"eval/{name}" for name in headline(flat)), "eval/loss")
     return name, flat.get(name, float("nan"))
 

@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from fedsim.errors import require
+from fedsim.evaluate import lower_is_better
 from fedsim.fields import check_fields
-from fedsim.record.run_folder import LOWER_IS_BETTER
 from fedsim.sweep.board import last_score
 from fedsim.sweep.expand import Interval, Param, SweepJob, holds, job_of
 from fedsim.sweep.state import State
@@ -170,7 +170,7 @@ def _cost(states: Sequence[State], metric: str | None) -> float | None:
         return None
     scores = [last_score(state.summary or {}, metric) for state in states]
     tag = scores[0][0]
-    sign = 1 if LOWER_IS_BETTER & set(tag.removeprefix("eval/").split("_")) else -1
+    sign = 1 if lower_is_better(tag) else -1
     cost = sign * fmean(value for _, value in scores)
     return math.inf if math.isnan(cost) else cost
 

@@ -13,8 +13,8 @@ from fedsim.errors import InputError, SweepStopped
 from fedsim.ground.console import warning
 from fedsim.sweep.board import Board
 from fedsim.sweep.machine import reason, sweep_stopped
+from fedsim.sweep.queued import Limits, QueuedJob, gpus, usable_cpus
 from fedsim.sweep.state import State, SweepFolder, now
-from fedsim.sweep.task import Limits, Task, gpus, usable_cpus
 from fedsim.sweep.workers import Answer, Process, Ray, keep_ray, serve
 
 TICK_S = 0.5
@@ -24,7 +24,7 @@ GRACE_S = 60.0
 """How long jobs may take to save what they have after Ctrl-C."""
 
 
-def run_all(sweep: SweepFolder, tasks: Sequence[Task], limits: Limits, board: Board) -> None:
+def run_all(sweep: SweepFolder, tasks: Sequence[QueuedJob], limits: Limits, board: Board) -> None:
     """Run jobs; what became of each is in its state file, whatever happens to the others.
 
     Raises:
@@ -62,13 +62,13 @@ class _Pool:
     sweep: SweepFolder
     limits: Limits
     idle: list[Process] = field(default_factory=list)
-    busy: dict[Process, Task] = field(default_factory=dict)
+    busy: dict[Process, QueuedJob] = field(default_factory=dict)
     rays: dict[str | None, tuple[Process, Ray]] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
-    again: list[Task] = field(default_factory=list)
+    again: list[QueuedJob] = field(default_factory=list)
     broken: str = ""  # what the disk said
 
-    def fits(self, task: Task) -> bool:
+    def fits(self, task: QueuedJob) -> bool:
         """Whether a job can start now; one that wants more than there is starts when it has everything."""
         running = list(self.busy.values())
         if not running:  # else a job that wants more than the machine has would wait for ever
@@ -81,7 +81,7 @@ class _Pool:
             and (not task.gpu or sum(other.gpu for other in running) < free)
         )
 
-    def start(self, task: Task) -> None:
+    def start(self, task: QueuedJob) -> None:
         ray = self._ray(task.address) if task.ray else None
         worker = self.idle.pop() if self.idle else Process(serve, self.sweep.path)
         with suppress(ConnectionError):  # killed while it was idle: noticed like one that is killed at work
@@ -102,7 +102,7 @@ class _Pool:
                 self.broken = self.broken or reason(error, self.sweep.path)
             yield state
 
-    def _back(self, worker: Process, task: Task) -> None:
+    def _back(self, worker: Process, task: QueuedJob) -> None:
         """A worker that comes back from a job, or does not."""
         try:
             answer: Answer = worker.line.recv()
@@ -135,15 +135,15 @@ class _Pool:
         for process, _ in self.rays.values():
             process.close(GRACE_S)
 
-    def _standing(self, task: Task) -> State:
+    def _standing(self, task: QueuedJob) -> State:
         return self.sweep.find(task.state.identity) or task.state
 
-    def _seen(self, task: Task, why: str) -> State:
+    def _seen(self, task: QueuedJob, why: str) -> State:
         """How a job stands whose process has gone without a word."""
         state = self._standing(task)
         return self.sweep.seen(replace(state, status="running"), why) if state.unfinished else state
 
-    def _lost(self, task: Task, why: str) -> None:
+    def _lost(self, task: QueuedJob, why: str) -> None:
         """A job whose process is no more: it goes on from its checkpoint after the others, or is given up."""
         state = self._seen(task, why)
         if state.status == "interrupted":

@@ -29,7 +29,7 @@ from fedsim.record.run_folder import summary_of
 from fedsim.sweep.expand import SweepJob, folder_name
 from fedsim.sweep.machine import stopping
 
-Standing = Literal["pending", "running", "finished", "diverged", "failed", "interrupted"]
+Standing = Literal["pending", "running", "finished", "stopped", "diverged", "failed", "interrupted"]
 
 METHOD = ("algorithm", "aggregate", "channel", "downlink", "privacy")
 """What makes a method; the rest is the setting in which methods are compared."""
@@ -51,8 +51,8 @@ class State:
         overrides: its command line.
         varied: those in which the jobs differ.
         seed: of the run.
-        status: pending, running, finished, diverged, failed or interrupted.
-        message: why it failed, diverged or was interrupted.
+        status: pending, running, finished, stopped (by a callback), diverged, failed or interrupted.
+        message: why it failed, diverged, stopped or was interrupted.
         rounds: done, of ``rounds_total``.
         summary: of the run's folder once it came to an end.
         started: UTC, of the last attempt.
@@ -90,8 +90,10 @@ class State:
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """sha256 of a resolved configuration without the keys that never change a bit."""
+    """sha256 of a resolved configuration without the keys that never change a bit; callbacks may end a run sooner."""
     kept = _without(config, FREE - {"rounds"})
+    if config.get("callbacks"):
+        kept["callbacks"] = config["callbacks"]
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -219,7 +221,9 @@ class SweepFolder:
         """
         summary = summary_of(self.path / state.folder)
         done = summary is not None and summary["rounds"] >= state.rounds_total
-        if summary is not None and (summary["status"] == "diverged" or (summary["status"] == "finished" and done)):
+        if summary is not None and (
+            summary["status"] in ("stopped", "diverged") or (summary["status"] == "finished" and done)
+        ):
             message = summary.get("message", "")
             return replace(state, status=summary["status"], message=message, rounds=summary["rounds"], summary=summary)
         return replace(state, status="interrupted", message=why if state.status == "running" else state.message)

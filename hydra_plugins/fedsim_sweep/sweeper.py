@@ -55,6 +55,7 @@ class FedsimSweeper(Sweeper):
         """
         from fedsim.assembly.nodes import convert
         from fedsim.errors import JobFailed
+        from fedsim.record.run_folder import DONE
         from fedsim.sweep.board import print_results
         from fedsim.sweep.expand import expand, overrides_of, params_of
         from fedsim.sweep.search import Search, search
@@ -85,7 +86,7 @@ class FedsimSweeper(Sweeper):
                 )
         unique = list({state.identity: state for state in states}.values())
         print_results(folder.path, unique)
-        if any(state.status != "finished" for state in unique):
+        if any(state.status not in DONE for state in unique):
             raise JobFailed(str(folder.path))
         return unique
 
@@ -113,8 +114,8 @@ class FedsimSweeper(Sweeper):
     def _run(self, folder: SweepFolder, jobs: Sequence[SweepJob], configs: Sequence[Mapping[str, Any]]) -> list[State]:
         """Run what is not finished; the states of the jobs, in their order."""
         from fedsim.sweep.board import skipped
+        from fedsim.sweep.queued import QueuedJob
         from fedsim.sweep.state import identity
-        from fedsim.sweep.task import Task
 
         keys = [identity(config) for config in configs]
         states = folder.claim(zip(jobs, configs, strict=True))
@@ -123,7 +124,7 @@ class FedsimSweeper(Sweeper):
         todo = [state for state in states if state.unfinished or state.status in retried]
         skipped(states, todo)
         if todo and hasattr(self._launcher, "run_tasks"):
-            tasks = [Task(state, of[state.identity][1], of[state.identity][0].overrides) for state in todo]
+            tasks = [QueuedJob(state, of[state.identity][1], of[state.identity][0].overrides) for state in todo]
             self._launcher.run_tasks(folder, states, tasks)
         elif todo:
             dirs = (_quoted("hydra.sweep.dir", str(folder.path)),)

@@ -36,6 +36,8 @@ COMMANDS = (
     ["resume=run", "checkpoint.keep=1", "trust=false"],
     ["replay", "run", "round=1", "client=0"],
     ["replay", "run", "round=3"],
+    ["export", "run", "--out", "run/out.safetensors"],
+    ["export", "run", "--best", "--out", "run/out.pt"],
     ["report", "run", "--no-figures"],
     ["report", "run"],
 )

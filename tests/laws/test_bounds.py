@@ -49,8 +49,11 @@ UNBOUNDED = {
     **{("*", name): TIME for name in ("gossip_steps", "attempts", "head_passes", "iterations", "retries")},
     **{("*", name): LATER for name in ("period", "start", "warmup", "every", "keep", "seed", "first", "factor")},
     **{("*", name): LATER for name in ("buffer", "common", "min_chars", "max_size", "compresses_from", "outputs")},
+    ("EarlyStopping", "patience"): LATER,
     **{("*", name): FITTED for name in ("rank", "chunk", "bucket", "batch_size", "min_separation", "bands")},
     **{(name, "k"): FITTED for name in ("RandK", "TopK")},
+    ("*", "shape"): "compared with the columns that there are",
+    ("ImageFolder", "size"): "compared with memory when the images are known",
     ("LibSVM", "n_features"): "compared with memory when the file's lines are known",
     **{("*", name): INNER for name in ("expected", "separation", "parameters", "count", "features")},
 }

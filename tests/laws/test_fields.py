@@ -23,7 +23,9 @@ import pytest
 
 import fedsim
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.callbacks import EarlyStopping
 from fedsim.data import Dataset, Split
+from fedsim.data.own import Arrays
 from fedsim.data.published import DataFile
 from fedsim.errors import InputError
 from fedsim.privacy.config import Promise
@@ -32,6 +34,7 @@ from fedsim.privacy.matrix_mechanism import banded_factor
 ROOT = Path(__file__).parent.parent.parent
 INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.assembly.assemble": {"Assembled"},
+    "fedsim.callbacks.base": {"RunView"},
     "fedsim.channel.noise": {"Addressed"},
     "fedsim.channel.onion": {"Onion"},
     "fedsim.channel.packing": {"Reader"},
@@ -39,6 +42,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.record.checkpoint": {"Saved"},
     "fedsim.cli.catalogue": {"Option"},
     "fedsim.data.batches": {"Samples"},
+    "fedsim.data.downloads": {"Download"},
     "fedsim.record.history": {"History"},
     "fedsim.ground.addresses": {"Purpose"},
     "fedsim.ground.layout": {"Layout"},
@@ -53,9 +57,9 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.privacy.ledger": {"AccountedRun", "Draw", "Counts", "Ledger"},
     "fedsim.privacy.matrix_mechanism": {"BandedFactor"},
     "fedsim.traits.releases": {"Drawn"},
-    "fedsim.simulation": {"Result"},
+    "fedsim.record.result": {"Result"},
     "fedsim.sweep.expand": {"Interval", "Param", "SweepJob"},
-    "fedsim.sweep.task": {"Task"},
+    "fedsim.sweep.queued": {"QueuedJob"},
     "fedsim.sweep.state": {"State"},
     "fedsim.topology.mixing": {"Mixing"},  # matrices, which ``checked`` checks
     "fedsim.types": {"Round"},
@@ -68,6 +72,8 @@ INTERNAL_PACKAGES = (
 )  # but for the engine's settings
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "lr": 0.1,
+    "fn": len,
+    "loss": len,
     "clients": 4,
     "per_client": 2,
     "alpha": 0.5,
@@ -109,6 +115,7 @@ DATA |= {"task": "classification", "outputs": 2}
 
 SIGNED = {  # numbers that may be below zero
     ("Search", "seed"),
+    ("EarlyStopping", "target"),
 }
 
 
@@ -146,10 +153,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def example(kind: type, folder: Path) -> Any:
     """One right instance."""
-    own = {"path": files(folder).get(kind.__name__), "factor": banded_factor(10, 2)} | REQUIRED
-    own |= DATA if kind in (Dataset, Split) else {}
+    own = {"path": files(folder).get(kind.__name__, "a folder"), "factor": banded_factor(10, 2)} | REQUIRED
+    own |= DATA if kind in (Dataset, Split, Arrays) else {}
+    own |= {"target": "column"} if kind.__module__.startswith("fedsim.data.") else {}
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     given: dict[str, Any] = {name: own[name] for name in needed}
+    if kind is EarlyStopping:
+        given["patience"] = 3
     if issubclass(kind, Promise):
         given["noise_multiplier"] = 1.0
     return kind(**given)
@@ -173,7 +183,8 @@ def wrong(kind: Any, owner: str, name: str) -> Iterator[Any]:
         yield literals[0].upper() if isinstance(literals[0], str) else str(literals[0])
     numbers = {int, float} & set(choices)
     if numbers:
-        yield from (math.nan, np.nan, -math.nan, True, "1", [1], np.array([1.0, 2.0]))
+        yield from (math.nan, np.nan, -math.nan, True, [1], np.array([1.0, 2.0]))
+        yield from () if str in choices else ("1",)  # the name of a file
         if (owner, name) not in SIGNED:
             yield from (-1, np.int64(-1))
             yield from (-0.5, np.float32(-0.5)) if float in choices else ()
@@ -187,7 +198,8 @@ def wrong(kind: Any, owner: str, name: str) -> Iterator[Any]:
     for choice in choices:
         if get_origin(choice) is tuple:
             inner = get_args(choice)
-            yield from (3, "ab", {1: 2}, math.nan)
+            yield from () if numbers else (3,)
+            yield from ("ab", {1: 2}, math.nan)
             yield from ((bad,) * (1 if inner[-1] is ... else len(inner)) for bad in wrong(inner[0], owner, name))
             if inner[-1] is not ...:
                 yield from ((), (0.5,) * (len(inner) + 1))

@@ -14,7 +14,7 @@ from fedsim.report.compare import Comparison, compare
 from fedsim.report.curves import curve
 from fedsim.report.methods import settings
 from fedsim.report.runs import find_runs, read_run
-from fedsim.report.statistics import Estimate
+from fedsim.report.statistics import Estimate, estimate
 from fedsim.report.tables import Table, costs, latex, markdown, plus_minus, results_table, tex
 from tests.report.folders import FEDAVG, FEDPROX, config, records, rising, sweep, write_run
 
@@ -73,8 +73,8 @@ def test_costs_of_a_given_target(tmp_path: Path) -> None:
     assert table is not None
     assert table.title == "Cost of accuracy 0.81"
     # FedProx rises by 0.075, 0.08, 0.076 a round from 0.1: rounds 10, 9, 10; FedAvg by 0.07, 0.074, 0.072: -, 10, 10
-    assert column(table, "rounds") == {"FedProx": plus_minus(Estimate(29 / 3, 1.434218, 3)), "FedAvg": "10 ± 0"}
-    assert column(table, "MB")["FedAvg"] == "30 ± 0"
+    assert column(table, "rounds") == {"FedProx": plus_minus(Estimate(29 / 3, 1.434218, 3)), "FedAvg": "10"}
+    assert column(table, "MB")["FedAvg"] == "30"
     assert [row[2].best for row in table.rows] == [True, False]
 
 
@@ -131,7 +131,8 @@ def test_curves_average_what_was_evaluated_at_the_same_round(tmp_path: Path) -> 
     assert found is not None
     assert found.rounds.tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(found.mean, [0.2, 0.4, 0.4, 0.6])
-    np.testing.assert_array_equal(np.isfinite(found.half), [True, False, True, False])
+    assert np.isnan(found.half).all()  # of two runs there are the runs
+    np.testing.assert_array_equal(found.seeds, [[0.1, np.nan, 0.3, np.nan], [0.3, 0.4, 0.5, 0.6]])
     np.testing.assert_allclose(found.axes["MB"], [0, 3, 6, 9])
     assert "epsilon" not in found.axes
 
@@ -141,6 +142,9 @@ def test_curves_average_what_was_evaluated_at_the_same_round(tmp_path: Path) -> 
     [
         (Estimate(0.89693, 0.01234, 3), "0.897 ± 0.012"),
         (Estimate(0.89693, None, 1), "0.8969"),
+        (estimate([0.8, 0.95]), "0.8, 0.95"),
+        (estimate([30.0, 30.0]), "30"),
+        (estimate([0.7, 0.98, 0.99], (0.0, 1.0)), "0.89 [0.48, 1.00]"),
         (Estimate(1234.5, 321.0, 3), "1,234 ± 321"),
         (Estimate(96.08, 4e-14, 3), "96.08 ± 0"),
         (Estimate(5.0, 0.0, 3), "5 ± 0"),
@@ -150,6 +154,25 @@ def test_curves_average_what_was_evaluated_at_the_same_round(tmp_path: Path) -> 
 )
 def test_numbers_are_rounded_to_their_uncertainty(value: Estimate | None, text: str) -> None:
     assert plus_minus(value) == text
+
+
+def test_of_two_seeds_both_are_shown_and_nothing_is_sure(tmp_path: Path) -> None:
+    comparison = compared(sweep(tmp_path, {"fedavg": [0.80, 0.84], "fedprox": [0.85, 0.83]}))
+    table = results_table(comparison)
+    assert column(table, "accuracy") == {"FedProx": "0.85, 0.83", "FedAvg": "0.8, 0.84"}
+    assert column(table, "paired difference") == {"FedProx": "+0.05, -0.01", "FedAvg": "baseline"}
+    assert {cell.sign for row in table.rows for cell in row} == {0}
+
+
+def test_smoothing_is_of_each_run_before_the_mean_and_leaves_tables_alone(tmp_path: Path) -> None:
+    sweep(tmp_path, FINALS)
+    plain, smooth = compared(tmp_path), compared(tmp_path, smooth=4)
+    assert results_table(plain) == results_table(smooth)
+    assert costs(plain) == costs(smooth)
+    raw, found = (c.rows[0].curves["eval/accuracy"] for c in (plain, smooth))
+    np.testing.assert_allclose(found.seeds[:, 5], raw.seeds[:, 2:6].mean(axis=1))
+    np.testing.assert_allclose(found.seeds[:, 1], raw.seeds[:, :2].mean(axis=1))
+    np.testing.assert_allclose(found.mean, found.seeds.mean(axis=0))
 
 
 def test_markdown_and_latex(tmp_path: Path) -> None:

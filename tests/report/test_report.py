@@ -79,6 +79,7 @@ def test_the_page_is_well_formed_and_requests_nothing(folder: Path) -> None:
 
 def test_the_page_says_what_a_reader_must_know(folder: Path) -> None:
     text = (folder / "report.html").read_text()
+    assert "Smoothed:" not in text
     for part in (
         "6 runs (5 finished, 1 unfinished): 3 methods, 3 seeds.",
         "1 run without a summary: still running, or killed.",
@@ -102,6 +103,8 @@ def test_every_drawing_is_xml_and_each_axis_has_its_own(folder: Path) -> None:
         root = ElementTree.fromstring(svg)
         lines = [path for path in root.iter("path") if (path.get("class") or "").startswith("line ")]
         assert len(lines) == 3
+        behind = [path for path in root.iter("path") if (path.get("class") or "").startswith("seed ")]
+        assert sorted((path.get("d") or "").count("M") for path in behind) == [2, 3]  # not behind the single run
         for path in lines:
             numbers = [float(n) for n in re.findall(r"-?[\d.]+", path.get("d") or "")]
             assert all(0 <= x <= WIDTH for x in numbers[::2])
@@ -123,9 +126,9 @@ def test_tables_for_other_programs(folder: Path) -> None:
 
 def test_markdown_latex_and_bibtex_are_there(folder: Path) -> None:
     text = (folder / "report.md").read_text()
-    assert "| FedProx | 2 | **0.88 ± 0.32** |" in text
+    assert "| FedProx | 2 | **0.85, 0.9** |" in text
     assert "```bash\nfedsim -m algorithm=fedprox rounds=10 seed=0,1\n```" in text
-    assert r"FedProx & 2 & \textbf{0.88 $\pm$ 0.32}" in (folder / "table.tex").read_text()
+    assert r"FedProx & 2 & \textbf{0.85, 0.9}" in (folder / "table.tex").read_text()
     assert "@inproceedings{li2020federated," in (folder / "papers.bib").read_text()
     assert (folder / "curves.pdf").read_bytes().startswith(b"%PDF")
 
@@ -249,6 +252,27 @@ def test_a_chart_thins_long_lines_and_survives_odd_ones() -> None:
     assert chart([nothing, constant], x="x", y="y", log_y=True) == '<p class="none">nothing to draw</p>'
     flat = Line("<&>", 2, np.array([1.0, 2.0]), np.array([5.0, 5.0]), np.array([1.0, 1.0]))
     ElementTree.fromstring(chart([flat], x="x", y="y", goal=5.0))
+
+
+def test_a_band_ends_where_values_do() -> None:
+    x, y, half = np.arange(3.0), np.array([0.2, 0.9, 0.95]), np.full(3, 0.5)
+    free, cut = (
+        re.search(r'class="band s0" d="M([^"]*)Z"', chart([Line("a", 0, x, y, half, None, ends)], x="x", y="y"))
+        for ends in ((-np.inf, np.inf), (0.3, 0.9))
+    )
+    assert free is not None
+    assert cut is not None
+    heights = [[float(p.split()[1]) for p in found[1].split("L")] for found in (free, cut)]
+    assert np.ptp(heights[1]) < np.ptp(heights[0])
+    assert len(set(heights[1])) < 6  # flat where it is cut
+
+
+def test_smoothing_is_said_on_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = sweep(tmp_path, {"fedavg": [0.8, 0.9]})
+    assert main([str(runs), "--smooth", "5", "--no-figures"]) == 0
+    assert "a point is the mean of a run&#x27;s last 5 evaluations" in (runs / "report/report.html").read_text()
+    assert main([str(runs), "--smooth", "0"]) == 2
+    assert "--smooth must be a number of evaluations >= 1, got 0" in capsys.readouterr().err
 
 
 def test_labels_at_the_ends_do_not_cover_each_other() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.report.statistics import Estimate, bands, estimate, paired
+from fedsim.report.statistics import UNBOUNDED, Estimate, bands, bounds_of, estimate, paired
 
 
-@pytest.mark.parametrize("count", [2, 3, 10])
+@pytest.mark.parametrize("count", [3, 4, 10])
 def test_mean_and_interval_are_students(count: int) -> None:
     values = np.random.default_rng(count).normal(5, 2, count)
     found = estimate(values)
@@ -20,6 +20,34 @@ def test_mean_and_interval_are_students(count: int) -> None:
     low, high = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=stats.sem(values))
     np.testing.assert_allclose([found.mean - found.half, found.mean + found.half], [low, high], rtol=1e-9)
     assert found.count == count
+
+
+def test_of_two_values_there_are_the_values_and_no_interval() -> None:
+    """Student's t of two is 12.7 standard errors: accuracies of 0.75 and 1 would be 0.88 +- 1.59."""
+    found = estimate([0.75, math.nan, 1.0])
+    assert found == Estimate(0.875, None, 2)
+    assert found.values == (0.75, 1.0)
+    assert found.sign == 0
+    assert np.isnan(bands(np.array([[0.83], [0.95]]))[1]).all()
+
+
+@pytest.mark.parametrize("tag", ["eval/accuracy", "eval/client_macro_f1", "eval/top5", "eval/auc"])
+def test_intervals_of_shares_stay_between_zero_and_one(tag: str) -> None:
+    cut = 0
+    for seed in range(50):
+        values = np.random.default_rng(seed).beta(0.5, 0.2, size=3 + seed % 4)
+        found = estimate(values, bounds_of(tag, values))
+        assert found is not None
+        assert found.half is not None
+        low, high = found.cut or (found.mean - found.half, found.mean + found.half)
+        assert 0 <= low <= found.mean <= high <= 1
+        cut += found.cut is not None
+    assert cut > 10
+
+
+def test_what_is_no_share_or_is_in_per_cent_has_no_bounds() -> None:
+    assert bounds_of("eval/loss", [0.5]) == bounds_of("eval/accuracy", [93.0, 0.5]) == UNBOUNDED
+    assert estimate([0.01, 0.9, 0.5]).cut is None
 
 
 def test_one_value_has_no_interval_and_none_has_no_mean() -> None:

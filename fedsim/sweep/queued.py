@@ -42,7 +42,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Task:
+class QueuedJob:
     """A job to be run.
 
     Attributes:
@@ -77,7 +77,7 @@ class Task:
         return bool(self.config["engine"]["device"] == "cuda" and self.address is None)
 
 
-def in_one_process(tasks: Sequence[Task], limits: Limits) -> list[Task]:
+def in_one_process(tasks: Sequence[QueuedJob], limits: Limits) -> list[QueuedJob]:
     """Jobs without actors of their own where there are at least as many jobs as CPUs: same bits, less work.
 
     A job whose command chooses the engine keeps it.
