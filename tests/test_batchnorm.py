@@ -26,7 +26,7 @@ from fedsim.errors import InputError
 from fedsim.models import Adapted, cnn_bn, mlp, validate
 from fedsim.models.policy import FrozenNorm
 from fedsim.privacy.config import CentralGaussian
-from fedsim.topology import Ring
+from fedsim.topology import Complete
 from fedsim.traits import RuleTraits
 from tests.oracles.test_batchnorm import Two, buffers, data, model, run
 
@@ -120,7 +120,7 @@ def test_frozen_keeps_names_values_and_dtypes() -> None:
 @pytest.mark.parametrize(
     ("policy", "options", "line"),
     [
-        ("average", {"algorithm": DPSGD(lr=0.1), "topology": Ring()}, "or frozen for DPSGD, whose peers"),
+        ("average", {"algorithm": DPSGD(lr=0.1), "topology": Complete()}, "or frozen for DPSGD, whose peers"),
         ("local", {"model": [Adapted(model(), batchnorm="local"), mlp]}, "for several architectures"),
         ("local", {"local": Local(batch_size=4, sampling="poisson")}, "local.sampling must be shuffle for BatchNorm"),
         ("local", {"engine": Engine(backend="serial", kernel="stacked")}, "engine.kernel must be auto"),

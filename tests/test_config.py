@@ -191,7 +191,7 @@ def test_model_options_are_checked_before_the_data_is_known() -> None:
     unknown = problem(lambda: build_factory(node(model, outputs=3), "model"))
     assert unknown == "unknown key model.outputs (got 3); keys of model: hidden"
     policy = problem(lambda: build_factory(node(model, batchnorm="x"), "model"))
-    assert policy == "model.batchnorm must be one of error, groupnorm, got 'x'"
+    assert policy == "model.batchnorm must be one of error, groupnorm, frozen, local, average, got 'x'"
     assert problem(lambda: build_factory(node(model, hidden=0), "model")((7,), 2)) == "model.hidden must be >= 1, got 0"
     assert "model.batchnorm=groupnorm" in problem(lambda: build_factory(node(model), "model")((7,), 2))
 

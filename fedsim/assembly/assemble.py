@@ -14,7 +14,7 @@ from fedsim.assembly.initial import initial_states
 from fedsim.assembly.link_memory import compression_notes, linked
 from fedsim.assembly.models import built
 from fedsim.assembly.network import Network, network_of
-from fedsim.assembly.owned import owned, owner_notes
+from fedsim.assembly.owned import owner_notes, with_owner
 from fedsim.assembly.parts import Parts
 from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
@@ -82,7 +82,7 @@ def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
     models = built(parts, dataset)
     algorithm, ledger = private(parts, population, network, models)
     require_server_rule(algorithm, parts.aggregate, parts.channel)
-    algorithm, buffers = owned(parts, dataset, models, algorithm)
+    algorithm, buffers = with_owner(parts, dataset, models, algorithm)
     initial = initial_states(algorithm, models, dataset, parts.dtype)
     setup = set_up(parts, dataset, population, initial, buffers)
     setup, chosen = with_kernels(parts, setup, initial, dataset.input_shape)

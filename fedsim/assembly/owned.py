@@ -22,7 +22,9 @@ from fedsim.traits.declared import rule_traits, traits_of
 KEY = "model.batchnorm"
 
 
-def owned(parts: Parts, dataset: Dataset, models: Sequence[nn.Module], algorithm: Any) -> tuple[Any, tuple[str, ...]]:
+def with_owner(
+    parts: Parts, dataset: Dataset, models: Sequence[nn.Module], algorithm: Any
+) -> tuple[Any, tuple[str, ...]]:
     """The algorithm with an owner for what forward writes, and the names of these buffers; () where nothing has one.
 
     Raises:

@@ -88,7 +88,8 @@ class Layout:
 
     def split_norms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [d] -> all but the scales and shifts of BatchNorm [d - p], and these [p]."""
-        mine, others = [], []
+        mine: list[Tensor] = []
+        others: list[Tensor] = []
         for name, piece in zip(self.names, torch.split(x, self.sizes), strict=True):
             (mine if name in self.norms else others).append(piece)
         first, last = (torch.cat(parts) if parts else x.new_empty(0) for parts in (others, mine))

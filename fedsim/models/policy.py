@@ -42,7 +42,7 @@ def policy_of(model: Any) -> Policy:
     mine: Any = getattr(model, "batchnorm", None)
     if mine not in get_args(Policy):  # a module, a class or a function of a user's, with attributes of its own
         return "error"
-    return policy_of(getattr(model, "model", None)) if mine == "error" else mine  # type: ignore[no-any-return]
+    return policy_of(getattr(model, "model", None)) if mine == "error" else mine
 
 
 def converted(module: nn.Module, policy: Policy) -> nn.Module:

@@ -116,7 +116,7 @@ class ClientSide:
 
         models, buffers = self._of_clients(own, clients, rows, got, rnd)
         check_model(models, len(clients), self.oracle.layout.d, "own")
-        return torch.cat([models, buffers], 1) if buffers.shape[1] else models  # type: ignore[no-any-return]
+        return torch.cat([models, buffers], 1) if buffers.shape[1] else models
 
     @torch.no_grad()
     def _of_clients(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:

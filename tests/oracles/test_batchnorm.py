@@ -237,12 +237,15 @@ def test_nobodys_statistics_become_everybodys() -> None:
             both = super().split(data, seed)
             return Population(both.train[self.who : self.who + 1], both.test[self.who : self.who + 1])
 
-    both = run("fedavg", "average", rounds=1).model
+    whole = Local(
+        steps=3, batch_size="full"
+    )  # in which a client's number, and so the order of its examples, is no matter
+    both = run("fedavg", "average", rounds=1, local=whole).model
     assert both is not None
     means = []
     for who in range(2):
         Lone.who = who  # type: ignore[attr-defined]
-        alone = run("fedavg", "average", rounds=1, partition=Lone()).model
+        alone = run("fedavg", "average", rounds=1, local=whole, partition=Lone()).model
         assert alone is not None
         means.append(alone.get_buffer("norm.running_mean"))
     assert ((means[0] - means[1]).abs() > 0.01).all()
