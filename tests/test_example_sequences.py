@@ -136,6 +136,20 @@ def test_every_sequence_layer(name: str, differences: bool) -> None:
         torch.testing.assert_close(got[b], want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["gru", "lstm_dropping", "encoder_dropping"])
+def test_in_lower_precision(name: str) -> None:
+    torch.manual_seed(0)
+    model = CASES[name][0]()
+    x = Layout.of(model).flatten(model)
+    inputs, y = torch.randint(V, (2, M, T))
+    found: list[Tensor] = []
+    for lower in (None, torch.bfloat16):
+        oracle = ModelOracle(model, next_token, "stacked", lower=lower)
+        assert oracle.example_sums is not None
+        found.append(oracle.example_sums(x[None], inputs[None], y[None], None, KEYS[:1], 0.3, None)[0])
+    assert 1e-5 < float((found[1] - found[0]).norm() / found[0].norm()) < 0.1
+
+
 def test_as_many_steps_as_examples_are_no_examples() -> None:
     """The examples lie along the second dimension, which only another number of them shows."""
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ the largest entry: 1e-12 in float64, which is rounding, and 2e-6 in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -231,9 +232,8 @@ def mixed(s: nn.Module, x: Tensor) -> Tensor:
     x = s.before(x)
     x = x + F.scaled_dot_product_attention(*(p for p in s.qkv(x).chunk(3, -1)), dropout_p=0.2 if s.training else 0.0)
     x = x + F.dropout(s.never(x, x, x)[0], 0.4, s.training) + s.gru(x)[0].repeat(1, 1, 2)
-    return F.alpha_dropout(s.always(x), 0.1, s.training) * s.shown(x, x, x, average_attn_weights=False)[1].sum(
-        (1, 3), True
-    )
+    shown = s.shown(x, x, x, average_attn_weights=False)[1]
+    return F.alpha_dropout(s.always(x), 0.1, s.training) * shown.sum((1, 3)).unsqueeze(-1)
 
 
 DROPPING = {
@@ -248,12 +248,15 @@ DROPPING = {
                                   (nn.GRU, True, True), (nn.RNN, False, True))
     },
     "last_state": of(lambda s, x: s.a(x)[1][-1], a=nn.GRU(E, 3, 2, batch_first=True, dropout=0.4)),
-    "attention": of(lambda s, x: s.a(x, x, x, need_weights=False)[0], a=nn.MultiheadAttention(E, 2, 0.3, batch_first=True)),
+    "attention": of(
+        lambda s, x: s.a(x, x, x, need_weights=False)[0], a=nn.MultiheadAttention(E, 2, 0.3, batch_first=True)
+    ),
     "attention_time_first": of(
         lambda s, x: s.a(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1), a=nn.MultiheadAttention(E, 2, 0.3)
     ),
     "attention_and_weights": of(
-        lambda s, x: (lambda out, shown: out + shown @ x)(*s.a(x, x, x)), a=nn.MultiheadAttention(E, 2, 0.3, batch_first=True),
+        lambda s, x: (lambda out, shown: out + shown @ x)(*s.a(x, x, x)),
+        a=nn.MultiheadAttention(E, 2, 0.3, batch_first=True),
     ),
     "attention_masks": of(
         lambda s, x: s.a(x[:, :2], x, x.flip(1), attn_mask=s.hidden[:2], key_padding_mask=x[..., 0] > 1.5)[0],
@@ -277,7 +280,8 @@ DROPPING = {
     "all_dropped": of(lambda s, x: x + s.a(x, x, x)[0], a=nn.MultiheadAttention(E, 2, 1.0, batch_first=True)),
     "mixed": of(
         mixed, before=nn.Dropout(0.2), qkv=nn.Linear(E, 3 * E), never=nn.MultiheadAttention(E, 2, batch_first=True),
-        gru=nn.GRU(E, 3, 2, batch_first=True, dropout=0.3), always=nn.TransformerEncoderLayer(E, 2, 4, 0.1, batch_first=True),
+        gru=nn.GRU(E, 3, 2, batch_first=True, dropout=0.3),
+        always=nn.TransformerEncoderLayer(E, 2, 4, 0.1, batch_first=True),
         shown=nn.MultiheadAttention(E, 3, 0.25, batch_first=True),
     ),
 }  # fmt: skip
@@ -315,6 +319,23 @@ def test_what_is_dropped_is_each_clients_own(case: str, dtype: torch.dtype) -> N
             for name, got, want in zip(layout.names, grads, mine, strict=True):
                 assert float((got[i] - want).abs().max()) < 2 * tolerance * scale, name
     assert gap(*seen) > 1e-3
+
+
+@pytest.mark.parametrize("case", ["LSTM1", "GRU1", "RNN1", "attention_masks", "encoder"])
+def test_in_lower_precision(case: str) -> None:
+    """Backward passes that are written out get what autocast gives: two digits agree, not seven."""
+    torch.manual_seed(0)
+    model = CASES[case]().float()
+    layout = Layout.of(model)
+    x = layout.flatten(model) + 0.1 * torch.randn(B, layout.d)
+    inputs, found = torch.randn(B, M, T, E), []
+    for lower in (None, torch.bfloat16):
+        leaves = {name: view.detach().requires_grad_() for name, view in layout.views(x).items()}
+        out = replace(stack(model, layout), lower=lower)(leaves, inputs)
+        grads = torch.autograd.grad(out.square().sum(), list(leaves.values()), materialize_grads=True)
+        assert out.dtype == torch.float32
+        found.append(torch.cat([g.flatten() for g in grads]))
+    assert 1e-5 < float((found[1] - found[0]).norm() / found[0].norm()) < 0.1
 
 
 @pytest.mark.parametrize("case", ["GRU2_both_ways", "LSTM1", "encoder", "matrices", "convolution", "places"])
