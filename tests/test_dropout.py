@@ -113,9 +113,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[Kernel, 
     "two": (Two, (6,), ("stacked", "vmap", "loop")),
     "images": (Images, (2, 4, 4), ("stacked", "vmap", "loop")),
     "cnn_dropout": (lambda: cnn_dropout((2, 6, 6), K, (3, 4), 5), (2, 6, 6), ("stacked", "vmap", "loop")),
-    "attention": (Attention, (2, 3), ("loop",)),
-    "attention, time first": (lambda: Attention(first=False), (5, 3), ("loop",)),
-    "recurrent": (Recurrent, (5, 3), ("loop",)),
+    "attention": (Attention, (2, 3), ("stacked", "loop")),
+    "attention, time first": (lambda: Attention(first=False), (5, 3), ("stacked", "loop")),
+    "recurrent": (Recurrent, (5, 3), ("stacked", "loop")),
     "weights": (Weights, (6,), ("loop",)),
 }
 CASES = [(name, kernel) for name, (_, _, kernels) in MODELS.items() for kernel in kernels]

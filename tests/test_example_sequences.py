@@ -16,9 +16,11 @@ from torch.func import functional_call
 from fedsim.data.losses import next_token
 from fedsim.ground.layout import Layout
 from fedsim.kernels.oracle import ModelOracle
+from fedsim.models.dropout import Masks
 from fedsim.types import Batch
 
 B, M, T, V, E = 2, 4, 5, 7, 4
+KEYS = torch.randint(-(2**62), 2**62, (B, M), generator=torch.Generator().manual_seed(2))
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.float64)
 
 
@@ -47,9 +49,9 @@ class Sequence(nn.Module):
 class TimeFirst(nn.Module):
     """Everything inside has its examples along the second dimension."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.layer = nn.TransformerEncoderLayer(E, 2, 6, 0.0)
+        self.layer = nn.TransformerEncoderLayer(E, 2, 6, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
@@ -64,8 +66,8 @@ class Convolved(nn.Module):
         return self.layer(self.norm(x).mT).mT  # type: ignore[no-any-return]
 
 
-def encoder() -> nn.Module:
-    return nn.TransformerEncoderLayer(E, 2, 6, 0.0, batch_first=True, norm_first=True)
+def encoder(dropout: float = 0.0) -> nn.Module:
+    return nn.TransformerEncoderLayer(E, 2, 6, dropout, batch_first=True, norm_first=True)
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
@@ -76,6 +78,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "encoder": (lambda: Sequence(encoder(), E, "parameter"), True),
     "time_first": (lambda: Sequence(TimeFirst(), E, "table"), True),
     "convolved": (lambda: Sequence(Convolved(), E), True),
+    "encoder_dropping": (lambda: Sequence(encoder(0.3), E, "parameter"), True),
+    "time_first_dropping": (lambda: Sequence(TimeFirst(0.3), E), True),
+    "gru_dropping": (lambda: Sequence(nn.GRU(E, 3, 2, batch_first=True, dropout=0.4), 3), True),
+    "lstm_dropping": (lambda: Sequence(nn.LSTM(E, 3, 2, batch_first=True, dropout=0.4, bidirectional=True), 6), True),
     "tied": (lambda: tied(), False),
 }
 
@@ -87,14 +93,16 @@ def tied() -> nn.Module:
 
 
 def one_by_one(
-    model: nn.Module, x: Tensor, data: tuple[Tensor, Tensor, int], bound: float, less: Tensor | None
+    model: nn.Module, x: Tensor, data: tuple[Tensor, Tensor, int], bound: float, less: Tensor | None, keys: Tensor
 ) -> Tensor:
     inputs, y, examples = data
     layout = Layout.of(model)
 
     def gradient(at: Tensor, j: int) -> Tensor:
         leaf = at.clone().requires_grad_()
-        value = next_token(functional_call(model, layout.views(leaf), (inputs[j : j + 1],)), y[j : j + 1]).sum()
+        with Masks(keys[j : j + 1]):
+            outputs = functional_call(model, layout.views(leaf), (inputs[j : j + 1],))
+        value = next_token(outputs, y[j : j + 1]).sum()
         return torch.autograd.grad(value, leaf)[0]
 
     total = torch.zeros_like(x)
@@ -118,14 +126,28 @@ def test_every_sequence_layer(name: str, differences: bool) -> None:
     oracle = ModelOracle(model, next_token, "stacked")
     assert (oracle.example_sums is not None) == by_layer
 
-    def one(x: Tensor, less: Tensor, i: Tensor, y: Tensor, mask: Tensor, bound: Tensor) -> Tensor:
-        return oracle.clipped_sum(x, Batch(i, y, mask), bound, less if differences else None)[0]
+    def one(x: Tensor, less: Tensor, i: Tensor, y: Tensor, mask: Tensor, bound: Tensor, keys: Tensor) -> Tensor:
+        return oracle.clipped_sum(x, Batch(i, y, mask, keys), bound, less if differences else None)[0]
 
-    got = torch.func.vmap(one)(x, less, inputs, y, MASK, bounds)
+    got = torch.func.vmap(one)(x, less, inputs, y, MASK, bounds, KEYS)
     for b in range(B):
         data = (inputs[b], y[b], int(MASK[b].sum()))
-        want = one_by_one(model, x[b], data, float(bounds[b]), less[b] if differences else None)
+        want = one_by_one(model, x[b], data, float(bounds[b]), less[b] if differences else None, KEYS[b])
         torch.testing.assert_close(got[b], want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm_dropping", "encoder_dropping"])
+def test_in_lower_precision(name: str) -> None:
+    torch.manual_seed(0)
+    model = CASES[name][0]()
+    x = Layout.of(model).flatten(model)
+    inputs, y = torch.randint(V, (2, M, T))
+    found: list[Tensor] = []
+    for lower in (None, torch.bfloat16):
+        oracle = ModelOracle(model, next_token, "stacked", lower=lower)
+        assert oracle.example_sums is not None
+        found.append(oracle.example_sums(x[None], inputs[None], y[None], None, KEYS[:1], 0.3, None)[0])
+    assert 1e-5 < float((found[1] - found[0]).norm() / found[0].norm()) < 0.1
 
 
 def test_as_many_steps_as_examples_are_no_examples() -> None:
@@ -136,4 +158,4 @@ def test_as_many_steps_as_examples_are_no_examples() -> None:
     x = layout.flatten(model, torch.float64)
     inputs, y = torch.randint(V, (2, T, T))
     got = ModelOracle(model, next_token, "stacked").clipped_sum(x, Batch(inputs, y, None), 0.3, None)[0]
-    torch.testing.assert_close(got, one_by_one(model, x, (inputs, y, T), 0.3, None), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got, one_by_one(model, x, (inputs, y, T), 0.3, None, KEYS[0]), rtol=1e-10, atol=1e-12)

@@ -305,6 +305,27 @@ def test_recurrent_layers_drop_between_layers(kind: Any, both: bool, first: bool
     assert not draws(kind(3, 4, 2))
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.RNN])
+def test_a_sequence_may_be_as_long_as_the_minibatch(kind: Any) -> None:
+    """Which dimension holds the examples is known of a recurrent layer, and of attention."""
+    torch.manual_seed(0)
+    x = torch.randn(M, M, 4, dtype=torch.float64)
+    layer = kind(4, 4, 2, dropout=0.4, batch_first=True, dtype=torch.float64)
+    with Masks(KEYS):
+        want = layer(x)[0]
+    layer.batch_first = False
+    with Masks(KEYS):
+        got = layer(x.transpose(0, 1))[0].transpose(0, 1)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    heads = nn.MultiheadAttention(4, M, dropout=0.4, batch_first=True, dtype=torch.float64)
+    rows = x.repeat_interleave(3, 0)  # three of each example, as many heads as examples
+    with Masks(KEYS):
+        got = heads(rows, rows, rows, need_weights=False)[0]
+    with Masks(KEYS):
+        want = heads(rows, rows, rows)[0]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
 def test_projections_no_bias_and_evaluation_of_recurrent_layers() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, M, 3, dtype=torch.float64)

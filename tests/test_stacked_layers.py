@@ -1,5 +1,7 @@
 """Recurrence, attention, operations on shapes and more layers, stacked, against each client's own module.
 
+Those that drop have the masks of that module under ``fedsim.models.dropout.Masks``, padding left out.
+
 Every client has weights and examples of its own; the loss is a random weighting of all outputs. Gaps are relative to
 the largest entry: 1e-12 in float64, which is rounding, and 2e-6 in float32.
 """
@@ -7,6 +9,7 @@ the largest entry: 1e-12 in float64, which is rounding, and 2e-6 in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from torch.func import functional_call
 
 from fedsim.ground.layout import Layout
 from fedsim.kernels.stacked import Unstackable, stack
+from fedsim.kernels.stacked_ops import with_keys
+from fedsim.models.dropout import Masks
 
 B, M, T, E = 3, 4, 5, 6
 
@@ -222,6 +227,117 @@ def test_values_and_gradients_are_each_clients_own(case: str, dtype: torch.dtype
                 assert float((got[i] - want).abs().max()) < 2 * tolerance * scale, name
 
 
+def mixed(s: nn.Module, x: Tensor) -> Tensor:
+    """Places before, inside and after attention and recurrence, with some between that drop nothing."""
+    x = s.before(x)
+    x = x + F.scaled_dot_product_attention(*(p for p in s.qkv(x).chunk(3, -1)), dropout_p=0.2 if s.training else 0.0)
+    x = x + F.dropout(s.never(x, x, x)[0], 0.4, s.training) + s.gru(x)[0].repeat(1, 1, 2)
+    shown = s.shown(x, x, x, average_attn_weights=False)[1]
+    return F.alpha_dropout(s.always(x), 0.1, s.training) * shown.sum((1, 3)).unsqueeze(-1)
+
+
+DROPPING = {
+    **{
+        f"{kind.__name__}{'_both_ways' if ways else ''}{'' if first else '_time_first'}": (
+            lambda kind=kind, ways=ways, first=first: Forward(
+                (lambda s, x: both(s.layer(x))) if first else (lambda s, x: s.layer(x.transpose(0, 1))[0].mean(0)),
+                layer=kind(E, 3, 3, batch_first=first, bidirectional=ways, dropout=0.4),
+            )
+        )
+        for kind, ways, first in ((nn.LSTM, True, False), (nn.LSTM, False, True), (nn.GRU, False, False),
+                                  (nn.GRU, True, True), (nn.RNN, False, True))
+    },
+    "last_state": of(lambda s, x: s.a(x)[1][-1], a=nn.GRU(E, 3, 2, batch_first=True, dropout=0.4)),
+    "attention": of(
+        lambda s, x: s.a(x, x, x, need_weights=False)[0], a=nn.MultiheadAttention(E, 2, 0.3, batch_first=True)
+    ),
+    "attention_time_first": of(
+        lambda s, x: s.a(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1), a=nn.MultiheadAttention(E, 2, 0.3)
+    ),
+    "attention_and_weights": of(
+        lambda s, x: (lambda out, shown: out + shown @ x)(*s.a(x, x, x)),
+        a=nn.MultiheadAttention(E, 2, 0.3, batch_first=True),
+    ),
+    "attention_masks": of(
+        lambda s, x: s.a(x[:, :2], x, x.flip(1), attn_mask=s.hidden[:2], key_padding_mask=x[..., 0] > 1.5)[0],
+        a=nn.MultiheadAttention(E, 2, 0.3, batch_first=True), hidden=~SOME,
+    ),
+    "rows_of_examples": of(
+        lambda s, x: s.b(*[s.a(*[x.reshape(-1, 3, 2)] * 3, need_weights=False)[0]] * 3)[0].reshape(-1, T, E),
+        a=nn.MultiheadAttention(2, 2, 0.3, batch_first=True), b=nn.MultiheadAttention(2, 2, 0.2, batch_first=True),
+    ),
+    "encoder_layer": of(lambda s, x: s.a(x), a=nn.TransformerEncoderLayer(E, 2, 7, 0.3, batch_first=True)),
+    "encoder": of(
+        lambda s, x: s.t(x, mask=s.causal, is_causal=True), causal=CAUSAL,
+        t=nn.TransformerEncoder(nn.TransformerEncoderLayer(E, 2, 7, 0.1, batch_first=True, norm_first=True), 2,
+                                enable_nested_tensor=False),
+    ),
+    "encoder_time_first": of(lambda s, x: s.t(x.transpose(0, 1))[-1], t=nn.TransformerEncoderLayer(E, 3, 8, 0.2)),
+    "learned_mask": of(
+        lambda s, x: F.scaled_dot_product_attention(x, x, x, s.bias, 0.3 if s.training else 0.0, scale=0.5),
+        bias=nn.Parameter(SOME.float()),
+    ),
+    "all_dropped": of(lambda s, x: x + s.a(x, x, x)[0], a=nn.MultiheadAttention(E, 2, 1.0, batch_first=True)),
+    "mixed": of(
+        mixed, before=nn.Dropout(0.2), qkv=nn.Linear(E, 3 * E), never=nn.MultiheadAttention(E, 2, batch_first=True),
+        gru=nn.GRU(E, 3, 2, batch_first=True, dropout=0.3),
+        always=nn.TransformerEncoderLayer(E, 2, 4, 0.1, batch_first=True),
+        shown=nn.MultiheadAttention(E, 3, 0.25, batch_first=True),
+    ),
+}  # fmt: skip
+COUNTS = (4, 2, 3)
+KEYS = torch.randint(-(2**62), 2**62, (B, M), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", DROPPING)
+def test_what_is_dropped_is_each_clients_own(case: str, dtype: torch.dtype) -> None:
+    """Outputs of all, and gradients of a loss of the examples that are no padding."""
+    torch.manual_seed(0)
+    model = DROPPING[case]().to(dtype)
+    layout = Layout.of(model)
+    x = layout.flatten(model, dtype) + 0.1 * torch.randn(B, layout.d, dtype=dtype)
+    inputs = torch.randn(B, M, T, E, dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    seen = []
+    for training in (True, False):
+        model.train(training)
+        leaves = {name: view.detach().requires_grad_() for name, view in layout.views(x).items()}
+        out = stack(model, layout)(with_keys(leaves, KEYS if training else None), inputs)
+        seen.append(out.detach())
+        weights = torch.randn(out.shape, dtype=dtype)
+        for i, n in enumerate(COUNTS):
+            weights[i, n:] = 0
+        grads = torch.autograd.grad((out * weights).sum(), list(leaves.values()), materialize_grads=True)
+        for i, n in enumerate(COUNTS):
+            own = {name: view.detach().requires_grad_() for name, view in layout.views(x[i]).items()}
+            with Masks(KEYS[i, :n] if training else None):
+                expected = functional_call(model, own, (inputs[i, :n],))
+            assert gap(out[i, :n], expected) < tolerance
+            mine = torch.autograd.grad((expected * weights[i, :n]).sum(), list(own.values()), materialize_grads=True)
+            scale = max(float(g.abs().max()) for g in mine)
+            for name, got, want in zip(layout.names, grads, mine, strict=True):
+                assert float((got[i] - want).abs().max()) < 2 * tolerance * scale, name
+    assert gap(*seen) > 1e-3
+
+
+@pytest.mark.parametrize("case", ["LSTM1", "GRU1", "RNN1", "attention_masks", "encoder"])
+def test_in_lower_precision(case: str) -> None:
+    """Backward passes that are written out get what autocast gives: two digits agree, not seven."""
+    torch.manual_seed(0)
+    model = CASES[case]().float()
+    layout = Layout.of(model)
+    x = layout.flatten(model) + 0.1 * torch.randn(B, layout.d)
+    inputs, found = torch.randn(B, M, T, E), []
+    for lower in (None, torch.bfloat16):
+        leaves = {name: view.detach().requires_grad_() for name, view in layout.views(x).items()}
+        out = replace(stack(model, layout), lower=lower)(leaves, inputs)
+        grads = torch.autograd.grad(out.square().sum(), list(leaves.values()), materialize_grads=True)
+        assert out.dtype == torch.float32
+        found.append(torch.cat([g.flatten() for g in grads]))
+    assert 1e-5 < float((found[1] - found[0]).norm() / found[0].norm()) < 0.1
+
+
 @pytest.mark.parametrize("case", ["GRU2_both_ways", "LSTM1", "encoder", "matrices", "convolution", "places"])
 def test_no_client_touches_another(case: str) -> None:
     torch.manual_seed(0)
@@ -237,10 +353,8 @@ def test_no_client_touches_another(case: str) -> None:
     ("make", "reason"),
     [
         (of(lambda s, x: s.a(x)[0], a=nn.LSTM(E, 3, proj_size=2)), "LSTM with proj_size"),
-        (of(lambda s, x: s.a(x)[0], a=nn.GRU(E, 3, 2, dropout=0.5)), "GRU draws random numbers"),
-        (of(lambda s, x: s.a(x, x, x)[0], a=nn.MultiheadAttention(E, 2, 0.1)), "draws random numbers"),
+        (of(lambda s, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1 * x.shape[1])), "that forward computes"),
         (of(lambda s, x: s.a(x, x, x)[0], a=nn.MultiheadAttention(E, 2, add_zero_attn=True)), "add_zero_attn"),
-        (of(lambda s, x: s.a(x), a=nn.TransformerEncoderLayer(E, 2, 4, 0.1)), "draws random numbers"),
         (of(lambda s, x: x - x.mean()), "goes over the examples of a client"),
         (of(lambda s, x: x[x > 0]), "an index of type Act"),
         (of(lambda s, x: s.a(x), a=nn.Softmax()), "Softmax has no dim"),

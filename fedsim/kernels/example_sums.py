@@ -122,7 +122,7 @@ class ExampleSums:
                 states = plain(out[0])
                 first = states.new_zeros(states[:, 0].shape) if state is None else by_client(state, gates.b)
                 before = before_each(states.flip(1) if backwards else states, first).detach()
-                more = (kind, backwards, plain(gates).detach(), weight, bias)
+                more = (kind, backwards, raised(plain(gates).detach(), self.stacked.lower), weight, bias)
                 seen[step.target] = _Seen(site, before, None, step.reads[0], 1, more)
                 return out
             # Gradients by what left the layer are asked for, never by a parameter. Without a parameter that requires
@@ -140,14 +140,13 @@ class ExampleSums:
         deltas = {name: plain(act._replace(data=g)) for (name, act), g in zip(left.items(), grads, strict=True)}
         found: dict[str, Piece] = {}
         for name, one in seen.items():
-            delta = deltas[one.wanted]
+            entered, delta = (raised(t, self.stacked.lower) for t in (one.entered, deltas[one.wanted]))
             if one.site.kind == "recurrence":
-                found |= _of_recurrence(one, delta, half)
+                found |= _of_recurrence(one._replace(entered=entered), delta, half)
             elif one.site.kind == "prelude":
                 found |= self._of_prelude(name, one, delta, params, constants, half)
             else:
-                both = (raised(t, self.stacked.lower) for t in (one.entered, delta))
-                where = (sites.examples_first(one.site, t, one.dim) for t in both)
+                where = (sites.examples_first(one.site, t, one.dim) for t in (entered, delta))
                 found |= sites.layer_pieces(one.site, *where, half)
         return found, losses.detach()
 

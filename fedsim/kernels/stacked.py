@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from fedsim.errors import InputError, first_line
 from fedsim.ground.layout import Layout
+from fedsim.kernels import stacked_attention as attention
 from fedsim.kernels import stacked_dropout as drop
 from fedsim.kernels import stacked_layers as layers
 from fedsim.kernels import stacked_ops as ops
@@ -27,7 +28,6 @@ from fedsim.kernels import stacked_shapes as shapes
 from fedsim.kernels import stacked_values as operands
 from fedsim.kernels import traced
 from fedsim.kernels.precision import lowered, raised
-from fedsim.kernels.stacked_attention import scaled_dot_product_attention
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
 from fedsim.models.policy import FrozenNorm
 
@@ -272,7 +272,7 @@ _METHODS: dict[str, Kernel] = {
 _KERNELS: dict[Any, Kernel] = {
     **shapes.KERNELS,
     **layers.FUNCTIONS,
-    F.scaled_dot_product_attention: scaled_dot_product_attention,
+    F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
     **{kernel: kernel for kernel in traced.OWN},
 }
 _UNUSED = (*traced.OWN, operator.getitem, torch.stack)
@@ -281,12 +281,15 @@ _VIEWS = ("view", "reshape", "flatten", "contiguous", torch.flatten, nn.Flatten,
 
 
 def _dropouts(nodes: list[fx.Node], modules: dict[str, nn.Module]) -> dict[fx.Node, Kernel]:
-    """Kernels of the nodes that are dropout, each with its place among those that drop something."""
+    """Kernels of the nodes that drop something, each with its place among them."""
     found: dict[fx.Node, Kernel] = {}
     places = 0
     for node in nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         kind: Any = node.target if module is None else type(module)
+        if kind in attention.DROPPING and attention.rate(node) > 0:
+            places += kind is not attention.attention_weights  # which shows those of the attention before
+            found[node] = partial(_KERNELS[kind], place=places - 1)
         if kind not in (drop.LAYERS if module is not None else drop.CALLS):
             continue
         _refuse_shared_writes(node, modules, kind)

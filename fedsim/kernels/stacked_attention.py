@@ -1,46 +1,57 @@
-"""Scaled dot-product attention of b clients at once: the heads of all examples of all clients are one batch."""
+"""Scaled dot-product attention of b clients at once: the heads of all examples of all clients are one batch.
+
+Where weights are dropped, the masks are those that each client's own module has (``fedsim.models.dropout``).
+"""
 
 from __future__ import annotations
 
 import math
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
-from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain
+from fedsim.ground.masks import bits_of, kept
+from fedsim.kernels.precision import written_out
+from fedsim.kernels.stacked_ops import KEYS, Act, Params, Unstackable, plain
 from fedsim.kernels.stacked_values import by_client, clients, rank, shape_of
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale q k^T + mask) v, of n heads.
+    """softmax(scale q k^T + mask) v, of n heads; the softmax times ``factor``, where weights are dropped.
 
     The weights are kept, as they are small at the lengths that clients train on; torch's own kernel computes them again
     and takes 1.5 times as long for 32 places of 16 numbers (forward and backward, one AVX-512 core).
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        """[n, t, d], [n, s, d], [n, s, e], a mask that broadcasts to [n, t, s] -> [n, t, e]."""
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, factor: Tensor | None
+    ) -> Tensor:
+        """[n, t, d], [n, s, d], [n, s, e], a mask that broadcasts to [n, t, s], [n, t, s] -> [n, t, e]."""
         weights = _weights(q, k, mask, scale)
-        ctx.save_for_backward(q, k, v, weights)
+        ctx.save_for_backward(q, k, v, weights, factor)
         ctx.scale, ctx.shape = scale, None if mask is None else mask.shape
-        return torch.bmm(weights, v)
+        return torch.bmm(weights if factor is None else weights * factor, v)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v and the mask."""
-        q, k, v, weights = ctx.saved_tensors
-        at_v = torch.bmm(weights.transpose(1, 2), g)
+        q, k, v, weights, factor = ctx.saved_tensors
+        at_v = torch.bmm((weights if factor is None else weights * factor).transpose(1, 2), g)
         scores = torch.bmm(g, v.transpose(1, 2))
+        if factor is not None:
+            scores.mul_(factor)
         scores = torch.ops.aten._softmax_backward_data(scores, weights, -1, weights.dtype)
         empty = q.new_empty(())
         at_q = torch.baddbmm(empty, scores, k, beta=0, alpha=ctx.scale)
         at_k = torch.baddbmm(empty, scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
         at_mask = scores.sum_to_size(ctx.shape) if ctx.needs_input_grad[3] else None
-        return at_q, at_k, at_v, at_mask, None
+        return at_q, at_k, at_v, at_mask, None, None
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -67,6 +78,14 @@ def _spread(mask: Any, b: int, before: tuple[int, ...]) -> Tensor | None:
     return own.expand(b, *before, *own.shape[-2:]).reshape(-1, *own.shape[-2:])
 
 
+def rate(node: fx.Node) -> float:
+    """With which probability a node of a trace, whose target is one of ``DROPPING``, drops weights."""
+    p: Any = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    if isinstance(p, fx.Node):
+        raise Unstackable("attention with dropout at a rate that forward computes has no stacked kernel")
+    return float(p)
+
+
 def scaled_dot_product_attention(
     params: Params,
     query: Any,
@@ -77,10 +96,14 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    place: int = 0,
+    rows: bool = False,
 ) -> Act:
-    """``F.scaled_dot_product_attention`` of each client, [..., t, d] -> [..., t, e]."""
-    if dropout_p > 0:
-        raise Unstackable("draws random numbers")
+    """``F.scaled_dot_product_attention`` of each client, [..., t, d] -> [..., t, e].
+
+    ``place`` is its number among those that drop; with ``rows``, the first dimension holds one example after the other.
+    """
     if enable_gqa or not (shape_of(query)[:-2] == shape_of(key)[:-2] == shape_of(value)[:-2]):
         raise Unstackable("queries, keys and values of different leading dimensions")
     b, before = clients(query, key, value), shape_of(query)[:-2]
@@ -90,8 +113,29 @@ def scaled_dot_product_attention(
         ones = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
         mask = _additive(ones.tril(), q)
     by = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    out = _Attention.apply(q, k, v, mask, by)  # type: ignore[no-untyped-call]
+    factor = _factor(params, (*before, q.shape[1], k.shape[1]), dropout_p, place, q.dtype, rows)
+    out = written_out(_Attention, q, k, v, mask, by, None if factor is None else factor.flatten(0, -3))
     return Act(out.view(b, *before, *out.shape[-2:]), b)
+
+
+def _factor(
+    params: Params, shape: tuple[int, ...], p: float, place: int, dtype: torch.dtype, rows: bool
+) -> Tensor | None:
+    """What the weights [b, *shape] are multiplied with: 0 for those dropped, or None where none are."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if p == 0:
+        return None
+    if KEYS not in params:
+        raise TypeError("dropout needs the keys of the examples (Batch.keys)")
+    b, m = (keys := params[KEYS]).shape
+    own = (m, prod(shape[:-2]) // m, *shape[-2:]) if rows and shape[0] % m == 0 else shape
+    return kept(bits_of(keys, place, own), p, dtype).mul_(1 / (1 - p) if p < 1 else 0.0).view(b, *shape)
+
+
+def attend(params: Params, q: Act, k: Act, v: Act, mask: Any, p: float, *, place: int = 0) -> Act:
+    """The attention inside ``nn.MultiheadAttention``, of heads [m, heads, t, d]."""
+    return scaled_dot_product_attention(params, q, k, v, mask, p, place=place, rows=True)
 
 
 def split_heads(params: Params, x: Act, heads: int, parts: int, batch_first: bool) -> tuple[Act, ...]:
@@ -130,10 +174,18 @@ def _opposite(mask: Any) -> Any:
     return mask._replace(data=data.logical_not(), grouped=False) if isinstance(mask, Act) else data.logical_not()
 
 
-def attention_weights(params: Params, q: Act, k: Act, mask: Any, average: bool) -> Act:
-    """The weights [m, heads, t, s] of multi-head attention, or their mean [m, t, s] over the heads."""
+def attention_weights(
+    params: Params, q: Act, k: Act, mask: Any, average: bool, p: float = 0.0, *, place: int = 0
+) -> Act:
+    """The weights [m, heads, t, s] of multi-head attention, or their mean [m, t, s] over the heads; some dropped."""
     before = q.shape[:-2]
     flat = (plain(part).flatten(0, -3) for part in (q, k))
     weights = _weights(*flat, _spread(mask, q.b, before), 1 / math.sqrt(q.shape[-1]))
     weights = weights.view(q.b, *before, *weights.shape[-2:])
+    factor = _factor(params, tuple(weights.shape[1:]), p, place, weights.dtype, rows=True)
+    weights = weights if factor is None else weights * factor
     return Act(weights.mean(2) if average else weights, q.b)
+
+
+DROPPING: tuple[Any, ...] = (F.scaled_dot_product_attention, attend, attention_weights)
+"""Targets of nodes that may drop weights; their rate is the fifth argument."""

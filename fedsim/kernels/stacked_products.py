@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fedsim.kernels.precision import written_out
+
 WIDE = 8
 """Outputs per input of a layer from which the gradient of its weight is taken the other way round."""
 
 
 def rows_times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + bias: [b, n, f], [b, o, f], [b, o] -> [b, n, o]."""
-    return _Rows.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return written_out(_Rows, x, weight, bias)  # type: ignore[no-any-return]
 
 
 class _Rows(torch.autograd.Function):
@@ -47,7 +49,7 @@ class _Rows(torch.autograd.Function):
 
 def normalised(x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Layer normalisation of rows [b, n, *shape] with each client's scale and shift [b, *shape]."""
-    return _Normalised.apply(x, shape, weight, bias, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return written_out(_Normalised, x, shape, weight, bias, eps, lower=False)  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fedsim.kernels.precision import written_out
 from fedsim.kernels.stacked_ops import Act, Params, Unstackable, plain
 from fedsim.kernels.stacked_products import rows_times
 from fedsim.kernels.stacked_values import by_client
@@ -60,12 +61,12 @@ def recurrence(
     w = by_client(weight, b)
     last = first
     if kind == "LSTM":
-        states, last = _LSTM.apply(data, w, first, inner)  # type: ignore[no-untyped-call]
+        states, last = written_out(_LSTM, data, w, first, inner)
     elif kind == "GRU":
         shift = None if bias is None else by_client(bias, b)
-        states = _GRU.apply(data, w, shift, first)  # type: ignore[no-untyped-call]
+        states = written_out(_GRU, data, w, shift, first)
     else:
-        states = _RNN.apply(data, w, first, kind == "RNN_RELU")  # type: ignore[no-untyped-call]
+        states = written_out(_RNN, data, w, first, kind == "RNN_RELU")
     return Act(states.flip(1) if backwards else states, b), Act(last, b)
 
 

@@ -20,6 +20,7 @@ from fedsim.kernels.stacked_ops import Kernel, Unstackable
 
 OWN: tuple[Kernel, ...] = (
     attention.split_heads,
+    attention.attend,
     attention.merge_heads,
     attention.merged_mask,
     attention.attention_weights,
@@ -61,9 +62,9 @@ def multihead_attention(
     if attn_mask is not None or key_padding_mask is not None:
         mask = step(attention.merged_mask, q, attn_mask, key_padding_mask)
     p = layer.dropout if layer.training else 0.0
-    mixed = step(attention.merge_heads, F.scaled_dot_product_attention(q, k, v, mask, p), first)
+    mixed = step(attention.merge_heads, step(attention.attend, q, k, v, mask, p), first)
     out = F.linear(mixed, layer.out_proj.weight, layer.out_proj.bias)
-    return out, step(attention.attention_weights, q, k, mask, average_attn_weights) if need_weights else None
+    return out, step(attention.attention_weights, q, k, mask, average_attn_weights, p) if need_weights else None
 
 
 def _three(parts: Any) -> tuple[Any, Any, Any]:
@@ -114,8 +115,6 @@ def recurrent_layer(layer: Any, x: Any, state: Any = None) -> tuple[Any, Any]:
     name, kind = type(layer).__name__, layer.mode
     if layer.proj_size > 0:
         raise Unstackable(f"{name} with proj_size has no stacked kernel")
-    if layer.training and layer.dropout > 0 and layer.num_layers > 1:
-        raise Unstackable(f"{name} draws random numbers between its layers")
     cells = None
     if state is not None and kind == "LSTM":
         state, cells = state[0], state[1]
@@ -123,6 +122,8 @@ def recurrent_layer(layer: Any, x: Any, state: Any = None) -> tuple[Any, Any]:
         x = x.transpose(0, 1)
     ends, inner = [], []
     for number in range(layer.num_layers):
+        if number and layer.training and layer.dropout > 0:  # examples first, as the masks have them
+            x = F.dropout(x.transpose(0, 1), layer.dropout).transpose(0, 1)
         both = []
         for backwards in range(2 if layer.bidirectional else 1):
             suffix = f"_l{number}{'_reverse' if backwards else ''}"

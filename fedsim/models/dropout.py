@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import FrameType, FunctionType
 from typing import Any
 
@@ -112,9 +113,11 @@ class Masks(TorchFunctionMode):
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
+        drop: Any = None,
         **more: Any,
     ) -> Tensor:
         """``F.scaled_dot_product_attention``, by its definition in torch's documentation where weights are dropped."""
+        drop = drop or self.drop
         if dropout_p == 0:
             return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **more)
         if more.get("enable_gqa"):
@@ -124,13 +127,13 @@ class Masks(TorchFunctionMode):
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
         if attn_mask is None:
-            return self.drop(scores.softmax(-1), dropout_p) @ value
+            return drop(scores.softmax(-1), dropout_p) @ value  # type: ignore[no-any-return]
         if attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
         scores = scores + attn_mask
         nothing = (scores == -torch.inf).all(-1, keepdim=True)  # a position that sees none: zero, as torch has it
         weights = scores.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
-        return self.drop(weights, dropout_p) @ value
+        return drop(weights, dropout_p) @ value  # type: ignore[no-any-return]
 
     def _recurrent(self, func: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Any:
         """Layer after layer, with a mask between any two."""
@@ -148,7 +151,8 @@ class Masks(TorchFunctionMode):
         alone = (1, 0.0, train, both, first)
         ends = []
         for k in range(layers):
-            x = x if k == 0 else self.drop(x, p)
+            if k:  # examples first: a sequence may be as long as the minibatch
+                x = self.drop(x, p) if first else self.drop(x.transpose(0, 1), p).transpose(0, 1)
             mine = slice(k * directions, (k + 1) * directions)
             start = tuple(h[mine] for h in hx) if func is torch.lstm else hx[mine]
             some = weights[k * each : (k + 1) * each]
@@ -180,12 +184,13 @@ def _heads(masks: Masks) -> Any:
     """torch's own multi-head attention, in which what drops is answered by ``masks``."""
 
     def drop(x: Tensor, p: float) -> Tensor:
-        """Attention weights [m * heads, t, s] of one example after the other."""
+        """Attention weights [m * heads, t, s], or [m, heads, t, s], of one example after the other."""
         if masks.keys is None or x.shape[0] % len(masks.keys):
             return masks.drop(x, p)
-        return masks.drop(x.view(len(masks.keys), -1, *x.shape[1:]), p).flatten(0, 1)
+        return masks.drop(x.reshape(len(masks.keys), -1, *x.shape[-2:]), p).view_as(x)
 
-    here = {"dropout": drop, "scaled_dot_product_attention": masks._attention, "has_torch_function": lambda _: False}
+    attend = partial(masks._attention, drop=drop)
+    here = {"dropout": drop, "scaled_dot_product_attention": attend, "has_torch_function": lambda _: False}
     function: Any = F.multi_head_attention_forward
     return FunctionType(
         function.__code__, {**vars(F), **here}, function.__name__, function.__defaults__, function.__closure__
