@@ -33,7 +33,7 @@ SOURCES = sorted(
     for pattern in ("fedsim/**/*.py", "configs/**/*.yaml", "docs/*.md", "scripts/**/*.py", "README.md")
     for path in ROOT.glob(pattern)
 )
-TOKEN = rf"(?:{'|'.join((*GROUPS, 'downlink', *SECTIONS))})(?:\.[a-z_0-9]+)*=[\w.,\[\]/+-]+"
+TOKEN = rf"(?:{'|'.join((*GROUPS, 'downlink', *SECTIONS))})(?:\.[a-z_0-9]+)*=[\w.,\[\]/+*-]+"
 HINT = re.compile(rf"(?<![\w./~-]){TOKEN}(?:\s+(?:{TOKEN}|(?:rounds|seed)=[\d,]+))*")
 # Names that stand for the reader's own: NAME, my_module, the examples that the documents write down in full.
 OWN = re.compile(

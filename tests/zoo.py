@@ -493,7 +493,7 @@ NUMBERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "changes its buffer",
     ),
     "clamped_weights": (net(clamps), "changes its parameters"),
-    "frozen_in_forward": (net(freezes), "cannot be trained"),
+    "frozen_in_forward": (net(freezes), "is trained; say it before"),
     "hooked_activation": (net(hooks_an_activation), "right"),
     "centred_batch": (net(centres_the_batch), "right"),
     "input_in_place": (net(shifts_its_input), "writes into its input"),

@@ -95,7 +95,8 @@ def require_fit(setup: Setup, which: str, samples: Samples) -> None:
         try:
             with torch.no_grad():
                 tried = twin(model)  # a copy: what forward keeps is no part of the run
-                out: Any = tried.train(not setup.written)(x)  # a few samples need not have statistics
+                tried.train(not setup.written)  # a few samples need not have statistics
+                out: Any = tried(x)
         except FAILURES as error:  # user code: any type
             what = f"{samples.x.dtype} samples {some} of data.{which} of shape {list(x.shape[1:])}"
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""

@@ -286,7 +286,7 @@ class ModelOracle:
         return _mean(self.loss(self._output(x, inputs, keys), y), mask)
 
     def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None) -> Tensor:
-        return _mean(self.loss(self._outputs(x, inputs, keys), y), mask)
+        return _mean(self.loss(self._run(self.layout.views(x), inputs, keys), y), mask)
 
     def _by_example(self, x: Tensor, inputs: Tensor, y: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Every example as a client of its own: [d], [m, ...] -> gradients [m, d] and losses [m]."""

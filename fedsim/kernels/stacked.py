@@ -331,7 +331,7 @@ def _kernel(
     kind = _kind(node, modules)
     if inputs and fixed.issuperset(inputs) and (node.op == "call_method" or callable(node.target)):
         fixed.add(node)
-        return operands.constants(node.op, node.target)
+        return operands.of_constants(node.op, node.target)
     _refuse_shared_writes(node, modules, kind)
     if kind in BROADCAST and not node.kwargs:
         return ops.broadcast(kind)

@@ -30,6 +30,7 @@ class _Before:
     def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]], owned: Sequence[str] = ()):
         self.models, self.buffers, self.drawn, self.owned = models, buffers, generators(), owned
         self.versions = [{key: p._version for key, p in model.named_parameters()} for model in models]
+        self.trained = [{key: p.requires_grad for key, p in model.named_parameters()} for model in models]
 
     def generator(self) -> str:
         """The first global generator that was drawn from, or ""."""
@@ -38,7 +39,8 @@ class _Before:
 
     def written(self) -> str:
         """What was written into, in words, or ""."""
-        for model, versions, buffers in zip(self.models, self.versions, self.buffers, strict=True):
+        before = zip(self.models, self.versions, self.buffers, self.trained, strict=True)
+        for model, versions, buffers, trained in before:
             name = type(model).__name__
             for key, value in model.named_buffers():
                 if key in self.owned:
@@ -49,6 +51,11 @@ class _Before:
                         "share; model.batchnorm=local or average gives them an owner"
                     )
             for key, p in model.named_parameters():
+                if trained.get(key) != p.requires_grad:
+                    return (
+                        f"model {name} changes in forward whether its parameter {key} is trained; say it before the run, "
+                        "with requires_grad or model.freeze"
+                    )
                 if versions.get(key) != p._version:
                     return (
                         f"model {name} writes into its parameter {key} in forward (as nn.Embedding does with "

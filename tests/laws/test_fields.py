@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 
 import fedsim
 from fedsim.algorithms.fedavg import FedAvg
@@ -73,6 +74,11 @@ INTERNAL_PACKAGES = (
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "lr": 0.1,
     "fn": len,
+    "model": len,
+    "rank": 2,
+    "names": ("body.mean",),
+    "shapes": (torch.Size([2]),),
+    "dtypes": (torch.float32,),
     "loss": len,
     "clients": 4,
     "per_client": 2,
