@@ -287,7 +287,7 @@ def _dropouts(nodes: list[fx.Node], modules: dict[str, nn.Module]) -> dict[fx.No
     for node in nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         kind: Any = node.target if module is None else type(module)
-        if kind in attention.DROPPING and attention.rate(node) > 0:
+        if kind in attention.DROPPING and attention.weights_rate(node) > 0:
             places += kind is not attention.attention_weights  # which shows those of the attention before
             found[node] = partial(_KERNELS[kind], place=places - 1)
         if kind not in (drop.LAYERS if module is not None else drop.CALLS):
