@@ -245,7 +245,6 @@ def _of_recurrence(one: _Seen, delta: Tensor, half: int | None) -> dict[str, Pie
 
 def factors(norms: Tensor, bound: Tensor | float, mask: Tensor | None) -> Tensor:
     """Factors [..., m] that clip gradients: min(1, bound / norm) of norms [..., m] and a bound [...], 0 for padding."""
-    if isinstance(bound, Tensor):
-        bound = bound.unsqueeze(-1)
+    bound = bound.unsqueeze(-1) if isinstance(bound, Tensor) else bound
     each = (bound / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
     return each if mask is None else each * mask

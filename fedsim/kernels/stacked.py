@@ -287,7 +287,7 @@ def _dropouts(nodes: list[fx.Node], modules: dict[str, nn.Module]) -> dict[fx.No
     for node in nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         kind: Any = node.target if module is None else type(module)
-        if kind in attention.DROPPING and attention.rate(node) > 0:
+        if kind in attention.DROPPING and attention.dropping(node) > 0:
             places += kind is not attention.attention_weights  # which shows those of the attention before
             found[node] = partial(_KERNELS[kind], place=places - 1)
         if kind not in (drop.LAYERS if module is not None else drop.CALLS):
@@ -331,7 +331,7 @@ def _kernel(
     kind = _kind(node, modules)
     if inputs and fixed.issuperset(inputs) and (node.op == "call_method" or callable(node.target)):
         fixed.add(node)
-        return operands.constants(node.op, node.target)
+        return operands.shared_call(node.op, node.target)
     _refuse_shared_writes(node, modules, kind)
     if kind in BROADCAST and not node.kwargs:
         return ops.broadcast(kind)

@@ -78,7 +78,7 @@ def _spread(mask: Any, b: int, before: tuple[int, ...]) -> Tensor | None:
     return own.expand(b, *before, *own.shape[-2:]).reshape(-1, *own.shape[-2:])
 
 
-def rate(node: fx.Node) -> float:
+def dropping(node: fx.Node) -> float:
     """With which probability a node of a trace, whose target is one of ``DROPPING``, drops weights."""
     p: Any = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
     if isinstance(p, fx.Node):
