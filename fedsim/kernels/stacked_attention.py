@@ -38,7 +38,7 @@ class _Attention(torch.autograd.Function):
         return torch.bmm(weights if factor is None else weights * factor, v)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v and the mask."""
         q, k, v, weights, factor = ctx.saved_tensors
@@ -179,8 +179,8 @@ def attention_weights(
 ) -> Act:
     """The weights [m, heads, t, s] of multi-head attention, or their mean [m, t, s] over the heads; some dropped."""
     before = q.shape[:-2]
-    flat = (plain(part).flatten(0, -3) for part in (q, k))
-    weights = _weights(*flat, _spread(mask, q.b, before), 1 / math.sqrt(q.shape[-1]))
+    queries, keys = (plain(part).flatten(0, -3) for part in (q, k))
+    weights = _weights(queries, keys, _spread(mask, q.b, before), 1 / math.sqrt(q.shape[-1]))
     weights = weights.view(q.b, *before, *weights.shape[-2:])
     factor = _factor(params, tuple(weights.shape[1:]), p, place, weights.dtype, rows=True)
     weights = weights if factor is None else weights * factor
