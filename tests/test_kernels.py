@@ -39,6 +39,8 @@ KEPT: dict[str, tuple[tuple[int, ...], int, Any, Any]] = {
     # shape of a sample, outputs, kernel, block: as they were before there was a check
     "char_lstm": ((20,), 80, "stacked", 4),
     "cnn": ((1, 28, 28), 10, "stacked", 5),
+    "cnn_bn": ((1, 28, 28), 10, "loop", 1),
+    "cnn_dropout": ((3, 32, 32), 10, "loop", 1),
     "fedgh_cnn": ((3, 32, 32), 10, "stacked", 2),
     "gpt_small": ((20,), 80, "stacked", 4),
     "transformer": ((20,), 80, "stacked", 35),
@@ -76,7 +78,9 @@ def test_every_model_keeps_its_kernel(name: str) -> None:
     factories = []
     for one in node.get("architectures", [node]):
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items() if k != "_target_"}
-        factories.append(partial(getattr(models, one["_target_"].rpartition(".")[2]), **options))
+        policy = options.pop("batchnorm", "error")
+        factory = partial(getattr(models, one["_target_"].rpartition(".")[2]), **options)
+        factories.append(factory if policy == "error" else models.Adapted(factory, batchnorm=policy))
     task: Task = "next_token" if shape == (20,) else "least_squares" if outputs == 1 else "classification"
     made = prepared(factories, shape, outputs, task)
     described = made.described()

@@ -330,7 +330,7 @@ def test_projections_no_bias_and_evaluation_of_recurrent_layers() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, M, 3, dtype=torch.float64)
     for options in ({"proj_size": 2}, {"bias": False}):
-        model = nn.LSTM(3, 4, 2, dropout=NEVER, dtype=torch.float64, **options)  # type: ignore[arg-type]
+        model = nn.LSTM(3, 4, 2, dropout=NEVER, dtype=torch.float64, **options)
         with Masks(KEYS):
             got = model(x)[0]
         with Masks(KEYS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +268,10 @@ def test_every_model_config_builds(path: Path) -> None:
         assert factory.__name__ == path.stem or "architectures" in loaded
         shapes = {"linear_zero": ((5,), 1), **{f.__name__: ((12,), 30) for f in OF_TOKENS}}
         shape, outputs = shapes.get(path.stem, ((3, 32, 32), 10))
-        model = models.build(factory, shape, outputs, node, seed=0)
-        defaults = models.build(factory, shape, outputs, {}, seed=0)
+        policy = node.pop("batchnorm", "error")
+        made = [partial(factory, **options) for options in (node, {})]
+        both = [models.Adapted(one, batchnorm=policy) if policy != "error" else one for one in made]
+        model, defaults = (models.build(one, shape, outputs, {}, seed=0) for one in both)
         same = torch.equal(Layout.of(model).flatten(model), Layout.of(defaults).flatten(defaults))
         assert same == (node.get("variant", 1) == 1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ B, M, T, E = 3, 4, 5, 6
 class Forward(nn.Module):
     """Layers by name and a forward that uses them."""
 
-    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module | Tensor):
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **parts: nn.Module | Tensor):
         super().__init__()
         for name, part in parts.items():
             if isinstance(part, nn.Module):
@@ -44,7 +45,7 @@ class Forward(nn.Module):
         return self.run(self, x * self.scale)
 
 
-def of(forward: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module | Tensor) -> Callable[[], nn.Module]:
+def of(forward: Callable[[Any, Tensor], Any], **parts: nn.Module | Tensor) -> Callable[[], nn.Module]:
     return lambda: Forward(forward, **parts)
 
 
@@ -227,7 +228,7 @@ def test_values_and_gradients_are_each_clients_own(case: str, dtype: torch.dtype
                 assert float((got[i] - want).abs().max()) < 2 * tolerance * scale, name
 
 
-def mixed(s: nn.Module, x: Tensor) -> Tensor:
+def mixed(s: Any, x: Tensor) -> Any:
     """Places before, inside and after attention and recurrence, with some between that drop nothing."""
     x = s.before(x)
     x = x + F.scaled_dot_product_attention(*(p for p in s.qkv(x).chunk(3, -1)), dropout_p=0.2 if s.training else 0.0)

@@ -55,7 +55,7 @@ def layer_pieces(site: Site, a: Tensor, delta: Tensor, half: int | None) -> dict
     """
     module = site.module
     found: dict[str, Piece] = {}
-    if site.kind is nn.Embedding:
+    if site.kind is nn.Embedding and site.weight is not None:
         rows = delta if half is None else delta[:half] - delta[half:]
         tokens = a if half is None else a[:half]
         return {site.weight: TableRows(tokens.flatten(2), rows.flatten(2, -2), module.num_embeddings)}

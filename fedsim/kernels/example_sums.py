@@ -239,13 +239,12 @@ def _of_recurrence(one: _Seen, delta: Tensor, half: int | None) -> dict[str, Pie
         gates, delta = gates.flip(1), delta.flip(1)
     own = (None if value is None else by_client(value, len(gates)).detach() for value in (weight, bias))
     rows = sites.of_state(kind, gates, one.entered, *own, delta).transpose(1, 2)  # type: ignore[arg-type]
-    found = {one.site.weight: sites.weight_piece(one.site, one.entered.transpose(1, 2), rows, half)}
+    found = {str(one.site.weight): sites.weight_piece(one.site, one.entered.transpose(1, 2), rows, half)}
     return found | {name: sites.formed(rows.sum(2), half) for name in one.site.biases}
 
 
 def factors(norms: Tensor, bound: Tensor | float, mask: Tensor | None) -> Tensor:
     """Factors [..., m] that clip gradients: min(1, bound / norm) of norms [..., m] and a bound [...], 0 for padding."""
-    if isinstance(bound, Tensor):
-        bound = bound.unsqueeze(-1)
+    bound = bound.unsqueeze(-1) if isinstance(bound, Tensor) else bound
     each = (bound / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1.0)
     return each if mask is None else each * mask

@@ -190,8 +190,8 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
         seen.update(node.all_input_nodes)
         if node in kernels:
             path = str(node.target) if node.op == "call_module" else None
-            own = names.get(id(held[node.target])) if node.op == "get_attr" else None
-            about = (node.name, _describe(node, modules), path, own, _kind(node, modules), kernels[node])
+            parameter = names.get(id(held[node.target])) if node.op == "get_attr" else None
+            about = (node.name, _describe(node, modules), path, parameter, _kind(node, modules), kernels[node])
             reads = tuple(n.name for n in node.all_input_nodes)
             steps.append(StackedStep(*about, node.args, node.kwargs, node in fixed, reads, last))
     return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
@@ -210,7 +210,7 @@ class _Tracer(fx.Tracer):
         leaf = type(m) is FrozenNorm or super().is_leaf_module(m, module_qualified_name)
         return type(m) not in traced.APART and leaf
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         if obj.node.target in ("chunk", torch.chunk):  # of all that can be unpacked the one whose length is said
             count = obj.node.args[1] if len(obj.node.args) > 1 else obj.node.kwargs.get("chunks")
             if isinstance(count, int):
@@ -287,7 +287,7 @@ def _dropouts(nodes: list[fx.Node], modules: dict[str, nn.Module]) -> dict[fx.No
     for node in nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         kind: Any = node.target if module is None else type(module)
-        if kind in attention.DROPPING and attention.weights_rate(node) > 0:
+        if kind in attention.DROPPING and attention.dropping(node) > 0:
             places += kind is not attention.attention_weights  # which shows those of the attention before
             found[node] = partial(_KERNELS[kind], place=places - 1)
         if kind not in (drop.LAYERS if module is not None else drop.CALLS):
@@ -331,7 +331,7 @@ def _kernel(
     kind = _kind(node, modules)
     if inputs and fixed.issuperset(inputs) and (node.op == "call_method" or callable(node.target)):
         fixed.add(node)
-        return operands.of_constants(node.op, node.target)
+        return operands.shared_call(node.op, node.target)
     _refuse_shared_writes(node, modules, kind)
     if kind in BROADCAST and not node.kwargs:
         return ops.broadcast(kind)

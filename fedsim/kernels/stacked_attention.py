@@ -38,7 +38,7 @@ class _Attention(torch.autograd.Function):
         return torch.bmm(weights if factor is None else weights * factor, v)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v and the mask."""
         q, k, v, weights, factor = ctx.saved_tensors
@@ -78,7 +78,7 @@ def _spread(mask: Any, b: int, before: tuple[int, ...]) -> Tensor | None:
     return own.expand(b, *before, *own.shape[-2:]).reshape(-1, *own.shape[-2:])
 
 
-def weights_rate(node: fx.Node) -> float:
+def dropping(node: fx.Node) -> float:
     """With which probability a node of a trace, whose target is one of ``DROPPING``, drops weights."""
     p: Any = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
     if isinstance(p, fx.Node):
@@ -179,8 +179,8 @@ def attention_weights(
 ) -> Act:
     """The weights [m, heads, t, s] of multi-head attention, or their mean [m, t, s] over the heads; some dropped."""
     before = q.shape[:-2]
-    flat = (plain(part).flatten(0, -3) for part in (q, k))
-    weights = _weights(*flat, _spread(mask, q.b, before), 1 / math.sqrt(q.shape[-1]))
+    queries, keys = (plain(part).flatten(0, -3) for part in (q, k))
+    weights = _weights(queries, keys, _spread(mask, q.b, before), 1 / math.sqrt(q.shape[-1]))
     weights = weights.view(q.b, *before, *weights.shape[-2:])
     factor = _factor(params, tuple(weights.shape[1:]), p, place, weights.dtype, rows=True)
     weights = weights if factor is None else weights * factor

@@ -81,7 +81,8 @@ def conv_transpose2d(module: nn.ConvTranspose2d, names: Names) -> Kernel:
     """One transposed convolution with b times the groups."""
     if module.padding_mode != "zeros":
         raise Unstackable(f"ConvTranspose2d pads with {module.padding_mode}")
-    stride, padding, more = module.stride, module.padding, module.output_padding
+    stride, more = module.stride, module.output_padding
+    padding: Any = module.padding  # never a word, unlike a convolution's
 
     def run(params: Params, x: Act) -> Act:
         if x.dim != 4:

@@ -34,7 +34,7 @@ class _Rows(torch.autograd.Function):
         return torch.bmm(x, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, columns)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all three."""
         x, weight = ctx.saved_tensors
@@ -66,7 +66,7 @@ class _Normalised(torch.autograd.Function):
         return out * own if bias is None else torch.addcmul(bias.unsqueeze(1), out, own)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, scale and shift."""
         x, mean, scale, out, weight = ctx.saved_tensors

@@ -102,7 +102,7 @@ class _GRU(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """What a step's gradient is multiplied with is known for all steps before the loop."""
         weight, first, inner, gates, new, states = ctx.saved_tensors
@@ -145,19 +145,19 @@ class _LSTM(torch.autograd.Function):
             here[..., : 2 * h].sigmoid_()
             here[..., 2 * h : 3 * h].tanh_()
             here[..., 3 * h :].sigmoid_()
-            i, f, g, o = here.split(h, -1)
+            i, f, g, o = here.chunk(4, -1)
             cell = torch.mul(f, cell, out=cells[k]).addcmul_(i, g)
             state = torch.mul(o, torch.tanh(cell, out=bent[k]), out=states[:, k])
         ctx.save_for_backward(weight, first, first_cells, gates, cells, bent, states)
         return states, cells[t - 1].clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by_state: Tensor, by_cell: Tensor) -> tuple[Tensor, ...]:
         """As for a GRU, with a second sum, of the cells."""
         weight, first, first_cells, gates, cells, bent, states = ctx.saved_tensors
         b, t, m, h = states.shape
-        i, f, g, o = gates.split(h, -1)
+        i, f, g, o = gates.chunk(4, -1)
         factors = gates.new_empty(t, b, m, 4, h)
         torch.mul(g * i, 1 - i, out=factors[..., 0, :])
         torch.mul(torch.cat([first_cells.unsqueeze(0), cells[:-1]]) * f, 1 - f, out=factors[..., 1, :])
@@ -192,7 +192,7 @@ class _RNN(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """As for a GRU."""
         weight, first, states = ctx.saved_tensors

@@ -59,8 +59,8 @@ def unsqueeze(params: Params, x: Act, dim: int) -> Act:
 
 def split(params: Params, x: Act, split_size_or_sections: Any, dim: int = 0) -> Any:
     """``x.split(sizes, dim)``."""
-    sizes = split_size_or_sections
-    return _acts(plain(x).split(list(sizes) if isinstance(sizes, tuple) else sizes, axis(dim, x.dim)), x.b)
+    sizes: Any = split_size_or_sections
+    return _acts(torch.split(plain(x), list(sizes) if isinstance(sizes, tuple) else sizes, axis(dim, x.dim)), x.b)
 
 
 def chunk(params: Params, x: Act, chunks: int, dim: int = 0) -> Any:
@@ -85,7 +85,7 @@ def flip(params: Params, x: Act, *dims: Any, **named: Any) -> Act:
 
 def unflatten(params: Params, x: Act, dim: int, sizes: Any) -> Act:
     """``x.unflatten(dim, sizes)``."""
-    return Act(plain(x).unflatten(axis(dim, x.dim), tuple(sizes)), x.b)
+    return Act(torch.unflatten(plain(x), axis(dim, x.dim), tuple(sizes)), x.b)
 
 
 def expanded(params: Params, x: Act, *sizes: Any) -> Act:
@@ -111,7 +111,8 @@ def getitem(params: Params, x: Any, index: Any) -> Any:
             raise Unstackable(f"an index of type {type(part).__name__}")
     if sum(isinstance(part, Tensor) for part in parts) > 1:
         raise Unstackable("several tensors as indices")
-    return Act(plain(x)[(slice(None), *parts)], x.b)
+    every = (slice(None), *parts)
+    return Act(plain(x)[every], x.b)
 
 
 def attribute(params: Params, x: Any, name: str) -> Any:
@@ -152,19 +153,19 @@ _ALONG = {
         "argmax", "argmin", "max", "min",
     )
 }  # fmt: skip
-_ONE = {
+_ONE: dict[str, Kernel] = {
     "transpose": transpose, "swapaxes": transpose, "permute": permute, "unsqueeze": unsqueeze, "split": split,
     "chunk": chunk, "unbind": unbind, "narrow": narrow, "flip": flip, "unflatten": unflatten,
     "squeeze": along(torch.squeeze), **_ALONG,
 }  # fmt: skip
-_PLACES = {
+_PLACES: dict[str, Kernel] = {
     name: values.together(getattr(torch, name))
     for name in (
         "add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum", "masked_fill", "eq", "ne", "lt", "le",
         "gt", "ge", "logical_and", "logical_or", "addcmul", "lerp",
     )
 }  # fmt: skip
-_EACH = {
+_EACH: dict[str, Kernel] = {
     name: elementwise(getattr(torch, name))
     for name in (
         "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "abs", "neg", "sin", "cos", "square", "clamp", "sign", "erf",

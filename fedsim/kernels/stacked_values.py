@@ -145,7 +145,7 @@ def layer_norm_of(
     return Act(affine(out, weight, bias, x.b), x.b)
 
 
-def of_constants(how: str, target: Any) -> Kernel:
+def shared_call(how: str, target: Any) -> Kernel:
     """Kernel of a call on numbers and on tensors that all clients share, as it stands."""
     if how == "call_method":
         return lambda params, x, *args, **kwargs: getattr(x, target)(*args, **kwargs)

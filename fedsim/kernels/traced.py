@@ -71,7 +71,7 @@ def _three(parts: Any) -> tuple[Any, Any, Any]:
     return parts[0], parts[1], parts[2]
 
 
-def _projected(layer: Any, x: fx.Proxy, part: int | None) -> Any:
+def _projected(layer: Any, x: Any, part: int | None) -> Any:
     """Queries, keys and values side by side, or the part of them."""
     weight, bias = layer.in_proj_weight, layer.in_proj_bias
     if part is None:
@@ -120,7 +120,8 @@ def recurrent_layer(layer: Any, x: Any, state: Any = None) -> tuple[Any, Any]:
         state, cells = state[0], state[1]
     if layer.batch_first:
         x = x.transpose(0, 1)
-    ends, inner = [], []
+    ends: list[Any] = []
+    inner: list[Any] = []
     for number in range(layer.num_layers):
         if number and layer.training and layer.dropout > 0:  # examples first, as the masks have them
             x = F.dropout(x.transpose(0, 1), layer.dropout).transpose(0, 1)

@@ -20,7 +20,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import networkx as nx
 import numpy as np
 import pytest
-import torch
 
 import fedsim
 from fedsim.algorithms.fedavg import FedAvg
