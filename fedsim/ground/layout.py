@@ -88,6 +88,8 @@ class Layout:
 
     def split_norms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [d] -> all but the scales and shifts of BatchNorm [d - p], and these [p]."""
+        if not self.norms:
+            return x, x.new_empty(0)
         mine: list[Tensor] = []
         others: list[Tensor] = []
         for name, piece in zip(self.names, torch.split(x, self.sizes), strict=True):
@@ -97,6 +99,8 @@ class Layout:
 
     def join_norms(self, others: Tensor, norms: Tensor) -> Tensor:
         """The inverse of ``split_norms``."""
+        if not self.norms:
+            return others
         sizes = dict(zip(self.names, self.sizes, strict=True))
         left = iter(torch.split(others, [size for name, size in sizes.items() if name not in self.norms]))
         mine = iter(torch.split(norms, [size for name, size in sizes.items() if name in self.norms]))

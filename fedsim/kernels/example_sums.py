@@ -146,8 +146,8 @@ class ExampleSums:
             elif one.site.kind == "prelude":
                 found |= self._of_prelude(name, one, delta, params, constants, half)
             else:
-                where = (sites.examples_first(one.site, t, one.dim) for t in (entered, delta))
-                found |= sites.layer_pieces(one.site, *where, half)
+                a, left_by = (sites.examples_first(one.site, t, one.dim) for t in (entered, delta))
+                found |= sites.layer_pieces(one.site, a, left_by, half)
         return found, losses.detach()
 
     def _dims(self, params: Params, inputs: Tensor) -> dict[str, int]:
@@ -237,8 +237,9 @@ def _of_recurrence(one: _Seen, delta: Tensor, half: int | None) -> dict[str, Pie
     kind, backwards, gates, weight, bias = one.more
     if backwards:
         gates, delta = gates.flip(1), delta.flip(1)
-    own = (None if value is None else by_client(value, len(gates)).detach() for value in (weight, bias))
-    rows = sites.of_state(kind, gates, one.entered, *own, delta).transpose(1, 2)  # type: ignore[arg-type]
+    w = by_client(weight, len(gates)).detach()
+    shift = None if bias is None else by_client(bias, len(gates)).detach()
+    rows = sites.of_state(kind, gates, one.entered, w, shift, delta).transpose(1, 2)
     found = {str(one.site.weight): sites.weight_piece(one.site, one.entered.transpose(1, 2), rows, half)}
     return found | {name: sites.formed(rows.sum(2), half) for name in one.site.biases}
 

@@ -53,8 +53,8 @@ class _Before:
             for key, p in model.named_parameters():
                 if trained.get(key) != p.requires_grad:
                     return (
-                        f"model {name} changes in forward whether its parameter {key} is trained; say it before the run, "
-                        "with requires_grad or model.freeze"
+                        f"model {name} changes in forward whether its parameter {key} is trained; say it before "
+                        "the run, with requires_grad or model.freeze"
                     )
                 if versions.get(key) != p._version:
                     return (
