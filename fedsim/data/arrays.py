@@ -21,9 +21,9 @@ class TrainTest(NamedTuple):
     test: np.ndarray  # [h] int64, ascending
 
 
-def check_share(test_share: float) -> None:
-    """Raise InputError unless ``test_share`` is a share of the samples that leaves some for training."""
-    require(0 <= test_share < 1, "test_share", "be in [0, 1)", test_share, "0 means no test split")
+def check_share(share: float, name: str = "test_share") -> None:
+    """Raise InputError unless the field ``name`` is a share of the samples that leaves some for training."""
+    require(0 <= share < 1, name, "be in [0, 1)", share, "0 means no test split")
 
 
 def holdout(strata: np.ndarray, share: float, rng: np.random.Generator) -> TrainTest:

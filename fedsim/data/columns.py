@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from fedsim.data.arrays import check_share
 from fedsim.data.losses import Task
-from fedsim.data.own import Arrays, check_outputs, check_test_share, from_arrays
+from fedsim.data.own import Arrays, check_outputs, from_arrays
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 
@@ -92,7 +93,7 @@ class SheetOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_test_share(self.test)
+        check_share(self.test, "test")
         check_outputs(self.outputs)
 
 

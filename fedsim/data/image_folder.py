@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.data.arrays import check_share
 from fedsim.data.augment import Augment
 from fedsim.data.dataset import Dataset
 from fedsim.data.images import SUFFIXES, Colour, read_images_of
-from fedsim.data.own import check_test_share, from_arrays, stem
+from fedsim.data.own import from_arrays, stem
 from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
@@ -56,7 +57,7 @@ class ImageFolder:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_test_share(self.test)
+        check_share(self.test, "test")
         require(0 <= self.crop <= 1, "crop", "be in [0, 1]", self.crop)
         require(self._size() is None or min(self._size() or ()) >= 1, "size", "be >= 1", self.size)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.data.arrays import check_share
 from fedsim.data.dataset import Dataset
 from fedsim.data.memory import require_memory
-from fedsim.data.own import check_outputs, check_test_share, from_arrays, stem
+from fedsim.data.own import check_outputs, from_arrays, stem
 from fedsim.errors import InputError, first_line, require
 from fedsim.fields import check_fields
 
@@ -44,7 +45,7 @@ class Npz:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_test_share(self.test)
+        check_share(self.test, "test")
         check_outputs(self.outputs)
 
     def load(self, seed: int) -> Dataset:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.arrays import TrainTest, divide, holdout, holdout_of_each, standardise, with_digest
+from fedsim.data.arrays import TrainTest, check_share, divide, holdout, holdout_of_each, standardise, with_digest
 from fedsim.data.augment import Augment
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.losses import Task, task_of
@@ -41,7 +41,7 @@ class Arrays:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_test_share(self.test)
+        check_share(self.test, "test")
         check_outputs(self.outputs)
         pairs = (self.x_test is None) == (self.y_test is None)
         require(pairs, f"data {self.name}", "have x_test and y_test, or neither", "one of them")
@@ -174,11 +174,6 @@ def from_arrays(
         augment=augment,
         classes=tuple(classes),
     )
-
-
-def check_test_share(share: float) -> None:
-    """Raise InputError unless ``share`` is a share of the samples that leaves some for training."""
-    require(0 <= share < 1, "test", "be in [0, 1)", share, "0 means no test split")
 
 
 def check_outputs(outputs: int | None) -> None:

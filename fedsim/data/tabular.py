@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +26,7 @@ _BLOCK = 2**30  # bytes from which the type of a CSV's columns is told: of every
 
 
 @dataclass(frozen=True)
-class _TableFile:
+class _TableFile(ABC):
     """What is said of a file with a table; ``Parquet`` describes it."""
 
     path: str
@@ -55,8 +56,9 @@ class _TableFile:
         share = 0.0 if isinstance(self.test, str) else self.test
         return layout, SheetOptions(share, self.task, self.outputs, self.standardise)
 
+    @abstractmethod
     def _read(self, path: str) -> Sheet:
-        raise NotImplementedError
+        """The columns of a file of this kind."""
 
 
 @dataclass(frozen=True)
