@@ -107,7 +107,10 @@ class Dangerous:
         (b"nothing", "must be a file of named tensors, got"),
         ([1, 2], "which holds list; write it with torch.save(model.state_dict(), FILE)"),
         ({"epoch": 3}, "which holds dict"),
-        (Dangerous(), "Weights only load failed"),
+        (
+            Dangerous(),
+            "which holds more than tensors, or is damaged; write it with torch.save(model.state_dict(), FILE)",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str) -> None:

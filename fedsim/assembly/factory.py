@@ -38,9 +38,12 @@ class ModelFactory:
 
     def __call__(self, input_shape: tuple[int, ...], outputs: int) -> Any:
         """The model for samples of this shape and this number of outputs."""
-        from fedsim.models import validate
+        from torch import nn
+
+        from fedsim.models.policy import converted
 
         parameters = inspect.signature(self.target).parameters
         data = {k: v for k, v in (("input_shape", input_shape), ("outputs", outputs)) if k in parameters}
         with prefixed("model", parameters.keys() - data.keys()):
-            return validate(self.target(**data, **self.options), self.batchnorm)
+            model = self.target(**data, **self.options)
+            return converted(model, self.batchnorm) if isinstance(model, nn.Module) else model

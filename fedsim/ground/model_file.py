@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fedsim.errors import InputError, first_line
 from fedsim.ground.files import LAST_MODEL, atomic_file
 
-PICKLED = (".pt", ".pth", ".bin")
-"""How the names of files end that ``torch.save`` wrote."""
+_PICKLED = (b"PK\x03\x04", b"\x80")
+"""How files begin that ``torch.save`` wrote: a zip archive, or a pickle in earlier versions."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -70,17 +70,27 @@ def read_model(file: Path, key: str) -> dict[str, Tensor]:
     Raises:
         InputError: it is damaged, or holds something else.
     """
+    must, do = f"{key} must be a file of named tensors", "write it with torch.save(model.state_dict(), FILE)"
     try:
-        if file.suffix.lower() in PICKLED:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            found = load(file.read_bytes())
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{key} must be a file of named tensors, got {file}: {first_line(error)}") from error
+        with file.open("rb") as opened:
+            start = opened.read(9)
+            opened.seek(0)
+            if start.startswith(_PICKLED) and start[8:] != b"{":  # as safetensors have, behind a number of eight bytes
+                found = torch.load(opened, map_location="cpu", weights_only=True)
+            else:
+                found = load(opened.read())
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{must}, got {file}, which holds more than tensors, or is damaged; {do}") from error
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, EOFError) as error:
+        raise InputError(f"{must}, got {file}: {first_line(error)}") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        got = f"{file}, which holds {type(found).__name__}"
-        do = "write it with torch.save(model.state_dict(), FILE)"
-        raise InputError(f"{key} must be a file of named tensors, got {got}; {do}")
+    if not isinstance(found, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()
+    ):
+        raise InputError(f"{must}, got {file}, which holds {type(found).__name__}; {do}")
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            must = f"{key} must be a file of dense tensors of numbers"
+            raise InputError(f"{must}, got {file}, whose {name} is sparse, quantised or without numbers")
     return dict(found)

@@ -74,14 +74,17 @@ class Adapted:
         require(isinstance(model, nn.Module), "model", "be or give a torch.nn.Module", type(model).__name__)
         model = converted(model, self.batchnorm)
         tensors, file = self._read()
-        with_adapters = any(name.endswith("lora_A.weight") for name in tensors)
-        if tensors and not (with_adapters and self.lora):
-            load_values(model, without_adapters(tensors), file, self.init_skip)
-        own = dict(model.named_parameters())
+        merged = without_adapters(tensors, kept=model.state_dict())
+        with_adapters = self.lora is not None and merged.keys() != tensors.keys()
+        if self.init is not None and not with_adapters:
+            load_values(model, merged, file, self.init_skip)
+        own = dict(model.named_parameters(remove_duplicate=False))
         if self.lora is not None:
             model = self.lora.put_into(model)
-        if with_adapters and self.lora:
-            load_values(model, tensors, file, self.init_skip)
+            if with_adapters:
+                load_values(
+                    model, tensors, file, (*self.init_skip, *self.lora.own_scales(tensors, file, self.init_skip))
+                )
         choose_trained(own, self.train, self.freeze)
         if not any(p.requires_grad for p in model.parameters()):
             key, value = ("model.freeze", self.freeze) if self.freeze else ("model.train", self.train)
@@ -99,12 +102,14 @@ class Adapted:
 def choose_trained(parameters: Mapping[str, nn.Parameter], train: Sequence[str] | None, freeze: Sequence[str]) -> None:
     """Train the parameters that match ``train`` (None: those that are), but those that match ``freeze``.
 
+    A tied one goes by each of its names.
+
     Raises:
         InputError: a pattern matches no parameter.
     """
     if train is not None:
-        wanted = matching("model.train", train, parameters)
-        for name, p in parameters.items():
-            p.requires_grad_(name in wanted)
+        wanted = {id(parameters[name]) for name in matching("model.train", train, parameters)}
+        for p in parameters.values():
+            p.requires_grad_(id(p) in wanted)
     for name in matching("model.freeze", freeze, parameters):
         parameters[name].requires_grad_(False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import InputError
 from fedsim.models.names import listed_names, matching
+from fedsim.models.pure import identical
 
 KEY = "model.init"
 
@@ -23,7 +24,7 @@ def load_values(model: nn.Module, tensors: Mapping[str, Tensor], file: str, skip
         skip: patterns of names that keep the model's own values, whatever the file has.
 
     Raises:
-        InputError: in one line, all names that are missing, left over, or of another shape.
+        InputError: in one line, all names that are missing, left over, of another shape or kind, or at odds.
     """
     own = model.state_dict(keep_vars=True)
     skipped = matching("model.init_skip", skip, [*own, *(name for name in tensors if name not in own)], "tensors")
@@ -36,7 +37,18 @@ def load_values(model: nn.Module, tensors: Mapping[str, Tensor], file: str, skip
         for name, value in own.items()
         if name in given and given[name].shape != value.shape
     ]
-    parts = (("without", missing), ("with too many", extra), ("of other shapes", shapes))
+    kinds = [
+        f"{name} {_dtype(value)} for {_dtype(own[name])}"
+        for name, value in given.items()
+        if name in own and _kind(value) != _kind(own[name])
+    ]
+    parts = (
+        ("without", missing),
+        ("with too many", extra),
+        ("of other shapes", shapes),
+        ("of another kind", kinds),
+        ("with two values for one tensor", [] if shapes else _torn(own, given)),
+    )
     wrong = [f"{words} {listed_names(names)}" for words, names in parts if names]
     if wrong:
         do = "leave names to the model with model.init_skip=[PATTERN]"
@@ -47,3 +59,22 @@ def load_values(model: nn.Module, tensors: Mapping[str, Tensor], file: str, skip
     with torch.no_grad():
         for name, value in given.items():
             own[name].copy_(value)
+
+
+def _torn(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Names of one tensor of a model, tied weights, which a file gives different values."""
+    names: dict[int, list[str]] = {}
+    for name in given:
+        if name in own:
+            names.setdefault(id(own[name]), []).append(name)
+    return [
+        name for many in names.values() if any(not identical(given[many[0]], given[n]) for n in many) for name in many
+    ]
+
+
+def _kind(value: Tensor) -> str:
+    return "complex" if value.is_complex() else "floating" if value.is_floating_point() else "whole"
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

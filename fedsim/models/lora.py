@@ -9,7 +9,7 @@ before A.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from fedsim.errors import require
 from fedsim.fields import check_fields
-from fedsim.models.names import matching
+from fedsim.models.names import matches, matching
 
 PACKED = "in_proj_weight"
 """Of nn.MultiheadAttention: the projections to queries, keys and values as one matrix."""
@@ -51,6 +51,22 @@ class LoRA:
     def scale(self) -> float:
         """What B A is multiplied by."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def own_scales(self, tensors: Mapping[str, Tensor], file: str, skip: Sequence[str]) -> list[str]:
+        """Of the adapters in a file, the scales of those whose A is left to the model, as these then are.
+
+        Raises:
+            InputError: others are of this rank and another scale, so that they would be other adapters here.
+        """
+        found = []
+        for at in _adapters(tensors):
+            if matches(f"{at}lora_A.weight", skip):
+                found.append(f"{at}scale")
+            elif len(tensors[f"{at}lora_A.weight"]) == self.rank:  # else their shapes are told
+                theirs = float(tensors[f"{at}scale"])
+                must = f"be {theirs * self.rank:.7g}, as of the adapters in {file}"
+                require(math.isclose(theirs, self.scale, rel_tol=1e-6), "model.lora.alpha", must, self.alpha)
+        return found
 
     def put_into(self, model: nn.Module) -> nn.Module:
         """Give a model its adapters, in place; its own parameters are frozen, and only the adapters are left to train.
@@ -160,7 +176,14 @@ class LowRankUpdate(nn.Module):
         return weight + self.lora_B.weight @ self.lora_A.weight * self.factor
 
 
-def without_adapters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _adapters(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Where there are adapters among named tensors: what their names begin with."""
+    for at in [name.removesuffix("lora_A.weight") for name in tensors if name.endswith("lora_A.weight")]:
+        if tensors.keys() >= {f"{at}lora_B.weight", f"{at}scale", _places(at)[0]}:
+            yield at
+
+
+def without_adapters(tensors: dict[str, Tensor], kept: Container[str] = ()) -> dict[str, Tensor]:
     """The tensors of a model with adapters as those of the same model without: every W is W + (alpha / rank) B A.
 
     >>> from fedsim.models import mlp
@@ -168,10 +191,15 @@ def without_adapters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     >>> adapted = LoRA(rank=2, targets=("head",)).put_into(mlp((4,), 3))
     >>> without_adapters(adapted.state_dict()).keys() == plain.state_dict().keys()
     True
+
+    Args:
+        tensors: by name.
+        kept: names of a model's own; what is an adapter there too stays one.
     """
     found = dict(tensors)
-    for name in [name for name in tensors if name.endswith("lora_A.weight")]:
-        at = name.removesuffix("lora_A.weight")
+    for at in _adapters(tensors):
+        if f"{at}lora_A.weight" in kept:
+            continue
         a, b, scale = (found.pop(at + part) for part in ("lora_A.weight", "lora_B.weight", "scale"))
         base, own = _places(at)
         found[own] = found.pop(base) + b @ a * scale

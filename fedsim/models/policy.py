@@ -53,10 +53,18 @@ def converted(module: nn.Module, policy: Policy) -> nn.Module:
     """
     if policy not in ("groupnorm", "frozen"):
         return module
-    return _converted(module, policy, "")
+    return _converted(module, policy, "", {})
 
 
-def _converted(module: nn.Module, policy: Policy, path: str) -> nn.Module:
+def _converted(module: nn.Module, policy: Policy, path: str, done: dict[int, nn.Module]) -> nn.Module:
+    """One layer may have several places: ``done`` holds what took the place of each module, by its id."""
+    if id(module) not in done:
+        done[id(module)] = module  # it may hold itself
+        done[id(module)] = _instead(module, policy, path, done)
+    return done[id(module)]
+
+
+def _instead(module: nn.Module, policy: Policy, path: str, done: dict[int, nn.Module]) -> nn.Module:
     if policy == "groupnorm" and isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
         return _grouped(module)
     plain = isinstance(module, _BatchNorm) and type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -67,8 +75,10 @@ def _converted(module: nn.Module, policy: Policy, path: str) -> nn.Module:
                 "no statistics that model.batchnorm=frozen could use; use groupnorm"
             )
         return FrozenNorm(module)
-    for name, child in module.named_children():
-        setattr(module, name, _converted(child, policy, f"{path}.{name}".lstrip(".")))
+    for name, child in list(module._modules.items()):
+        new = child if child is None else _converted(child, policy, f"{path}.{name}".lstrip("."), done)
+        if new is not child:
+            setattr(module, name, new)
     return module
 
 
