@@ -19,6 +19,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.algorithms.fedavg_ft import FedAvgFT
 from fedsim.algorithms.fedbn import FedBN
 from fedsim.algorithms.fedper import FedPer
+from fedsim.algorithms.powersgd import PowerSGD
 from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
@@ -131,6 +132,7 @@ def test_frozen_keeps_names_values_and_dtypes() -> None:
         ("average", {"privacy": CentralGaussian(1e-3, noise_multiplier=1.0)}, "for a private run"),
         ("average", {"algorithm": FedBN(lr=0.1)}, "must be local for FedBN, whose clients keep their BatchNorm"),
         ("local", {"algorithm": PrivateSGD(lr=0.1)}, "for a method that asks for gradients by example"),
+        ("local", {"algorithm": PowerSGD(lr=0.1), "rounds": 2}, "or average for PowerSGD, which does not send the"),
         ("frozen", {"model": Adapted(model(), batchnorm="frozen")}, "changes its buffer seen in forward"),
         ("frozen", {"model": Adapted(UNTRACKED, batchnorm="frozen")}, "no statistics"),
     ],

@@ -85,7 +85,7 @@ class Two(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         out = self.inner(x)
-        return {"mapping": {"logits": out, "inputs": x}, "tuple": (x, out)}[self.kind]
+        return {"mapping": {"logits": out, "inputs": x}, "tuple": (x, out), "tensor": out}[self.kind]
 
 
 @pytest.mark.parametrize(("kind", "name"), [("mapping", "logits"), ("tuple", 1), ("tuple", -1)])
@@ -104,7 +104,10 @@ def test_one_of_several_outputs(kind: str, name: str | int) -> None:
     [
         ("mapping", "logit", "model.output must be one of the model's outputs, got 'logit'; there are: logits, inputs"),
         ("tuple", 2, "model.output must be one of the model's outputs, got 2; there are: 0..1"),
-        ("tuple", None, "must map one sample"),
+        ("tuple", None, "got tuple; choose one of its outputs with model.output=0"),
+        ("tensor", 0, "model.output must be left out for a model that gives one tensor, got 0"),
+        ("tensor", "T", "model.output must be left out for a model that gives one tensor, got 'T'"),
+        ("mapping", None, "got dict; choose one of its outputs with model.output=logits"),
     ],
 )
 def test_outputs_that_are_not_there(kind: str, name: Any, message: str) -> None:

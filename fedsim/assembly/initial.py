@@ -88,7 +88,10 @@ def _shared(algorithm: Any, layouts: tuple[Layout, ...], x0s: tuple[Tensor, ...]
     if shares == "unnormed":
         return layouts[0].split_norms(x0s[0])[0]
     if not all(layout.head for layout in layouts):
-        do = "use one of fedsim's own models, and freeze none of its head"
+        do = (
+            "use one of fedsim's own models, or one with the attributes body and head; its head is not frozen, has no "
+            "adapters (model.lora.targets=[body.*] model.train=[head.*]), and gives the outputs without model.output"
+        )
         raise InputError(f"model must end with a trained linear layer named head for {name}; {do}")
     heads = sorted({layout.head for layout in layouts if layout.head})
     must = f"have heads of one shape (outputs, features) for {name}, whose clients share it"

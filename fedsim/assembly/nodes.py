@@ -14,7 +14,7 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, get_origin
 
 from fedsim.assembly.factory import MODEL_KEYS, ModelFactory
-from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
+from fedsim.assembly.problems import collect, did_you_mean, prefixed, raise_all, unknown_key
 from fedsim.assembly.targets import fits, holds_part, imported, located, made_by, require_makes
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
@@ -108,7 +108,7 @@ def build_factory(node: Any, path: str) -> ModelFactory | Adapted:
     _require_model(target, node["_target_"], path)
     own, options = split_keys(target, node)
     policy: Any = convert(own.pop("batchnorm", "error"), hints_of(ModelFactory)["batchnorm"], f"{path}.batchnorm")
-    factory = ModelFactory(target, _checked(target, options, path, later=("input_shape", "outputs")), policy)
+    factory = ModelFactory(target, _checked(target, options, path, ("input_shape", "outputs"), MODEL_KEYS), policy)
     return adapted(factory, own, path)
 
 
@@ -127,7 +127,7 @@ def adapted(factory: ModelFactory, keys: Mapping[str, Any], path: str) -> ModelF
 
     hints = hints_of(Adapted)
     given = {key: convert(value, hints[key], f"{path}.{key}") for key, value in keys.items() if value is not None}
-    with prefixed(path, ()):
+    with prefixed(path, hints):
         return Adapted(factory, **given)
 
 
@@ -181,8 +181,22 @@ def _target_of(node: Any, path: str) -> Callable[..., Any]:
     return located(node["_target_"], path)
 
 
-def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, later: tuple[str, ...] = ()) -> Any:
-    """A node's options as keyword arguments of ``target``; ``later`` names arguments that are not the user's."""
+def _checked(
+    target: Callable[..., Any],
+    node: Mapping[str, Any],
+    path: str,
+    later: tuple[str, ...] = (),
+    beside: tuple[str, ...] = (),
+) -> Any:
+    """A node's options as keyword arguments of ``target``.
+
+    Args:
+        target: a class or a function.
+        node: the options.
+        path: the node's place in the configuration, for messages.
+        later: names of arguments that are not the user's.
+        beside: keys that such nodes have beside these, which a misspelt one may mean.
+    """
     parameters = {k: p for k, p in inspect.signature(target).parameters.items() if k not in later}
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -197,7 +211,9 @@ def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, lat
             with collect(problems):
                 options[key] = convert(value, hints.get(key, Any), f"{path}.{key}")
         else:
-            problems.append(unknown_key(path, str(key), named, value))
+            problems.append(
+                unknown_key(path, str(key), named, value, did_you_mean(str(key), [*named, *beside], f"{path}."))
+            )
     for key, parameter in named.items():
         if key not in node and parameter.default is parameter.empty:
             problems.append(f"{path}.{key} must be given, got nothing; add {path}.{key}=...")

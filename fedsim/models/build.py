@@ -17,6 +17,7 @@ from fedsim.ground import addresses
 from fedsim.ground.own_code import FAILURES, error_line, own_code, place, said
 from fedsim.ground.rng import scoped
 from fedsim.models.dropout import trial_masks
+from fedsim.models.output import first_output
 from fedsim.models.policy import OWNED, policy_of
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
@@ -146,6 +147,8 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
             with torch.no_grad(), trial_masks(model):
                 model(sample)
             return sample
+        except InputError:
+            raise
         except FAILURES as error:  # user code: any type
             problems.append(f"{str(dtype).removeprefix('torch.')}: {said(error)}")
     shape = (1, *input_shape)
@@ -163,4 +166,7 @@ def _probe(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: i
     lasts = (1, outputs) if outputs == 2 else (outputs,)
     if not isinstance(out, Tensor) or out.dim() < 2 or out.shape[0] != 1 or out.shape[-1] not in lasts:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise InputError(f"model {name} must map one sample {(1, *input_shape)} to outputs [1, {outputs}], got {got}")
+        do = "" if isinstance(out, Tensor) else f"; choose one of its outputs with model.output={first_output(out)}"
+        raise InputError(
+            f"model {name} must map one sample {(1, *input_shape)} to outputs [1, {outputs}], got {got}{do}"
+        )

@@ -44,12 +44,21 @@ class Output(nn.Module):
         return self.model.load_state_dict(*args, **kwargs)
 
 
+def first_output(found: Any) -> str:
+    """How one of a model's outputs may be called, for messages: the first key of a dictionary, a number, or NAME."""
+    if isinstance(found, Mapping):
+        return str(next(iter(found), "NAME"))
+    return "0" if isinstance(found, (tuple, list)) else "NAME"
+
+
 def taken(found: Any, name: str | int) -> Any:
     """One of a model's outputs.
 
     Raises:
         InputError: there is none of this name.
     """
+    if isinstance(found, Tensor):
+        raise InputError(f"model.output must be left out for a model that gives one tensor, got {name!r}")
     if isinstance(found, Mapping):
         there, has = list(map(str, found)), name in found
     elif isinstance(found, (tuple, list)) and not (isinstance(name, str) and hasattr(found, name)):

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.kit.around import Around
+from fedsim.algorithms.kit.around import Around, name_of
+from fedsim.errors import require
 from fedsim.objective import Objective
 from fedsim.traits import Traits
 from fedsim.traits.declared import traits_of
@@ -62,6 +63,12 @@ class LocalBuffers(Around):
         """The model [d] that the client is tested with."""
         obj.hold(client[1])
         if "own" not in traits_of(self.base).hooks:
+            if "x" not in got:
+                name = name_of(self.base)
+                must = (
+                    f"be error, groupnorm, frozen or average for {name}, which does not send the model in every round"
+                )
+                require(False, "model.batchnorm", must, "local")
             x: Tensor = got["x"]
             return x
         return super().own(obj, client, got, rnd)
