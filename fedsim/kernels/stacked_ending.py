@@ -75,10 +75,10 @@ class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, share: Tensor) -> Tensor:
         """[b, n, f], [b, k, f], [b, k], [b, n], [b, n] -> [b]."""
-        found = [None if t is None else t.new_empty(t.shape) for t in (x, weight, bias)]
-        each = zip(x, weight, _all(bias, len(x)), y, share, *(_all(t, len(x)) for t in found), strict=True)
-        losses = [_of_client(*one) for one in each]
-        ctx.save_for_backward(*found)
+        shifts = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+        found = [t.new_empty(t.shape) for t in (x, weight, shifts)]
+        losses = [_of_client(*one) for one in zip(x, weight, shifts, y, share, *found, strict=True)]
+        ctx.save_for_backward(*found[:2], None if bias is None else found[2])
         return torch.stack(losses)
 
     @staticmethod
@@ -91,42 +91,31 @@ class _MeanLoss(torch.autograd.Function):
         return (*(t if need else None for t, need in zip(found, ctx.needs_input_grad, strict=False)), None, None)
 
 
-def _all(values: Tensor | None, b: int) -> Any:
-    return (None,) * b if values is None else values.unbind()
-
-
-def _of_client(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    share: Tensor,
-    *out: Any,
-) -> Tensor:
-    """The loss of one client; its gradients by x, weight and bias are written into ``out``."""
+def _of_client(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, share: Tensor, *out: Tensor) -> Tensor:
+    """The loss of one client; its gradients by x [n, f], weight [k, f] and bias [k] are written into ``out``."""
     at_x, at_weight, at_bias = out
-    n, columns = len(x), weight.t()
-    size = max(1, min(n, _AT_ONCE // len(weight)))
-    buffer, total = x.new_empty(size, len(weight)), x.new_zeros(())
-    for first in range(0, n, size):
-        rows = slice(first, min(first + size, n))
+    n, k, columns = len(x), len(weight), weight.t()
+    buffer, total = x.new_empty(max(1, min(n, _AT_ONCE // k)), k), x.new_zeros(())
+    for first in range(0, n, len(buffer)):
+        rows = slice(first, min(first + len(buffer), n))
         inputs, classes, part = x[rows], y[rows].unsqueeze(1), share[rows]
-        outputs = buffer[: len(inputs)]
-        torch.mm(inputs, columns, out=outputs) if bias is None else torch.addmm(bias, inputs, columns, out=outputs)
+        outputs = torch.addmm(bias, inputs, columns, out=buffer[: len(inputs)])
         torch.softmax(outputs, 1, out=outputs)
         chances = outputs.gather(1, classes)
         total += torch.dot(part, _losses(chances[:, 0], inputs, weight, bias, classes[:, 0]))
         outputs.scatter_(1, classes, chances - 1)  # the gradient by each row's outputs; what it counts comes below
         torch.mm(outputs, weight, out=at_x[rows]).mul_(part.unsqueeze(1))
-        counted = inputs * part.unsqueeze(1)
-        beta = 0 if first == 0 else 1
-        torch.addmm(at_weight, outputs.t(), counted, beta=beta, out=at_weight)
-        if at_bias is not None:
-            torch.addmv(at_bias, outputs.t(), part, beta=beta, out=at_bias)
+        counted, gradients = inputs * part.unsqueeze(1), outputs.t()
+        if first == 0:
+            torch.mm(gradients, counted, out=at_weight)
+            torch.mv(gradients, part, out=at_bias)
+        else:
+            at_weight.addmm_(gradients, counted)
+            at_bias.addmv_(gradients, part)
     return total
 
 
-def _losses(chances: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
+def _losses(chances: Tensor, x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy [n] by the probability of each row's class; by the outputs themselves where it vanishes."""
     losses = -chances.log()
     lost = chances < 1e-30
