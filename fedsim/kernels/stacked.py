@@ -217,9 +217,8 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
             about = (node.name, _describe(node, modules), path, parameter, _kind(node, modules), kernels[node])
             reads = tuple(n.name for n in node.all_input_nodes)
             steps.append(StackedStep(*about, node.args, node.kwargs, node in fixed, reads, last))
-    head_input = None if head is None else head.name
-    ending = Ending.of(result, modules, names)
-    return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, head_input, ending)
+    ends = (None if head is None else head.name, Ending.of(result, modules, names))
+    return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, *ends)
 
 
 class _Tracer(fx.Tracer):
