@@ -284,7 +284,9 @@ class ModelOracle:
         self._require_pure()
         return self.stacked.mean_loss(with_keys(parameters, keys), inputs, y, mask)
 
-    def _outputs_only(self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> tuple[Tensor, None]:
+    def _outputs_only(
+        self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         return self._run(parameters, inputs, keys), None
 
     def _flat(self, x: Tensor, grads: Sequence[Tensor], lr: float | None) -> Tensor:
