@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.data.losses import Loss, Term
+from fedsim.data.losses import Loss, Term, next_token
 from fedsim.errors import InputError
 from fedsim.ground.buffers import Buffers
 from fedsim.ground.layout import Layout, aligned, trained
@@ -263,14 +263,31 @@ class ModelOracle:
         """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b]."""
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
-            found = (self._run(leaves, inputs, keys), None) if term is None else self._answers(leaves, inputs, keys)
-            outputs, features = found
-            minimised, loss = self._loss(outputs, features, y, mask, term, extras)
+            mean = self._mean_of_places(leaves, inputs, y, mask, keys) if term is None else None
+            if mean is not None:
+                minimised, loss = mean, mean.detach()
+            else:
+                answers = self._answers if term is not None else self._outputs_only
+                minimised, loss = self._loss(*answers(leaves, inputs, keys), y, mask, term, extras)
             # Client i's loss depends on row i of each leaf alone, so the gradient of the sum is each one's own
             # gradient.
             wanted = list(leaves.values())
             grads = torch.autograd.grad(minimised.sum(), wanted, allow_unused=True, materialize_grads=True)
         return self._flat(x, grads, lr), loss
+
+    def _mean_of_places(
+        self, parameters: dict[str, Tensor], inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None
+    ) -> Tensor | None:
+        """Mean losses [b] of models of sequences, the last layer and the loss in one; None where that cannot be."""
+        if self.stacked is None or self.loss is not next_token:
+            return None
+        self._require_pure()
+        return self.stacked.mean_loss(with_keys(parameters, keys), inputs, y, mask)
+
+    def _outputs_only(
+        self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self._run(parameters, inputs, keys), None
 
     def _flat(self, x: Tensor, grads: Sequence[Tensor], lr: float | None) -> Tensor:
         """Gradients per parameter as one [..., d] tensor, or x - lr * gradient written in one pass."""

@@ -28,6 +28,7 @@ from fedsim.kernels import stacked_shapes as shapes
 from fedsim.kernels import stacked_values as operands
 from fedsim.kernels import traced
 from fedsim.kernels.precision import lowered, raised
+from fedsim.kernels.stacked_ending import Ending
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
 from fedsim.models.policy import FrozenNorm
 
@@ -64,12 +65,14 @@ class StackedModel:
         source: name of the input.
         result: name of the value that holds the outputs.
         head_input: name of the value that enters ``model.head``, or None when there is no such layer.
+        ending: the linear layer that makes the outputs, or None where something else does.
     """
 
     steps: tuple[StackedStep, ...]
     source: str
     result: str
     head_input: str | None
+    ending: Ending | None = None
     lower: torch.dtype | None = None  # in which products are taken, where it is not that of the parameters
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
@@ -99,6 +102,26 @@ class StackedModel:
         if self.head_input is None:
             raise InputError("model must have a submodule named head, called once, to give features; name it so")
         return self._run(params, inputs, self.head_input)[0]
+
+    def mean_loss(self, params: Params, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Mean cross-entropy [b] over all places of the unmasked examples, the outputs never being there at once.
+
+        Args:
+            params: as for a call.
+            inputs: as for a call.
+            y: [b, m, t] the class at each place.
+            mask: [b, m] or None.
+
+        Returns:
+            None where the model does not end so, or where it is not worth while.
+        """
+        end = self.ending
+        if end is None or self.lower is not None or not end.takes(y):
+            return None
+        (x,) = self._run(params, inputs, end.source)
+        if x.dim() != 4 or x.shape[:-1] != y.shape:  # the loss itself will say it
+            return None
+        return end.mean_loss(params, x, y, mask)
 
     def watched(self, params: Params, inputs: Tensor, watch: Watch) -> Tensor:
         """Outputs of every client, while ``watch`` runs every step; arguments as for a call."""
@@ -194,7 +217,8 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
             about = (node.name, _describe(node, modules), path, parameter, _kind(node, modules), kernels[node])
             reads = tuple(n.name for n in node.all_input_nodes)
             steps.append(StackedStep(*about, node.args, node.kwargs, node in fixed, reads, last))
-    return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, None if head is None else head.name)
+    ends = (None if head is None else head.name, Ending.of(result, modules, names))
+    return StackedModel(tuple(reversed(steps)), sources[0].name, result.name, *ends)
 
 
 class _Tracer(fx.Tracer):
