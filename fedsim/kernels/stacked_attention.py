@@ -119,13 +119,13 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     *,
     place: int = 0,
-    rows: bool = False,
-    blind: bool = True,
+    shown: bool | None = None,
 ) -> Act:
     """``F.scaled_dot_product_attention`` of each client, [..., t, d] -> [..., t, e].
 
-    ``place`` is its number among those that drop; with ``rows``, the first dimension holds one example after the other;
-    with ``blind``, a place that sees nothing gets zero, as torch has it, and else NaN.
+    ``place`` is its number among those that drop. ``shown`` is None but inside ``nn.MultiheadAttention``, where the
+    first dimension holds one example after the other: there it says whether weights are shown, and then a place that
+    sees nothing gets NaN, as torch has it, and else zero.
     """
     if enable_gqa or not (shape_of(query)[:-2] == shape_of(key)[:-2] == shape_of(value)[:-2]):
         raise Unstackable("queries, keys and values of different leading dimensions")
@@ -134,13 +134,13 @@ def scaled_dot_product_attention(
     added = None if attn_mask is None else _additive(attn_mask, q)
     mask, unseeing = (
         _spread(added, b, before),
-        _spread(_blind(added) if blind and added is not None else None, b, before),
+        _spread(None if added is None or shown else _blind(added), b, before),
     )
     if is_causal:
         ones = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
         mask = _additive(ones.tril(), q)
     by = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    factor = _factor(params, (*before, q.shape[1], k.shape[1]), dropout_p, place, q.dtype, rows)
+    factor = _factor(params, (*before, q.shape[1], k.shape[1]), dropout_p, place, q.dtype, shown is not None)
     out = written_out(_Attention, q, k, v, mask, unseeing, by, None if factor is None else factor.flatten(0, -3))
     return Act(out.view(b, *before, *out.shape[-2:]), b)
 
@@ -169,7 +169,7 @@ def attend(params: Params, q: Act, k: Act, v: Act, mask: Any, p: float, shown: b
 
     Where its weights are ``shown``, torch takes another way, on which places that see nothing get NaN.
     """
-    return scaled_dot_product_attention(params, q, k, v, mask, p, place=place, rows=True, blind=not shown)
+    return scaled_dot_product_attention(params, q, k, v, mask, p, place=place, shown=shown)
 
 
 def split_heads(params: Params, x: Act, heads: int, parts: int, batch_first: bool) -> tuple[Act, ...]:
