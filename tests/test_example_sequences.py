@@ -146,7 +146,9 @@ def test_in_lower_precision(name: str) -> None:
     for lower in (None, torch.bfloat16):
         oracle = ModelOracle(model, next_token, "stacked", lower=lower)
         assert oracle.example_sums is not None
-        found.append(oracle.example_sums(x[None], inputs[None], y[None], None, KEYS[:1], 0.3, None)[0])
+        found.append(
+            oracle.example_sums(x[None], inputs[None], y[None], None, KEYS[:1], oracle.dims(inputs), 0.3, None)[0]
+        )
     assert 1e-5 < float((found[1] - found[0]).norm() / found[0].norm()) < 0.1
 
 

@@ -70,6 +70,18 @@ def sequences() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(18, 3))
 
 
+def frozen() -> nn.Module:
+    """BatchNorm of images, sequences and numbers whose statistics are constants."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(2), nn.BatchNorm1d(4), nn.Flatten(), nn.BatchNorm1d(16),
+        nn.BatchNorm1d(16, affine=False), nn.Linear(16, 3),
+    )  # fmt: skip
+    for norm in model.modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            norm.running_mean, norm.running_var = torch.randn(norm.num_features), 0.5 + torch.rand(norm.num_features)
+    return Adapted(model, batchnorm="frozen")((1,), 1)
+
+
 def images() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1),
@@ -110,6 +122,8 @@ CASES = {
     "folded": Case(Folded, (4,)),
     "depthwise": Case(lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten()), (2, 3, 3), 4, fast=False),
     "unknown": Case(lambda: nn.Sequential(nn.Linear(4, 3), Unknown()), (4,), fast=False),
+    "frozen": Case(frozen, (2, 4, 4)),
+    "frozen_parts": Case(without(frozen, "1.weight", "3.bias", "5.*"), (2, 4, 4)),
     "images_head": Case(without(images, "0.*", "1.*", "4.*"), (2, 4, 4)),
     "images_parts": Case(without(images, "0.weight", "1.bias", "6.*"), (2, 4, 4)),
     "sequences_parts": Case(without(sequences, "0.bias", "1.weight", "4.weight"), (3, 4)),

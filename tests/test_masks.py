@@ -63,7 +63,9 @@ def test_keys_and_bits_are_those_of_the_papers() -> None:
     for place in (0, 3):
         want = np.stack([random_bits(int(key), place, 1001) for key in KEYS]).view(np.int32)
         assert torch.equal(bits_of(KEYS, place, (M, 7, 11, 13)).reshape(M, -1), torch.from_numpy(want))
-        assert torch.equal(bits_of(KEYS, place, (7, M, 11, 13)), bits_of(KEYS, place, (M, 7, 11, 13)).transpose(0, 1))
+        assert torch.equal(
+            bits_of(KEYS, place, (7, M, 11, 13), 1), bits_of(KEYS, place, (M, 7, 11, 13)).transpose(0, 1)
+        )
         assert torch.equal(bits_of(KEYS, place, (7 * M, 143)).reshape(M, -1), torch.from_numpy(want))
         assert torch.equal(bits_of(KEYS, place, (7, 11, 13)).flatten(), torch.from_numpy(want[0]))  # not by example
 
@@ -266,7 +268,7 @@ def test_a_transformers_layer_has_four_places() -> None:
     x = torch.randn(M, 5, 6, dtype=torch.float64)
     with Masks(KEYS) as mode:
         got = layer(x)
-    assert mode.place == 4
+    assert len(mode.shapes) == 4
     with Masks(KEYS):  # the first place
         attended = layer.self_attn(x, x, x, need_weights=False)[0]
     y = layer.norm1(x + attended * masks(1, 0.3, 5, 6) / 0.7)

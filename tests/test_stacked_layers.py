@@ -22,6 +22,7 @@ from fedsim.ground.layout import Layout
 from fedsim.kernels.stacked import Unstackable, stack
 from fedsim.kernels.stacked_ops import with_keys
 from fedsim.models.dropout import Masks
+from fedsim.models.mask_dims import mask_dims
 
 B, M, T, E = 3, 4, 5, 6
 
@@ -195,7 +196,34 @@ SHAPES = {
         a=nn.ConvTranspose2d(1, 4, 2, 2), b=nn.ReLU(), c=nn.ConvTranspose2d(4, 2, 3, 1, 1, groups=2, bias=False),
     ),
 }  # fmt: skip
-CASES = {**RECURRENT, **ATTENTION, **SHAPES}
+BLIND = SOME.clone()
+BLIND[1] = False  # a place that sees nothing
+UNSEEING: dict[str, Callable[[], nn.Module]] = {
+    "mask_of_truth": of(lambda s, x: F.scaled_dot_product_attention(x, x, x, s.some), some=BLIND),
+    "added_mask": of(
+        lambda s, x: F.scaled_dot_product_attention(x, x, x, s.added),
+        added=torch.zeros(T, T, dtype=torch.float64).masked_fill(~BLIND, -torch.inf),
+    ),
+    "own_mask": of(lambda s, x: F.scaled_dot_product_attention(x, x, x, (x[..., :1] > 0) & (x[..., :T] > -9))),
+    "hidden": of(
+        lambda s, x: s.a(x, x, x, attn_mask=s.hidden, need_weights=False)[0],
+        a=nn.MultiheadAttention(E, 2, batch_first=True), hidden=~BLIND,
+    ),
+    "padding": of(
+        lambda s, x: s.a(x, x, x, key_padding_mask=(x[:, :1, 0] > 0).expand(M, T), need_weights=False)[0],
+        a=nn.MultiheadAttention(E, 2, batch_first=True),
+    ),
+    "both_masks": of(
+        lambda s, x: s.a(x, x, x, attn_mask=s.hidden, key_padding_mask=x[..., 0] > 0, need_weights=False)[0],
+        a=nn.MultiheadAttention(E, 2, batch_first=True), hidden=~SOME,
+    ),
+    "unseeing_layer": of(
+        lambda s, x: s.t(x, src_mask=s.hidden), t=nn.TransformerEncoderLayer(E, 2, 7, 0.0, batch_first=True),
+        hidden=~BLIND,
+    ),
+}  # fmt: skip
+"""Attention in which some places see nothing: zero, and no gradient, where torch has it so."""
+CASES = {**RECURRENT, **ATTENTION, **UNSEEING, **SHAPES}
 
 
 def gap(a: Tensor, b: Tensor) -> float:
@@ -303,8 +331,9 @@ def test_what_is_dropped_is_each_clients_own(case: str, dtype: torch.dtype) -> N
     seen = []
     for training in (True, False):
         model.train(training)
+        dims = mask_dims(model, inputs[0]) if training else ()
         leaves = {name: view.detach().requires_grad_() for name, view in layout.views(x).items()}
-        out = stack(model, layout)(with_keys(leaves, KEYS if training else None), inputs)
+        out = stack(model, layout)(with_keys(leaves, KEYS if training else None, dims), inputs)
         seen.append(out.detach())
         weights = torch.randn(out.shape, dtype=dtype)
         for i, n in enumerate(COUNTS):
@@ -312,14 +341,29 @@ def test_what_is_dropped_is_each_clients_own(case: str, dtype: torch.dtype) -> N
         grads = torch.autograd.grad((out * weights).sum(), list(leaves.values()), materialize_grads=True)
         for i, n in enumerate(COUNTS):
             own = {name: view.detach().requires_grad_() for name, view in layout.views(x[i]).items()}
-            with Masks(KEYS[i, :n] if training else None):
+            with Masks(KEYS[i, :n] if training else None, dims):
                 expected = functional_call(model, own, (inputs[i, :n],))
             assert gap(out[i, :n], expected) < tolerance
             mine = torch.autograd.grad((expected * weights[i, :n]).sum(), list(own.values()), materialize_grads=True)
-            scale = max(float(g.abs().max()) for g in mine)
+            terms = float((expected * weights[i, :n]).detach().abs().max())  # may cancel in every gradient
+            scale = max(terms, *(float(g.abs().max()) for g in mine))
             for name, got, want in zip(layout.names, grads, mine, strict=True):
                 assert float((got[i] - want).abs().max()) < 2 * tolerance * scale, name
     assert gap(*seen) > 1e-3
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_places_that_see_nothing_are_what_torch_makes_of_them(shown: bool) -> None:
+    """NaN where ``nn.MultiheadAttention`` shows its weights, zero where it does not; of that place alone."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(E, 2, batch_first=True)
+    model = of(lambda s, x: s.a(x, x, x, attn_mask=s.hidden, need_weights=shown)[0], a=layer, hidden=~BLIND)().double()
+    layout, inputs = Layout.of(model), torch.randn(B, M, T, E, dtype=torch.float64)
+    x = layout.flatten(model, torch.float64).expand(B, -1)
+    out = stack(model, layout)(layout.views(x), inputs)
+    for i in range(B):
+        torch.testing.assert_close(out[i], model(inputs[i]), rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert out.isnan().any(-1).nonzero()[:, 2].unique().tolist() == ([1] if shown else [])
 
 
 @pytest.mark.parametrize("case", ["LSTM1", "GRU1", "RNN1", "attention_masks", "encoder"])

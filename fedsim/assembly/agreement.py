@@ -24,6 +24,7 @@ from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle, answer
 from fedsim.models import pure, twin
 from fedsim.models.dropout import Masks, draws
+from fedsim.models.mask_dims import mask_dims
 from fedsim.types import Batch
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -190,7 +191,8 @@ class Agreement:
             if question in ("example_grads", "clipped_sum"):
                 return self._by_example(model, x, inputs, y, at, client, question)
             keys = at.keys[client][at.mask[client] > 0]
-            with pure(model, inputs, self.name, self.written), self._masks(keys):
+            dims = self._dims(model, inputs)
+            with pure(model, inputs, self.name, self.written), self._masks(keys, dims):
                 outputs, features = answer(model, model, inputs)
             if before != [(p.data_ptr(), float(p.detach().sum())) for p in parameters]:
                 raise InputError(f"model {self.name} changes its parameters in forward, which belong to the algorithm")
@@ -207,8 +209,11 @@ class Agreement:
         g = self._gradient(model)
         return [g, loss.detach()]
 
-    def _masks(self, keys: Tensor) -> AbstractContextManager[Any]:
-        return Masks(keys) if self.draws else nullcontext()
+    def _dims(self, model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+        return mask_dims(model, inputs) if self.draws else ()
+
+    def _masks(self, keys: Tensor, dims: tuple[int, ...]) -> AbstractContextManager[Any]:
+        return Masks(keys, dims) if self.draws else nullcontext()
 
     def _gradient(self, model: nn.Module) -> Tensor:
         each = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained(model)]
@@ -218,7 +223,7 @@ class Agreement:
         self, model: nn.Module, x: Tensor, inputs: Tensor, y: Tensor, at: Trial, client: int, question: str
     ) -> list[Tensor]:
         """One example after the other: their gradients, or the sums of these clipped; and their mean loss."""
-        keys = at.keys[client][at.mask[client] > 0]
+        keys, dims = at.keys[client][at.mask[client] > 0], self._dims(model, inputs)
 
         def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
             for p, view in zip(trained(model), self.layout.views(x).values(), strict=True):
@@ -226,7 +231,7 @@ class Agreement:
             rows, losses = [], []
             for k in range(len(y)):
                 model.zero_grad()
-                with self._masks(keys[k : k + 1]):
+                with self._masks(keys[k : k + 1], dims):
                     outputs = model(inputs[k : k + 1])
                 loss = self.loss(outputs, y[k : k + 1]).sum()
                 torch.autograd.backward(loss)

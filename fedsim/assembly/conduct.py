@@ -8,7 +8,7 @@ depends on the samples beside it would depend on how many are evaluated at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import isqrt
@@ -27,6 +27,7 @@ from fedsim.ground.own_code import said
 from fedsim.kernels.kernel import numbers
 from fedsim.models import pure, twin
 from fedsim.models.dropout import Masks, draws
+from fedsim.models.mask_dims import mask_dims, refuse_in_turn
 from fedsim.models.pure import identical
 from fedsim.models.reach import changed, refuse_generators, snapshot
 from fedsim.pool.worker import CHUNK, Setup
@@ -80,6 +81,8 @@ def refuse_conduct(setup: Setup, model: nn.Module, at: Trial) -> None:
     one = few if setup.written else few[:1]  # of which alone BatchNorm has no statistics
     most = min(CHUNK, len(setup.train.x), max(32, _NUMBERS // numbers(twin(model), one)))
     called = partial(_Called, model, name, setup.written)
+    if draws(model):
+        refuse_in_turn(twin(model).train(), few[:2])
     with torch.no_grad():
         if setup.written:
             called(True)(at.x[0], _samples(setup, minibatch_sizes(setup)[0], at.x.dtype)[0], twice=False)
@@ -130,8 +133,7 @@ class _Called:
             if self.written:
                 self.buffers.load(self.module, self.held)
             try:
-                keys = torch.arange(len(inputs))
-                with pure(self.module, inputs, self.name, self.written), Masks(keys) if self.draws else nullcontext():
+                with pure(self.module, inputs, self.name, self.written), self._masks(inputs):
                     outputs = self.module(inputs)
             except InputError:
                 raise
@@ -159,6 +161,11 @@ class _Called:
                 )
             before, first = (before, first) if again else (after, outputs)
         return first
+
+    def _masks(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        if not self.draws:
+            return nullcontext()
+        return Masks(torch.arange(len(inputs)), mask_dims(self.module, inputs))
 
 
 def _refuse_mixing(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outputs: Tensor) -> None:

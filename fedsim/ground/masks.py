@@ -18,6 +18,8 @@ from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15; all constants as the signed numbers that torch computes with
 _STAFFORD = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+NOBODY = -1
+"""In place of the examples' dimension of a value that has none, such as a weight."""
 _WELLONS = (0x7FEB352D, 0x846CA68B - 2**32)
 
 
@@ -53,28 +55,21 @@ def _permuted(x: Tensor) -> Tensor:
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
-def bits_of(keys: Tensor, place: int, shape: Sequence[int]) -> Tensor:
+def bits_of(keys: Tensor, place: int, shape: Sequence[int], dim: int = 0) -> Tensor:
     """Bits of a value [*shape], of which each example has its own: int32 [*lead, *shape] by keys [*lead, m].
 
-    Examples are the first dimension or, failing that, the second of three or more; or the first one holds several rows
-    of each, one example after the other. Where none of this can be (a weight), the value is the first example's.
+    Examples are this dimension, which may hold several rows of each, one example after the other. Where ``dim`` is
+    ``NOBODY``, or the dimension cannot be theirs, the value (a weight) is the first example's.
     """
     *lead, m = keys.shape
-    pair = words(keys, place)
-
-    def made(own: Sequence[int], mine: Sequence[int]) -> Tensor:
-        first, second = (word.reshape(*lead, *mine) for word in pair)
-        return bits(first, second, counter(prod(own), keys.device).view(own))
-
-    rank = len(shape)
-    if rank and shape[0] == m:
-        return made((1, *shape[1:]), (m, *(1,) * (rank - 1)))
-    if rank > 2 and shape[1] == m:
-        return made((shape[0], 1, *shape[2:]), (1, m, *(1,) * (rank - 2)))
-    if rank and shape[0] % m == 0:
-        return made((1, shape[0] // m, *shape[1:]), (m, *(1,) * rank)).reshape(*lead, *shape)
-    pair = pair[0][..., :1], pair[1][..., :1]
-    return made(tuple(shape), (1,) * rank)
+    first, second = words(keys, place)
+    if dim == NOBODY or dim >= len(shape) or shape[dim] % m:
+        m, dim, own, first, second = 1, 0, (1, *shape), first[..., :1], second[..., :1]
+    else:
+        own = (*shape[:dim], 1, shape[dim] // m, *shape[dim + 1 :])
+    mine = (*lead, *(1,) * dim, m, *(1,) * (len(own) - dim - 1))
+    drawn = bits(first.reshape(mine), second.reshape(mine), counter(prod(own), keys.device).view(own))
+    return drawn.reshape(*lead, *shape)
 
 
 def kept(drawn: Tensor, p: float, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, SharedWeight, TableRows, Whole
 from fedsim.kernels.stacked_ops import Unstackable
+from fedsim.models.policy import FrozenNorm
 
 
 class Site(NamedTuple):
@@ -23,7 +24,8 @@ class Site(NamedTuple):
     first: bool  # what enters it comes from the examples alone, whatever the model
 
 
-SITES = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, FrozenNorm)
+SITES = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Embedding, *NORMS)
 """Layers whose gradients by example have a form here."""
 
 _ANYWHERE = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
@@ -59,7 +61,7 @@ def layer_pieces(site: Site, a: Tensor, delta: Tensor, half: int | None) -> dict
         rows = delta if half is None else delta[:half] - delta[half:]
         tokens = a if half is None else a[:half]
         return {site.weight: TableRows(tokens.flatten(2), rows.flatten(2, -2), module.num_embeddings)}
-    if site.kind in (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm):
+    if site.kind in NORMS:
         positions = _positions(module, delta)
         if site.weight is not None:
             scaled = _normalised(module, a) * delta
@@ -126,6 +128,9 @@ def _normalised(module: Any, a: Tensor) -> Tensor:
     """The normalised input of a normalising layer, which its scale multiplies: [b, m, ...] like ``a``."""
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(a.flatten(0, 1), module.num_groups, eps=module.eps).view_as(a)
+    if isinstance(module, FrozenNorm):
+        mean, variance = (module.get_buffer(name) for name in ("running_mean", "running_var"))
+        return F.batch_norm(a.flatten(0, 1), mean, variance, eps=module.eps).view_as(a)
     if isinstance(module, nn.RMSNorm):
         return F.rms_norm(a, module.normalized_shape, eps=module.eps)
     return F.layer_norm(a, module.normalized_shape, eps=module.eps)
@@ -133,7 +138,7 @@ def _normalised(module: Any, a: Tensor) -> Tensor:
 
 def _positions(module: Any, delta: Tensor) -> tuple[int, ...]:
     """Dimensions of delta that share a scale."""
-    if isinstance(module, nn.GroupNorm):
+    if isinstance(module, (nn.GroupNorm, FrozenNorm)):
         return tuple(range(3, delta.dim()))
     return tuple(range(2, delta.dim() - len(module.normalized_shape)))
 

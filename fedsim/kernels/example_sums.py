@@ -10,6 +10,7 @@ are formed, a few examples at a time; and differences of gradients at two models
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from fedsim.kernels.example_plan import planned
 from fedsim.kernels.example_sites import Site
 from fedsim.kernels.precision import raised
 from fedsim.kernels.stacked import StackedModel, StackedStep
-from fedsim.kernels.stacked_ops import KEYS, Act, Params, Unstackable, plain, with_keys
+from fedsim.kernels.stacked_ops import DIMS, KEYS, Act, Params, Unstackable, plain, with_keys
 from fedsim.kernels.stacked_recurrent import before_each
 from fedsim.kernels.stacked_values import by_client
 
@@ -64,6 +65,7 @@ class ExampleSums:
         y: Tensor,
         mask: Tensor | None,
         keys: Tensor | None,
+        places: Sequence[int],
         bound: Tensor | float,
         less: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -75,6 +77,7 @@ class ExampleSums:
             y: [b, m, ...] the examples' targets.
             mask: [b, m] 1 for examples and 0 for padding, or None without padding.
             keys: [b, m] of the examples' dropout, or None.
+            places: the examples' dimension of what is dropped, see ``fedsim.models.mask_dims``.
             bound: the norm to which gradients are clipped, of all clients or [b].
             less: [b, d] models whose gradients are subtracted before clipping, or None.
 
@@ -85,7 +88,7 @@ class ExampleSums:
         if less is not None:  # both models in one pass, as 2b clients: first those at x, then those at ``less``
             x, inputs, y = torch.cat([x, less]), torch.cat([inputs, inputs]), torch.cat([y, y])
             keys = None if keys is None else torch.cat([keys, keys])
-        params = with_keys(self.layout.views(x), keys)
+        params = with_keys(self.layout.views(x), keys, places)
         found, losses = self._pieces(params, inputs, y, None if less is None else b)
         # The norm of a whole gradient needs every layer; only then are the weights known with which each layer is
         # summed.
@@ -154,8 +157,8 @@ class ExampleSums:
         """Of every site, the dimension of what enters along which the examples lie: the one that grows with them."""
         shape = tuple(inputs.shape[2:])
         if shape not in self.dims:
-            one = {name: p[:1].detach() for name, p in params.items() if name != KEYS}
-            keys = params[KEYS][:1, :1] if KEYS in params else None
+            one = {name: p[:1].detach() for name, p in params.items() if name not in (KEYS, DIMS)}
+            keys = params[KEYS][:1, :1] if KEYS in params else None  # of trial passes, whose masks play no part
             few, more = (
                 self._shapes(
                     with_keys(one, None if keys is None else keys.expand(1, m)), inputs[:1, :1].expand(1, m, *shape)

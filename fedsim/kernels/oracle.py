@@ -33,6 +33,7 @@ from fedsim.kernels.stacked import StackedModel, Unstackable, stack
 from fedsim.kernels.stacked_ops import with_keys
 from fedsim.models import twin
 from fedsim.models.dropout import Masks, draws
+from fedsim.models.mask_dims import mask_dims
 from fedsim.types import Batch
 
 LANES = 4
@@ -101,6 +102,7 @@ class ModelOracle:
         self.layout = Layout.of(model)
         self.parameters = trained(model)
         self.draws = training and draws(model)
+        self._dims: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.buffers = Buffers.of(model, written) if written else None
         self.held = self._left()  # [q] the written buffers of whoever is computed
         # Of a twin: what tracing leaves in a module must not be found in the one that computes.
@@ -196,17 +198,25 @@ class ModelOracle:
         shared = self.layout.views(x.expand(LANES, -1))
         return self.stacked(shared, padded.view(LANES, m, *inputs.shape[1:])).flatten(0, 1)[:rows]
 
-    def masks(self, keys: Tensor | None) -> AbstractContextManager[Any]:
-        """Around a forward pass of the module: dropout by the keys of its examples."""
-        return Masks(keys) if self.draws else nullcontext()
+    def dims(self, inputs: Tensor) -> tuple[int, ...]:
+        """Where the examples lie in what the module drops from inputs [m, ...]; found once for each shape of these."""
+        shape = tuple(inputs.shape[1:])
+        if self.draws and shape not in self._dims:
+            self._dims[shape] = mask_dims(self.model, inputs)
+        return self._dims.get(shape, ())
+
+    def masks(self, keys: Tensor | None, dims: Sequence[int]) -> AbstractContextManager[Any]:
+        """Around a forward pass of the module: dropout by the keys of its examples, which lie there."""
+        return Masks(keys, dims) if self.draws else nullcontext()
 
     def _run(self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> Tensor:
         self._require_pure()
+        places = self.dims(inputs[0])
         if self.stacked is not None:
-            return self.stacked(with_keys(parameters, keys), inputs)
+            return self.stacked(with_keys(parameters, keys, places), inputs)
 
         def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> Any:
-            with self.masks(keys):
+            with self.masks(keys, places):
                 return functional_call(self.model, mine, (i,))
 
         dims = (0, 0, 0 if self.draws else None)
@@ -214,8 +224,8 @@ class ModelOracle:
         return outputs
 
     def _output(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
-        model = self.at(x)
-        with self.masks(keys):
+        model, places = self.at(x), self.dims(inputs)
+        with self.masks(keys, places):
             return torch.as_tensor(model(inputs))
 
     def _outputs(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
@@ -241,9 +251,9 @@ class ModelOracle:
         *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One client: gradient [d] (or with ``lr`` the new x) and plain loss, by autograd on the module itself."""
-        model = self.at(x)
+        model, places = self.at(x), self.dims(inputs)
         with torch.enable_grad():
-            with self.masks(keys):
+            with self.masks(keys, places):
                 outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
             minimised, loss = self._loss(outputs, features, y, mask, term, extras)
             grads = torch.autograd.grad(minimised, self.parameters, allow_unused=True, materialize_grads=True)
@@ -352,7 +362,7 @@ class ModelOracle:
         """[b, d], [b, m, ...] -> [b, d], [b]: layer by layer where that is possible, else from gradients by example."""
         if self.example_sums is not None:
             try:
-                sums, each = self.example_sums(x, inputs, y, mask, keys, bound, less)
+                sums, each = self.example_sums(x, inputs, y, mask, keys, self.dims(inputs[0]), bound, less)
                 return sums, _mean(each, mask)
             except Unstackable:  # a layer sees rows that are not examples, which only a pass over real data shows
                 pass
@@ -376,11 +386,12 @@ class ModelOracle:
     ) -> tuple[Tensor, Tensor | None]:
         """Outputs and features of b clients."""
         self._require_pure()
+        places = self.dims(inputs[0])
         if self.stacked is not None:
-            return self.stacked.answers(with_keys(parameters, keys), inputs)
+            return self.stacked.answers(with_keys(parameters, keys, places), inputs)
 
         def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> tuple[Tensor, ...]:
-            with self.masks(keys):
+            with self.masks(keys, places):
                 outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
             return (outputs,) if features is None else (outputs, features)
 
@@ -395,14 +406,14 @@ class ModelOracle:
             )
 
     def _body(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
-        model = self.at(x)
-        with self.masks(keys):
+        model, places = self.at(x), self.dims(inputs)
+        with self.masks(keys, places):
             return _there(answer(model, model, inputs)[1])
 
     def _bodies(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
         parameters = self.layout.views(x)
         if self.stacked is not None:
-            return self.stacked.features(with_keys(parameters, keys), inputs)
+            return self.stacked.features(with_keys(parameters, keys, self.dims(inputs[0])), inputs)
         return _there(self._answers(parameters, inputs, keys)[1])
 
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fedsim.ground.masks import bits_of, kept
 from fedsim.kernels.precision import written_out
-from fedsim.kernels.stacked_ops import KEYS, Act, Params, Unstackable, plain
+from fedsim.kernels.stacked_ops import KEYS, Act, Params, Unstackable, mask_dim, plain
 from fedsim.kernels.stacked_values import by_client, clients, rank, shape_of
 
 
@@ -29,10 +29,22 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, factor: Tensor | None
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        blind: Tensor | None,
+        scale: float,
+        factor: Tensor | None,
     ) -> Tensor:
-        """[n, t, d], [n, s, d], [n, s, e], a mask that broadcasts to [n, t, s], [n, t, s] -> [n, t, e]."""
+        """[n, t, d], [n, s, d], [n, s, e], a mask that broadcasts to [n, t, s], [n, t, s] -> [n, t, e].
+
+        ``blind`` broadcasts to [n, t, 1]: places whose weights are zero instead of a softmax.
+        """
         weights = _weights(q, k, mask, scale)
+        if blind is not None:
+            weights.masked_fill_(blind, 0.0)
         ctx.save_for_backward(q, k, v, weights, factor)
         ctx.scale, ctx.shape = scale, None if mask is None else mask.shape
         return torch.bmm(weights if factor is None else weights * factor, v)
@@ -51,7 +63,7 @@ class _Attention(torch.autograd.Function):
         at_q = torch.baddbmm(empty, scores, k, beta=0, alpha=ctx.scale)
         at_k = torch.baddbmm(empty, scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
         at_mask = scores.sum_to_size(ctx.shape) if ctx.needs_input_grad[3] else None
-        return at_q, at_k, at_v, at_mask, None, None
+        return at_q, at_k, at_v, at_mask, None, None, None
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -78,6 +90,15 @@ def _spread(mask: Any, b: int, before: tuple[int, ...]) -> Tensor | None:
     return own.expand(b, *before, *own.shape[-2:]).reshape(-1, *own.shape[-2:])
 
 
+def _blind(mask: Any) -> Any:
+    """Places [.., t, 1] that a mask hides everything from; None where there is none, as far as the CPU can say."""
+    data = plain(mask) if isinstance(mask, Act) else mask
+    found = (data == -math.inf).all(-1, keepdim=True)
+    if found.device.type == "cpu" and not found.any():  # on others the question would take longer than an answer
+        return None
+    return Act(found, mask.b) if isinstance(mask, Act) else found
+
+
 def dropping(node: fx.Node) -> float:
     """With which probability a node of a trace, whose target is one of ``DROPPING``, drops weights."""
     p: Any = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
@@ -98,23 +119,29 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     *,
     place: int = 0,
-    rows: bool = False,
+    shown: bool | None = None,
 ) -> Act:
     """``F.scaled_dot_product_attention`` of each client, [..., t, d] -> [..., t, e].
 
-    ``place`` is its number among those that drop; with ``rows``, the first dimension holds one example after the other.
+    ``place`` is its number among those that drop. ``shown`` is None but inside ``nn.MultiheadAttention``, where the
+    first dimension holds one example after the other: there it says whether weights are shown, and then a place that
+    sees nothing gets NaN, as torch has it, and else zero.
     """
     if enable_gqa or not (shape_of(query)[:-2] == shape_of(key)[:-2] == shape_of(value)[:-2]):
         raise Unstackable("queries, keys and values of different leading dimensions")
     b, before = clients(query, key, value), shape_of(query)[:-2]
     q, k, v = (by_client(part, b).reshape(-1, *shape_of(part)[-2:]) for part in (query, key, value))
-    mask = None if attn_mask is None else _spread(_additive(attn_mask, q), b, before)
+    added = None if attn_mask is None else _additive(attn_mask, q)
+    mask, unseeing = (
+        _spread(added, b, before),
+        _spread(None if added is None or shown else _blind(added), b, before),
+    )
     if is_causal:
         ones = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
         mask = _additive(ones.tril(), q)
     by = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    factor = _factor(params, (*before, q.shape[1], k.shape[1]), dropout_p, place, q.dtype, rows)
-    out = written_out(_Attention, q, k, v, mask, by, None if factor is None else factor.flatten(0, -3))
+    factor = _factor(params, (*before, q.shape[1], k.shape[1]), dropout_p, place, q.dtype, shown is not None)
+    out = written_out(_Attention, q, k, v, mask, unseeing, by, None if factor is None else factor.flatten(0, -3))
     return Act(out.view(b, *before, *out.shape[-2:]), b)
 
 
@@ -130,12 +157,19 @@ def _factor(
         raise TypeError("dropout needs the keys of the examples (Batch.keys)")
     b, m = (keys := params[KEYS]).shape
     own = (m, prod(shape[:-2]) // m, *shape[-2:]) if rows and shape[0] % m == 0 else shape
-    return kept(bits_of(keys, place, own), p, dtype).mul_(1 / (1 - p) if p < 1 else 0.0).view(b, *shape)
+    return (
+        kept(bits_of(keys, place, own, mask_dim(params, place)), p, dtype)
+        .mul_(1 / (1 - p) if p < 1 else 0.0)
+        .view(b, *shape)
+    )
 
 
-def attend(params: Params, q: Act, k: Act, v: Act, mask: Any, p: float, *, place: int = 0) -> Act:
-    """The attention inside ``nn.MultiheadAttention``, of heads [m, heads, t, d]."""
-    return scaled_dot_product_attention(params, q, k, v, mask, p, place=place, rows=True)
+def attend(params: Params, q: Act, k: Act, v: Act, mask: Any, p: float, shown: bool, *, place: int = 0) -> Act:
+    """The attention inside ``nn.MultiheadAttention``, of heads [m, heads, t, d].
+
+    Where its weights are ``shown``, torch takes another way, on which places that see nothing get NaN.
+    """
+    return scaled_dot_product_attention(params, q, k, v, mask, p, place=place, shown=shown)
 
 
 def split_heads(params: Params, x: Act, heads: int, parts: int, batch_first: bool) -> tuple[Act, ...]:

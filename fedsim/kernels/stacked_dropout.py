@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fedsim.ground.masks import bits, bits_of, counter, dropped, kept, words
-from fedsim.kernels.stacked_ops import KEYS, Act, Kernel, Params, Unstackable
+from fedsim.kernels.stacked_ops import KEYS, Act, Kernel, Params, Unstackable, mask_dim
 from fedsim.models.dropout import KINDS, mask_shape
 
 _LAYERS: dict[Any, Any] = {
@@ -56,19 +56,19 @@ def dropout(kind: Any, p: float, place: int, inplace: bool) -> Kernel:
             return x
         if KEYS not in params:
             raise TypeError("dropout needs the keys of the examples (Batch.keys)")
-        keep = _kept(params[KEYS], place, x, mask_shape(x.shape, shared), p)
+        keep = _kept(params[KEYS], place, x, mask_shape(x.shape, shared), p, mask_dim(params, place))
         return x._replace(data=dropped(x.data, keep, p, alpha=alpha, inplace=inplace))
 
     return run
 
 
-def _kept(keys: Tensor, place: int, x: Act, shape: tuple[int, ...], p: float) -> Tensor:
+def _kept(keys: Tensor, place: int, x: Act, shape: tuple[int, ...], p: float, dim: int) -> Tensor:
     """What is kept of a stacked value, in its layout; numbers of ``shape`` in each client's own."""
     if not x.grouped:
-        return kept(bits_of(keys, place, shape), p, x.data.dtype)
+        return kept(bits_of(keys, place, shape, dim), p, x.data.dtype)
     b, m = keys.shape
     _, c, h, w = shape
-    if shape[0] != m:
+    if shape[0] != m or dim:
         raise Unstackable(f"dropout of images sees {shape[0]} rows for {m} examples")
     # As grouped images lie in memory, [m, h, w, b, c]: nothing is moved.
     count = counter(c * h * w, keys.device).view(c, h * w).t().contiguous()

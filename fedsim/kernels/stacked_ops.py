@@ -9,7 +9,7 @@ happen where a layer needs the other layout: images become grouped once, and pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,12 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.kernels.stacked_products import normalised, rows_times
+from fedsim.models.dropout import dim_of
 
 Params: TypeAlias = Mapping[str, Tensor]
 """{name: [b, *shape]}; the leading stride may be anything, 0 included."""
 
 KEYS = ".keys"
 """Where ``Params`` has the keys [b, m] of the examples' dropout: no parameter can have this name."""
+
+DIMS = ".dims"
+"""Where they have the examples' dimension of what is dropped, [places] int64 (``fedsim.models.mask_dims``)."""
 
 Names: TypeAlias = Mapping[int, str]
 """id of a trained parameter of the model -> its name in the layout (one name for tied parameters)."""
@@ -59,9 +63,16 @@ class Unstackable(Exception):
     """The model has no stacked form; the message names the layer or the call and says why."""
 
 
-def with_keys(params: Params, keys: Tensor | None) -> Params:
-    """Parameters, and the keys [b, m] of the examples beside them."""
-    return params if keys is None else {**params, KEYS: keys}
+def with_keys(params: Params, keys: Tensor | None, dims: Sequence[int] | None = None) -> Params:
+    """Parameters, and beside them the keys [b, m] of the examples and where these lie in what is dropped."""
+    if keys is None:
+        return params
+    return {**params, KEYS: keys, **({} if dims is None else {DIMS: torch.tensor(dims, dtype=torch.int64)})}
+
+
+def mask_dim(params: Params, place: int) -> int:
+    """The examples' dimension of what is dropped at a place."""
+    return dim_of(params[DIMS].tolist() if DIMS in params else None, place)
 
 
 def plain(act: Act) -> Tensor:

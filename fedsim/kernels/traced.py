@@ -62,7 +62,7 @@ def multihead_attention(
     if attn_mask is not None or key_padding_mask is not None:
         mask = step(attention.merged_mask, q, attn_mask, key_padding_mask)
     p = layer.dropout if layer.training else 0.0
-    mixed = step(attention.merge_heads, step(attention.attend, q, k, v, mask, p), first)
+    mixed = step(attention.merge_heads, step(attention.attend, q, k, v, mask, p, need_weights), first)
     out = F.linear(mixed, layer.out_proj.weight, layer.out_proj.bias)
     return out, step(attention.attention_weights, q, k, mask, average_attn_weights, p) if need_weights else None
 

@@ -8,6 +8,7 @@ then, with the mask put in between. The *place* of a mask is the number of its c
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import FrameType, FunctionType
@@ -61,11 +62,15 @@ class Masks(TorchFunctionMode):
 
     Args:
         keys: [m] int64, of each example; None where nothing may be dropped.
+        dims: by place, the examples' dimension (``fedsim.models.mask_dims``); None: the first of every value.
+
+    Attributes:
+        shapes: of the masks so far.
     """
 
-    def __init__(self, keys: Tensor | None):
+    def __init__(self, keys: Tensor | None, dims: Sequence[int] | None = None):
         super().__init__()
-        self.keys, self.place = keys, 0
+        self.keys, self.dims, self.shapes = keys, dims, list[tuple[int, ...]]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer a call that drops something; make any other."""
@@ -93,8 +98,9 @@ class Masks(TorchFunctionMode):
                 "dropout inside torch.utils.checkpoint would have other masks in the backward pass, which computes it "
                 "again; take the checkpoint out"
             )
-        keep = kept(bits_of(self.keys, self.place, mask_shape(x.shape, kind)), p, x.dtype)
-        self.place += 1
+        place, shape = len(self.shapes), mask_shape(x.shape, kind)
+        self.shapes.append(shape)
+        keep = kept(bits_of(self.keys, place, shape, dim_of(self.dims, place)), p, x.dtype)
         return dropped(x, keep, p, alpha=alpha, inplace=inplace)
 
     def _drop(
@@ -169,6 +175,18 @@ def _computed_again() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def dim_of(dims: Sequence[int] | None, place: int) -> int:
+    """The examples' dimension at a place of the model."""
+    if dims is None:
+        return 0
+    if place >= len(dims):
+        raise InputError(
+            f"the model drops more than the {len(dims)} times that it drops on samples of zeros; the number must not "
+            "depend on the samples, or masks would have no address"
+        )
+    return dims[place]
 
 
 def mask_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
