@@ -78,7 +78,8 @@ class _Undropped(Masks):
 def _values(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     with _Undropped(torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)) as masks:
         model(inputs)
-    return masks.values
+    values: list[Tensor] = masks.values
+    return values
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -89,7 +90,8 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 def _shapes(model: nn.Module, inputs: Tensor) -> list[tuple[int, ...]]:
     with Masks(torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)) as masks:
         model(inputs)
-    return masks.shapes
+    shapes: list[tuple[int, ...]] = masks.shapes
+    return shapes
 
 
 def _grown(two: tuple[int, ...], three: tuple[int, ...]) -> int:
