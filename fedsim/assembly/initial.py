@@ -90,7 +90,8 @@ def _shared(algorithm: Any, layouts: tuple[Layout, ...], x0s: tuple[Tensor, ...]
     if not all(layout.head for layout in layouts):
         do = (
             "use one of fedsim's own models, or one with the attributes body and head; its head is not frozen, has no "
-            "adapters (model.lora.targets=[body.*] model.train=[head.*]), and gives the outputs without model.output"
+            "adapters (model.lora.rank=8 model.lora.targets=[body.*] model.train=[head.*]), and gives the outputs "
+            "without model.output"
         )
         raise InputError(f"model must end with a trained linear layer named head for {name}; {do}")
     heads = sorted({layout.head for layout in layouts if layout.head})
