@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fedsim.assembly.factory import ModelFactory
 from fedsim.errors import InputError
+from fedsim.ground.frozen_norm import FrozenNorm
 from fedsim.ground.model_file import write_model
 from fedsim.models import Adapted, LoRA, mlp
 from fedsim.models.lora import LoRALinear
-from fedsim.models.policy import FrozenNorm, Policy
+from fedsim.models.policy import Policy
 
 
 class Tied(nn.Module):

@@ -24,8 +24,8 @@ from fedsim.channel.channel import Channel
 from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
 from fedsim.errors import InputError
+from fedsim.ground.frozen_norm import FrozenNorm
 from fedsim.models import Adapted, cnn_bn, mlp, validate
-from fedsim.models.policy import FrozenNorm
 from fedsim.privacy.config import CentralGaussian
 from fedsim.topology import Complete
 from fedsim.traits import RuleTraits
@@ -107,6 +107,14 @@ def test_fedbn_sends_no_normalisation() -> None:
     assert bn.client(0)[0].norms.shape == (18,)
     assert bn.model is None
     assert not torch.equal(bn.client(0)[0].norms, bn.client(1)[0].norms)
+
+
+def test_fedbn_keeps_the_scales_and_shifts_of_frozen_statistics() -> None:
+    bn, avg = run("fedbn", "frozen", dtype="float32"), run("fedavg", "frozen", dtype="float32")
+    saved = avg.metrics[-1]["comm/uplink_bytes"] - bn.metrics[-1]["comm/uplink_bytes"]
+    assert abs(saved - 2 * 4 * (2 * 3 + 2 * 6)) <= 2 * 8
+    assert bn.client(0).norms.shape == (18,)
+    assert not torch.equal(bn.client(0).norms, bn.client(1).norms)
 
 
 def test_frozen_keeps_names_values_and_dtypes() -> None:

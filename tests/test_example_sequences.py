@@ -66,6 +66,30 @@ class Convolved(nn.Module):
         return self.layer(self.norm(x).mT).mT  # type: ignore[no-any-return]
 
 
+class Begun(nn.Module):
+    """Its first state is a parameter, which all examples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.first = nn.LSTM(E, 3, batch_first=True), nn.Parameter(torch.randn(1, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.first.expand(1, x.shape[0], 3).contiguous()
+        return self.layer(x, (state, state))[0]  # type: ignore[no-any-return]
+
+
+class Repeated(nn.Module):
+    """One row of each example at every place, told apart by what is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.added = nn.Linear(E, E), nn.Parameter(torch.randn(T, E))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.inner(x[:, :1].expand(-1, T, -1)) + self.added)
+        return x.mean(1).unsqueeze(1).expand(-1, T, -1)
+
+
 def encoder(dropout: float = 0.0) -> nn.Module:
     return nn.TransformerEncoderLayer(E, 2, 6, dropout, batch_first=True, norm_first=True)
 
@@ -82,6 +106,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "time_first_dropping": (lambda: Sequence(TimeFirst(0.3), E), True),
     "gru_dropping": (lambda: Sequence(nn.GRU(E, 3, 2, batch_first=True, dropout=0.4), 3), True),
     "lstm_dropping": (lambda: Sequence(nn.LSTM(E, 3, 2, batch_first=True, dropout=0.4, bidirectional=True), 6), True),
+    "repeated": (lambda: Sequence(Repeated(), E), True),
+    "begun": (lambda: Sequence(Begun(), 3), False),
     "tied": (lambda: tied(), False),
 }
 
@@ -134,6 +160,11 @@ def test_every_sequence_layer(name: str, differences: bool) -> None:
         data = (inputs[b], y[b], int(MASK[b].sum()))
         want = one_by_one(model, x[b], data, float(bounds[b]), less[b] if differences else None, KEYS[b])
         torch.testing.assert_close(got[b], want, rtol=1e-10, atol=1e-12)
+        some = slice(data[2])
+        alone = oracle.clipped_sum(
+            x[b], Batch(inputs[b, some], y[b, some], None, KEYS[b, some]), bounds[b], less[b] if differences else None
+        )
+        torch.testing.assert_close(alone[0], want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm_dropping", "encoder_dropping"])

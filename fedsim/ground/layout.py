@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.errors import InputError
+from fedsim.ground.frozen_norm import FrozenNorm
 
 ALIGNMENT = 64
 """Bytes: where torch's own memory begins, a cache line and the widest vector register."""
@@ -45,7 +46,7 @@ class Layout:
     Attributes:
         names: parameter names in ``model.named_parameters()`` order.
         shapes: their shapes, in the same order.
-        norms: names of those that are scales and shifts of BatchNorm.
+        norms: names of those that are scales and shifts of BatchNorm, of frozen statistics too.
     """
 
     names: tuple[str, ...]
@@ -56,7 +57,8 @@ class Layout:
     def of(model: nn.Module) -> Layout:
         """The layout of a model's trained parameters (shared parameters appear once, as torch lists them)."""
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        normed = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
+        layers = (m for m in model.modules() if isinstance(m, (_BatchNorm, FrozenNorm)))
+        normed = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
         norms = frozenset(n for n, p in named if id(p) in normed)
         return Layout(tuple(n for n, _ in named), tuple(p.shape for _, p in named), norms)
 

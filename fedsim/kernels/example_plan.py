@@ -47,7 +47,7 @@ def planned(stacked: StackedModel, model: nn.Module, layout: Layout) -> tuple[di
         if step.parameter is not None or ((mine or changed) and not others):
             before[step.target] = (*(one for name in changed for one in before[name]), step)
         elif mine or step.run in (project, recurrence) or (step.kind is F.linear and changed):
-            sites[step.target] = site = _site(step, model, names, mine, direct, data)
+            sites[step.target] = site = _site(step, model, names, mine, changed, direct, data)
             taken += [name for name in (site.weight, *site.biases) if name is not None]
         elif not changed:
             data |= {step.target} if data.issuperset(others) else set()
@@ -81,6 +81,7 @@ def _site(
     model: nn.Module,
     names: Mapping[int, str],
     mine: list[str],
+    changed: list[str],
     direct: Mapping[str, str],
     data: set[str],
 ) -> Site:
@@ -98,9 +99,9 @@ def _site(
     biases = weights[1:]
     if step.run is recurrence:
         biases = [given[1]] if given[1] is not None else []
-        if any(isinstance(state, fx.Node) and state.name in direct for state in given[4:]):
-            raise Unstackable(f"{step.label} has learned first states")
     used = [weights[0], *biases]
+    if not {value.name for value in used}.issuperset(changed):  # such as a first state
+        raise Unstackable(f"{step.label} has learned values beside its weights")
     if any(value.name not in direct for value in used):
         raise Unstackable(f"{step.label} has no gradients by example")
     kind = "recurrence" if step.run is recurrence else nn.Linear

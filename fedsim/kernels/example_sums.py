@@ -216,7 +216,7 @@ class ExampleSums:
                 values[step.target] = step.run(copies, *args, **kwargs)
             last = plain(values[self.preludes[name][-1].target])
             grads = torch.autograd.grad(last, list(copies.values()), delta.reshape(last.shape))
-        return {own: sites.formed(g.view(b, m, -1), half) for own, g in zip(copies, grads, strict=True)}
+        return {own: sites.formed(g.reshape(b, m, -1), half) for own, g in zip(copies, grads, strict=True)}
 
 
 def _spread(step: StackedStep, args: tuple[Any, ...], site: Site, dim: int, m: int, seen: dict[str, _Seen]) -> Any:

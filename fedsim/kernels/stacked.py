@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fedsim.errors import InputError, first_line
+from fedsim.ground.frozen_norm import FrozenNorm
 from fedsim.ground.layout import Layout
 from fedsim.kernels import stacked_attention as attention
 from fedsim.kernels import stacked_dropout as drop
@@ -30,7 +31,6 @@ from fedsim.kernels import traced
 from fedsim.kernels.precision import lowered, raised
 from fedsim.kernels.stacked_ending import Ending
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
-from fedsim.models.policy import FrozenNorm
 
 __all__ = ["StackedModel", "Unstackable", "stack"]
 

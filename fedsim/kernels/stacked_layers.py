@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.ground.frozen_norm import FrozenNorm
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable, grouped, plain
 from fedsim.kernels.stacked_shapes import along, unflatten
 from fedsim.kernels.stacked_values import affine
-from fedsim.models.policy import FrozenNorm
 
 
 def _own(module: nn.Module, names: Names, params: Params, which: str) -> Act | Tensor | None:

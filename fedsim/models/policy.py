@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from fedsim.errors import InputError
+from fedsim.ground.frozen_norm import FrozenNorm
 from fedsim.models.dropout import trial_masks
 
 Policy: TypeAlias = Literal["error", "groupnorm", "frozen", "local", "average"]
@@ -18,23 +18,6 @@ Policy: TypeAlias = Literal["error", "groupnorm", "frozen", "local", "average"]
 
 OWNED = ("local", "average")
 """Policies under which forward may write buffers in training mode: these have an owner."""
-
-
-class FrozenNorm(nn.Module):
-    """A BatchNorm, with its names, that uses the statistics it was built with in training mode too."""
-
-    def __init__(self, norm: _BatchNorm) -> None:
-        super().__init__()
-        self.num_features, self.eps = norm.num_features, norm.eps
-        self.weight, self.bias = norm.weight, norm.bias
-        for name, value in norm.named_buffers(recurse=False):
-            self.register_buffer(name, value)
-        self.train(norm.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[m, c, ...] -> [m, c, ...]: (x - mean) / sqrt(variance + eps), scaled and shifted by channel."""
-        mean: Any = self.running_mean
-        return F.batch_norm(x, mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)  # type: ignore[arg-type]
 
 
 def policy_of(model: Any) -> Policy:
