@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.ground.frozen_norm import FrozenNorm
 from fedsim.kernels.example_pieces import Outer, OuterDifference, Piece, SharedWeight, TableRows, Whole
 from fedsim.kernels.stacked_ops import Unstackable
-from fedsim.models.policy import FrozenNorm
 
 
 class Site(NamedTuple):
