@@ -172,7 +172,10 @@ def test_methods_of_two_parts_need_both(algorithm: Any, freeze: str, message: st
             {"freeze": ("bdy.*",)},
             "model.freeze must be patterns of names of parameters, got 'bdy.*'; there are: body.1",
         ),
-        ({"train": ("head",)}, "model.train must be patterns of names of parameters, got 'head'; there are: body.1"),
+        (
+            {"train": ("head",)},
+            "model.train must be patterns of names of parameters, got 'head'; did you mean 'head.*'?",
+        ),
         ({"freeze": ("*",)}, "model.freeze must leave parameters to train, got ['*'], which leaves none"),
         ({"train": ()}, "model.train must leave parameters to train, got [], which leaves none"),
     ],
