@@ -57,6 +57,12 @@ class Oracle(Protocol):
         """Where the parameters lie in x."""
         ...
 
+    held: Tensor  # [q] the buffers that forward writes, of whoever is computed
+
+    def keep(self) -> None:
+        """Hold what the last forward pass left in these buffers."""
+        ...
+
 
 class Minibatches(Protocol):
     """A client's minibatches of this round."""
@@ -85,6 +91,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.now: tuple[Tensor, Batch] | None = None  # the first of the local step, or part of a sweep, in progress
+        self.keeps = False  # whether the client keeps what that pass left in the model's buffers
         self.steps: list[tuple[Tensor, Tensor | int]] = []  # (loss, 1), or (0, 0) for a step that does not count
         self.parts: list[tuple[Tensor, Tensor | int]] = []  # (loss * examples, examples) of each part of a sweep
 
@@ -150,6 +157,8 @@ class Objective:
         """
         if self._seen.now is None and depth() == self._depth:
             self._seen.now = loss, batch
+            if self._seen.keeps:
+                self._oracle.keep()
 
     def example_grads(self, x: Tensor, batch: Batch) -> Tensor:
         """Gradient of each example's own loss at x [d]: [m, d]; rows of padding are zero."""
@@ -190,6 +199,14 @@ class Objective:
         """The inverse of ``split``."""
         return self._oracle.layout.join(body, head)
 
+    def split_norms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [d] -> all but the scales and shifts of BatchNorm [d - p], and these [p]."""
+        return self._oracle.layout.split_norms(x)
+
+    def join_norms(self, others: Tensor, norms: Tensor) -> Tensor:
+        """The inverse of ``split_norms``."""
+        return self._oracle.layout.join_norms(others, norms)
+
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The model's parameters in x [d], by name."""
         return self._oracle.layout.views(x)
@@ -216,6 +233,18 @@ class Objective:
 
     def _by_oracle(self, oracle: Oracle) -> Objective:
         return Objective(oracle, self._batches, self.steps, self.examples, self._noise, self._everything, self._oracles)
+
+    @property
+    def buffers(self) -> Tensor:
+        """The buffers [q] that forward writes, as the client's last local step left them; see ``hold``."""
+        return self._oracle.held
+
+    def hold(self, buffers: Tensor) -> None:
+        """Go on with these buffers [q].
+
+        The first gradient of each local step renews them; no other pass does, and no step that does not count.
+        """
+        self._oracle.held = buffers
 
     @property
     def batch_size(self) -> Tensor:
@@ -257,8 +286,9 @@ class Objective:
                 for something else than its local steps.
         """
         for k in range(self._batches.length):
-            self._seen.now = None
+            self._seen.now, self._seen.keeps = None, counts
             new = step(carry, self._batches(k))
+            self._seen.keeps = False
             active = self._batches.active(k)
             if counts and self._seen.now is not None:
                 self._seen.steps.append(_counted(*self._seen.now, active))

@@ -48,6 +48,7 @@ class Batch(NamedTuple):
     x: Tensor  # [m, ...] inputs
     y: Tensor  # [m] classes (int64), [m] targets (float) or [m, t] next tokens
     mask: Tensor | None = None  # [m] 1 for a real example, 0 for padding; None: every example is real
+    keys: Tensor | None = None  # [m] int64, of which each example's dropout follows; None where nothing is dropped
 
 
 @dataclass(frozen=True)

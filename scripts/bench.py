@@ -11,6 +11,9 @@ a fresh order of samples per client and round, no evaluation):
     W1L   LEAF's CNN, 1.7M parameters; the same data
     W2    MLP 784-200-10; 1,000 clients x 60 samples, 100 a round, batch 20
     W3    binary logistic regression, 300 inputs; 1,000 clients x 30 samples, all in every round, full batch
+    WT    transformer, 2 layers of width 64 with 4 heads, 32 tokens of 1,000, the next one predicted at every place;
+          200 clients x 50 samples, 20 a round, batch 10
+    WG    two-layer GRU of 64 units, 40 characters of 80, likewise; 100 clients x 60 samples, 10 a round, batch 10
 """
 
 from __future__ import annotations
@@ -68,10 +71,11 @@ class Workload:
         samples: per client.
         cohort: clients in a round.
         batch: minibatch, or "full".
-        shape: of one input.
-        classes: number of classes (2: one logit).
+        shape: of one input; of whole numbers where it has one dimension and ``tokens``.
+        classes: number of classes (2: one logit), or of tokens.
         model: makes the module.
         train: whether clients train at all.
+        tokens: inputs are tokens, targets the next ones.
     """
 
     clients: int
@@ -82,6 +86,7 @@ class Workload:
     classes: int
     model: Callable[[], nn.Module]
     train: bool = True
+    tokens: bool = False
 
 
 def cnn(channels: tuple[int, int], hidden: int | None) -> nn.Module:
@@ -114,6 +119,40 @@ def leaf_cnn() -> nn.Module:
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 10))
 
 
+class Sequence(nn.Module):
+    """Embedding, positions, a body of sequences, and a linear head at every place."""
+
+    def __init__(self, vocabulary: int, places: int, width: int, body: nn.Module, hidden: int):
+        super().__init__()
+        self.embedding, self.body = nn.Embedding(vocabulary, width), body
+        self.positions = nn.Parameter(0.02 * torch.randn(places, width))
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[m, t] -> [m, t, vocabulary]."""
+        out = self.body(self.embedding(tokens) + self.positions)
+        return self.head(out[0] if isinstance(out, tuple) else out)  # type: ignore[no-any-return]
+
+
+def transformer() -> nn.Module:
+    """Two pre-norm layers of torch's encoder with a causal mask."""
+    layer = nn.TransformerEncoderLayer(64, 4, 256, 0.0, batch_first=True, norm_first=True)
+    return Sequence(1000, 32, 64, Causal(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), 32), 64)
+
+
+class Causal(nn.Module):
+    """An encoder in which no place sees a later one."""
+
+    def __init__(self, encoder: nn.Module, places: int):
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(places))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[m, t, f] -> [m, t, f]."""
+        return self.encoder(x, mask=self.mask, is_causal=True)  # type: ignore[no-any-return]
+
+
 WORKLOADS = {
     "noop": Workload(100, 2, 50, 2, (1000,), 100, lambda: nn.Sequential(nn.Linear(1000, 100, bias=False)), train=False),
     "W1": Workload(100, 600, 10, 32, (1, 28, 28), 10, lambda: cnn((16, 32), None)),
@@ -122,12 +161,19 @@ WORKLOADS = {
         1000, 60, 100, 20, (784,), 10, lambda: nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 10))
     ),
     "W3": Workload(1000, 30, 1000, "full", (300,), 2, lambda: nn.Sequential(nn.Linear(300, 1))),
+    "WT": Workload(200, 50, 20, 10, (32,), 1000, transformer, tokens=True),
+    "WG": Workload(
+        100, 60, 10, 10, (40,), 80, lambda: Sequence(80, 40, 8, nn.GRU(8, 64, 2, batch_first=True), 64), tokens=True
+    ),
 }
 
 
 def gaussian_classes(load: Workload, seed: int = 0) -> Dataset:
-    """Inputs around one random centre per class."""
+    """Inputs around one random centre per class, or random tokens."""
     random = np.random.default_rng(seed)
+    if load.tokens:
+        text = random.integers(load.classes, size=(load.clients * load.samples, load.shape[0] + 1))
+        return Dataset("tokens", Split(text[:, :-1], text[:, 1:]), None, "next_token", load.classes)
     n, width = load.clients * load.samples, int(np.prod(load.shape))
     y = random.integers(load.classes, size=n)
     x = random.standard_normal((n, width), dtype=np.float32)
@@ -163,7 +209,7 @@ class Eager:
                 if out.shape[1] == 1:
                     loss = F.binary_cross_entropy_with_logits(out[:, 0], target.to(out.dtype))
                 else:
-                    loss = F.cross_entropy(out, target)
+                    loss = F.cross_entropy(out.flatten(0, -2), target.flatten())
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()

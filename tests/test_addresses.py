@@ -23,8 +23,8 @@ CONSTANTS = {
 
 STRINGS = """
 agreement augment batches cohort data.quadratic data.split data.synthetic data.synthetic.model data.synthetic.size
-delay.jitter delay.speed downlink events.edge.gaps events.edge.picks events.peer.gaps events.peer.picks gossip init
-local partition rehearsal rehearsal.server rotation server start topology uplink
+delay.jitter delay.speed downlink dropout events.edge.gaps events.edge.picks events.peer.gaps events.peer.picks gossip
+init local partition rehearsal rehearsal.server rotation server start topology uplink
 """
 
 

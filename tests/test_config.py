@@ -20,6 +20,7 @@ from fedsim.assembly.facts import as_node
 from fedsim.assembly.nodes import build_factory, build_model, build_object
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
+from fedsim.models.build import build
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.schedule import All, Asynchronous
 
@@ -188,12 +189,13 @@ def test_a_model_is_built_when_the_data_is_known() -> None:
 
 def test_model_options_are_checked_before_the_data_is_known() -> None:
     assert problem(lambda: build_factory(node(model, hidden="x"), "model")) == "model.hidden must be an int, got 'x'"
-    unknown = problem(lambda: build_factory(node(model, outputs=3), "model"))
-    assert unknown == "unknown key model.outputs (got 3); keys of model: hidden"
+    unknown = problem(lambda: build_factory(node(model, breadth=3), "model"))
+    assert unknown == "unknown key model.breadth (got 3); keys of model: hidden"
     policy = problem(lambda: build_factory(node(model, batchnorm="x"), "model"))
-    assert policy == "model.batchnorm must be one of error, groupnorm, got 'x'"
+    assert policy == "model.batchnorm must be one of error, groupnorm, frozen, local, average, got 'x'"
     assert problem(lambda: build_factory(node(model, hidden=0), "model")((7,), 2)) == "model.hidden must be >= 1, got 0"
-    assert "model.batchnorm=groupnorm" in problem(lambda: build_factory(node(model), "model")((7,), 2))
+    refused = problem(lambda: build(build_factory(node(model), "model"), (7,), 2, {}, 0))
+    assert "model.batchnorm=groupnorm" in refused
 
 
 def run_config(**changes: Any) -> dict[str, Any]:

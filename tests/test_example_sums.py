@@ -15,6 +15,7 @@ from fedsim.data.losses import Loss, cross_entropy, squared_error
 from fedsim.ground.layout import Layout
 from fedsim.kernels.example_pieces import Outer, OuterDifference
 from fedsim.kernels.oracle import ModelOracle
+from fedsim.models import Adapted
 from fedsim.types import Batch
 
 B, M = 3, 5
@@ -58,8 +59,27 @@ class Partly(nn.Module):
         return out
 
 
+class Unknown(nn.Module):
+    """A call without a stacked kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.expit(x)
+
+
 def sequences() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(18, 3))
+
+
+def frozen() -> nn.Module:
+    """BatchNorm of images, sequences and numbers whose statistics are constants."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(2), nn.BatchNorm1d(4), nn.Flatten(), nn.BatchNorm1d(16),
+        nn.BatchNorm1d(16, affine=False), nn.Linear(16, 3),
+    )  # fmt: skip
+    for norm in model.modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            norm.running_mean, norm.running_var = torch.randn(norm.num_features), 0.5 + torch.rand(norm.num_features)
+    return Adapted(model, batchnorm="frozen")((1,), 1)
 
 
 def images() -> nn.Module:
@@ -87,6 +107,11 @@ class Case:
         return self.make().double()
 
 
+def without(make: Callable[[], nn.Module], *freeze: str) -> Callable[[], nn.Module]:
+    """The model with some parameters frozen."""
+    return lambda: Adapted(make(), freeze=freeze)((1,), 1)
+
+
 CASES = {
     "mlp": Case(lambda: nn.Sequential(nn.Linear(8, 10), nn.Softplus(), nn.Linear(10, 1)), (8,), 1),
     "linear": Case(lambda: nn.Sequential(nn.Linear(6, 3, bias=False)), (6,)),
@@ -96,7 +121,13 @@ CASES = {
     "tied": Case(Tied, (4,), fast=False),
     "folded": Case(Folded, (4,)),
     "depthwise": Case(lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten()), (2, 3, 3), 4, fast=False),
-    "unknown": Case(lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmin(1)), (4,), fast=False),
+    "unknown": Case(lambda: nn.Sequential(nn.Linear(4, 3), Unknown()), (4,), fast=False),
+    "frozen": Case(frozen, (2, 4, 4)),
+    "frozen_parts": Case(without(frozen, "1.weight", "3.bias", "5.*"), (2, 4, 4)),
+    "images_head": Case(without(images, "0.*", "1.*", "4.*"), (2, 4, 4)),
+    "images_parts": Case(without(images, "0.weight", "1.bias", "6.*"), (2, 4, 4)),
+    "sequences_parts": Case(without(sequences, "0.bias", "1.weight", "4.weight"), (3, 4)),
+    "tied_frozen": Case(without(Tied, "first.*"), (4,)),  # its weight is the second layer's too
 }
 
 

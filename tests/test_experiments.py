@@ -178,3 +178,12 @@ def test_pfl_researchs_numbers(name: str, clients: int) -> None:
     assert (parts["algorithm"].lr, parts["algorithm"].server_lr) == (0.1, 1.0)
     if name == "dp_fedavg_cifar10":
         assert parts["rounds"] == 1500
+
+
+def test_pfl_researchs_set_up_without_privacy() -> None:
+    """benchmarks/image_classification/configs/baseline.yaml: 1,000 users of 50 images, 50 in a cohort."""
+    parts = built("experiment=pfl_cifar10_iid")
+    rule = parts["algorithm"]
+    assert (parts["rounds"], parts["evaluate"].every, rule.lr, rule.server_lr) == (1500, 10, 0.1, 1.0)
+    assert (parts["partition"], parts["schedule"]) == (Iid(1000), Uniform(cohort=50))
+    assert (parts["local"].epochs, parts["local"].steps, parts["local"].batch_size) == (1, None, 10)

@@ -64,6 +64,17 @@ GUESSES = {
     "algorithm=mine.Mine": "algorithm._target_=mine.Mine",
     "schedule.rate=0.5": "schedule=bernoulli schedule.rate=0.5",
     "topology.p=0.5": "topology=erdos_renyi topology.p=0.5",
+    "freeze=[body.*]": "model.freeze=[body.*]",
+    "model.freze=[body.*]": "model.freeze=[body.*]",
+    "model.bn=frozen": "model.batchnorm=frozen",
+    "batchnorm=frozen": "model.batchnorm=frozen",
+    "model.lora_rank=4": "model.lora.rank=4",
+    "lora.rank=4": "model.lora.rank=4",
+    "pretrained=first": "model.init=first",
+    "model.pretrained=first": "model.init=first",
+    "precision=bf16": "engine.precision=bf16",
+    "amp=true": "engine.precision=bf16",
+    "model.precision=bf16": "engine.precision=bf16",
 }
 """{what is typed: what would have done it}"""
 
@@ -79,7 +90,7 @@ def lines(*argv: str) -> list[str]:
 def test_a_first_guess_leads_to_a_command_that_composes(typed: str) -> None:
     line = lines(*typed.split())[0]
     assert re.search(rf"(write|did you mean|no dashes:) .*{re.escape(GUESSES[typed])}(?![\w.=-])", line), line
-    check([*GUESSES[typed].split(), "--cfg", "job"])
+    check([*with_own_classes(GUESSES[typed].split()), "--cfg", "job"])
 
 
 def test_what_stands_for_a_word_of_others_is_a_key_or_words_of_fedsims() -> None:
@@ -87,7 +98,8 @@ def test_what_stands_for_a_word_of_others_is_a_key_or_words_of_fedsims() -> None
     text = "".join(path.read_text() for path in config_folder().rglob("*.yaml"))
     for word, meant in WORDS.items():
         if "=" in meant:
-            check([*meant.format("0.1" if "rate" in meant else "1").split(), "--cfg", "job"])
+            words = meant.format("0.1" if "rate" in meant else "1").split()
+            check([*with_own_classes(words), "--cfg", "job"])
         else:
             last = meant.rpartition(".")[2]
             assert meant in GROUPS or meant == "hydra.run.dir" or re.search(rf"^ *{last}:", text, re.M), word

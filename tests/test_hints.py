@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.assembly.configuration import build_run
+from fedsim.assembly.factory import MODEL_KEYS
 from fedsim.assembly.link_memory import compression_notes
 from fedsim.cli.compose import compose
 from fedsim.simulation import simulate
@@ -32,7 +33,7 @@ SOURCES = sorted(
     for pattern in ("fedsim/**/*.py", "configs/**/*.yaml", "docs/*.md", "scripts/**/*.py", "README.md")
     for path in ROOT.glob(pattern)
 )
-TOKEN = rf"(?:{'|'.join((*GROUPS, 'downlink', *SECTIONS))})(?:\.[a-z_0-9]+)*=[\w.,\[\]/+-]+"
+TOKEN = rf"(?:{'|'.join((*GROUPS, 'downlink', *SECTIONS))})(?:\.[a-z_0-9]+)*=[\w.,\[\]/+*-]+"
 HINT = re.compile(rf"(?<![\w./~-]){TOKEN}(?:\s+(?:{TOKEN}|(?:rounds|seed)=[\d,]+))*")
 # Names that stand for the reader's own: NAME, my_module, the examples that the documents write down in full.
 OWN = re.compile(
@@ -98,7 +99,7 @@ def unknown(word: str, beside: str) -> str:
         if path[0] == "encode" or path[-1] == "fields":
             return "" if path[0] == "encode" or path[0] in LAYERS else f"no layer {path[0]}"
         texts = [found[path[0]]] if path[0] in found else []
-    if word == "model.batchnorm=groupnorm":  # of a model of the user's own, beside its arguments
+    if group == "model" and path[0] in MODEL_KEYS:  # of every model, beside its arguments
         return ""
     known = any(re.search(rf"^ *{path[-1]}:", text, re.M) for text in texts)
     return "" if known else f"no option of {group} has {path[-1]}"

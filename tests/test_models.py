@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ FROZEN: list[tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str, Any
     (models.resnet_small_gn, (3, 32, 32), 10, {"depth": 20}, 272_474),
     (models.resnet_small_gn, (1, 28, 28), 10, {}, 78_042 - 2 * 9 * 16),
     (models.char_lstm, (20,), 80, {}, 819_920),
+    (models.transformer, (32,), 1000, {}, 231_016),
+    (models.gpt_small, (80,), 65, {}, 820_289),
+    (models.vit_small, (3, 32, 32), 10, {}, 207_946),
     *(
         (models.fedgh_cnn, (3, 32, 32), classes, {"variant": variant}, count)
         for classes, counts in (
@@ -48,19 +52,35 @@ FROZEN: list[tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str, Any
 ]
 
 
+OF_TOKENS = (models.char_lstm, models.transformer, models.gpt_small)
+
+
 @pytest.mark.parametrize(("factory", "shape", "outputs", "options", "count"), FROZEN)
 def test_parameter_counts_and_shapes(
     factory: Callable[..., nn.Module], shape: tuple[int, ...], outputs: int, options: dict[str, Any], count: int
 ) -> None:
     model = models.build(factory, shape, outputs, options, seed=0)
     assert Layout.of(model).d == count
-    x = torch.randint(80, (2, *shape)) if factory is models.char_lstm else torch.rand(2, *shape)
+    x = torch.randint(min(80, outputs), (2, *shape)) if factory in OF_TOKENS else torch.rand(2, *shape)
     features = model.get_submodule("body")(x)
     out = model(x)
     k = 1 if factory is models.linear and outputs == 2 and options.get("single_logit", True) else outputs
-    assert out.shape == ((2, *shape, k) if factory is models.char_lstm else (2, k))
+    assert out.shape == ((2, *shape, k) if factory in OF_TOKENS else (2, k))
     assert torch.equal(out, model.get_submodule("head")(features))
     assert isinstance(model.get_submodule("head"), nn.Linear)
+
+
+def test_a_transformer_sees_no_later_token_and_classifies_whole_sequences() -> None:
+    model = models.build(models.transformer, (7,), 9, {}, seed=0)
+    tokens = torch.randint(9, (2, 7))
+    later = tokens.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 9
+    assert torch.equal(model(tokens)[:, :4], model(later)[:, :4])
+    assert not torch.equal(model(tokens)[:, 4:], model(later)[:, 4:])
+    layers = model.get_submodule("body.encoder.layers")
+    assert not torch.equal(layers[0].linear1.weight, layers[1].linear1.weight)  # type: ignore[index, arg-type, union-attr]
+    of_sequences = models.build(models.transformer, (7,), 3, {"vocabulary": 9, "causal": False}, seed=0)
+    assert of_sequences(tokens).shape == (2, 3)
 
 
 def test_fedgh_features_are_the_500_relu_outputs() -> None:
@@ -132,7 +152,7 @@ def test_a_users_class_and_a_users_module() -> None:
 
 class Noisy(Own):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(nn.functional.dropout(x, 0.5, self.training))
+        return super().forward(nn.functional.rrelu(x, training=True))
 
 
 class Counting(Own):
@@ -146,9 +166,7 @@ class Counting(Own):
 
 
 def frozen() -> nn.Module:
-    model = Own()
-    model.layer.bias.requires_grad_(False)
-    return model
+    return Own().requires_grad_(False)
 
 
 def counts() -> nn.Module:
@@ -166,11 +184,9 @@ def sequential(*layers: nn.Module) -> Callable[[], nn.Module]:
     [
         (sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), (1, 8, 8), "BatchNorm2d at 1, whose running statistics"),
         (sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), (1, 8, 8), "per-sample gradients do not exist"),
-        (sequential(nn.Linear(3, 2), nn.Dropout(0.2)), (3,), "dropout 0.2 at 1 (Dropout)"),
-        (sequential(nn.LSTM(3, 2, 2, dropout=0.1)), (3,), "dropout 0.1 at 0 (LSTM)"),
         (Noisy, (3,), "draws random numbers in forward"),
         (Counting, (3,), "changes its buffer calls in forward"),
-        (frozen, (3,), "parameter layer.bias is frozen"),
+        (frozen, (3,), "model must have parameters to train, got 'every one frozen (requires_grad=False)'"),
         (counts, (3,), "parameter steps must be floating point, got torch.int64"),
         (nn.Flatten, (2,), "model must have parameters to train"),
         (lambda: 3, (3,), "must be or give a torch.nn.Module, got 'int'"),
@@ -217,6 +233,11 @@ def test_whole_numbers_for_a_model_of_features_are_told_what_to_become(
         (models.resnet_small_gn, (3, 32, 32), {"groups": 3}, "groups must be a divisor of 16, got 3"),
         (models.resnet_small_gn, (64,), {}, "model=resnet_small_gn needs images"),
         (models.char_lstm, (3, 32, 32), {}, "needs token sequences of shape (t,)"),
+        (models.transformer, (3, 32, 32), {}, "needs token sequences of shape (t,)"),
+        (models.transformer, (8,), {"heads": 5}, "heads must divide the width 64, got 5"),
+        (models.gpt_small, (64, 2), {}, "needs token sequences of shape (t,)"),
+        (models.vit_small, (3, 32, 30), {}, "patch must divide both sides of the image, got 4"),
+        (models.vit_small, (32,), {}, "model=vit_small needs images"),
     ],
 )
 def test_factories_explain_themselves(
@@ -245,10 +266,12 @@ def test_every_model_config_builds(path: Path) -> None:
     for node in loaded.get("architectures", [loaded]):
         factory = getattr(models, node.pop("_target_").removeprefix("fedsim.models."))
         assert factory.__name__ == path.stem or "architectures" in loaded
-        shapes = {"linear_zero": ((5,), 1), "char_lstm": ((12,), 30)}
+        shapes = {"linear_zero": ((5,), 1), **{f.__name__: ((12,), 30) for f in OF_TOKENS}}
         shape, outputs = shapes.get(path.stem, ((3, 32, 32), 10))
-        model = models.build(factory, shape, outputs, node, seed=0)
-        defaults = models.build(factory, shape, outputs, {}, seed=0)
+        policy = node.pop("batchnorm", "error")
+        made = [partial(factory, **options) for options in (node, {})]
+        both = [models.Adapted(one, batchnorm=policy) if policy != "error" else one for one in made]
+        model, defaults = (models.build(one, shape, outputs, {}, seed=0) for one in both)
         same = torch.equal(Layout.of(model).flatten(model), Layout.of(defaults).flatten(defaults))
         assert same == (node.get("variant", 1) == 1)
 

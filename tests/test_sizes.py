@@ -34,10 +34,12 @@ LONG_CALLS = {
 LONG_FILES = {
     "assembly/agreement.py": "one class that measures how far each kernel is from the plain module, and its bounds",
     "data/batches.py": "a client's minibatches, from the draw over padding to tensors: one life of one thing",
+    "kernels/example_sums.py": "one pass over a model that finds what every layer's gradients by example are made of",
     "kernels/oracle.py": "one class: every question that an algorithm may ask about a model",
     "kernels/stacked.py": "one compiler, from a traced module to steps on stacked parameters",
     "kernels/stacked_ops.py": "a list: one short function for each operation that can be stacked",
     "objective.py": "one class whose docstrings are what authors of methods read",
+    "pool/ray_pool.py": "one pool: its actors, their jobs, and what is done when either is lost",
     "pool/worker.py": "what is sent to a worker, what it does and what it sends back, which are read together",
     "privacy/config.py": "a list: the six choices of ``privacy``, each with its keys in its docstring",
     "privacy/ledger.py": "epsilon, from draws over counts to the accountant's questions: one computation",

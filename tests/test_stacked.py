@@ -56,6 +56,16 @@ class Residual(nn.Module):
         return self.head(torch.flatten(x).view(x.shape))  # type: ignore[no-any-return]
 
 
+def part(factory: Callable[..., nn.Module], *freeze: str) -> Callable[..., nn.Module]:
+    """The model with some of its parameters frozen."""
+
+    def build(input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
+        model = models.build(factory, input_shape, outputs, options, seed=3)
+        return models.Adapted(model, freeze=freeze)(input_shape, outputs)
+
+    return build
+
+
 class Tokens(nn.Module):
     """An embedding and linear layers on sequences [m, t]."""
 
@@ -90,6 +100,16 @@ CASES: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], int, dict[str,
     "wide": (lambda: WIDE, (3, 6, 6), 32, {}),
     "pixel": (lambda: PIXEL, (3, 2, 2), 5, {}),
     "tokens": (Tokens, (6,), 9, {}),
+    # frozen layers are shared operands: whole bodies, weights without biases and biases without weights, and the rest
+    "mlp_frozen": (part(models.mlp, "body.1.*", "head.bias"), (1, 6, 6), 5, {"hidden": (9, 7)}),
+    "mlp_biases": (part(models.mlp, "*.weight"), (1, 6, 6), 5, {"hidden": (9, 7)}),
+    "cnn_frozen": (part(models.cnn, "body.0.*"), (1, 28, 28), 10, {}),
+    "cnn_second": (part(models.cnn, "body.3.weight"), (1, 28, 28), 10, {}),
+    "resnet_frozen": (part(models.resnet_small_gn, "body.layer[12].*"), (3, 16, 16), 10, {}),
+    "resnet_norms": (part(models.resnet_small_gn, "*conv*", "*.0.weight"), (3, 16, 16), 10, {}),
+    "residual_frozen": (part(Residual, "scale", "first.*", "rows.weight", "columns.bias", "conv2.*"), (2, 8, 8), 3, {}),
+    "tokens_frozen": (part(Tokens, "body.0.*"), (6,), 9, {}),
+    "tokens_body": (part(Tokens, "body.*"), (6,), 9, {}),
 }
 
 
@@ -102,7 +122,7 @@ def prepared(case: str) -> tuple[nn.Module, Layout, StackedModel, Callable[[int,
     def draw(b: int, m: int) -> tuple[Tensor, Tensor]:
         g = stream(0, "test", b, m)
         x = layout.flatten(model, torch.float64) + 0.05 * torch.randn(b, layout.d, generator=g, dtype=torch.float64)
-        if case == "tokens":
+        if case.startswith("tokens"):
             return x, torch.randint(9, (b, m, *shape), generator=g)
         return x, torch.randn(b, m, *shape, generator=g, dtype=torch.float64)
 
@@ -157,7 +177,9 @@ def test_features_without_a_head_are_an_error() -> None:
         stacked.features(layout.views(x), inputs)
 
 
-@pytest.mark.parametrize("case", ["mlp", "cnn", "residual", "wide", "pixel", "tokens"])
+@pytest.mark.parametrize(
+    "case", ["mlp", "cnn", "residual", "wide", "pixel", "tokens", "mlp_frozen", "cnn_frozen", "residual_frozen"]
+)
 def test_a_client_depends_on_nobody_else(case: str) -> None:
     """Another neighbour changes no bit; and no output of a client has a gradient in another's parameters."""
     _, layout, stacked, draw = prepared(case)
@@ -216,27 +238,9 @@ class Branching(nn.Linear):
         return super().forward(x if x.sum() > 0 else -x)
 
 
-class Indexing(nn.Linear):
+class Fourier(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[..., :4])
-
-
-class Product(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(4, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.w
-
-
-class Centred(nn.Linear):
-    def __init__(self) -> None:
-        super().__init__(4, 2)
-        self.register_buffer("centre", torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x - self.get_buffer("centre"), self.weight, self.bias)
+        return super().forward(torch.fft.rfft(x, n=6).abs())
 
 
 class Overwriting(nn.Module):
@@ -249,6 +253,11 @@ class Overwriting(nn.Module):
         return y + F.relu(y, inplace=True)
 
 
+class First(nn.Module):
+    def forward(self, found: tuple[Tensor, Tensor]) -> Tensor:
+        return found[0]
+
+
 def hooked() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 2))
     model[0].register_forward_hook(lambda module, args, out: out * 2)
@@ -258,16 +267,13 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
-        (lambda: models.char_lstm((5,), 9), "LSTM at body.lstm has no stacked kernel"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), "Softmax at 1 has no stacked kernel"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), "Dropout at 1 draws random numbers"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()), "RReLU at 1 has no stacked kernel"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Hardtanh(), nn.Softmax2d()), "Softmax2d at 2 has no stacked kernel"),
         (lambda: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), "pads with circular"),
         (lambda: nn.Sequential(nn.Embedding(4, 2, padding_idx=0)), "Embedding at 0 has padding_idx"),
-        (lambda: nn.Sequential(nn.Conv1d(1, 1, 3)), "Conv1d at 0 has no stacked kernel"),
+        (lambda: nn.Sequential(nn.Conv3d(1, 1, 3)), "Conv3d at 0 has no stacked kernel"),
         (lambda: Branching(4, 2), "torch.fx cannot trace Branching"),
-        (lambda: Indexing(4, 2), "the call getitem has no stacked kernel"),
-        (Product, "the call matmul has no stacked kernel"),
-        (Centred, "forward uses centre, which is not a parameter"),
+        (lambda: Fourier(4, 2), "the call fft_rfft has no stacked kernel"),
         (Overwriting, "the call relu writes in place into a value that is used elsewhere"),
         (hooked, "Linear at 0 has hooks"),
     ],
@@ -294,8 +300,9 @@ def test_a_layer_that_meets_the_wrong_shape_is_named() -> None:
         (models.cnn, (1, 28, 28), 10, "stacked", 5, "every layer has a stacked kernel"),
         (models.resnet18_gn, (3, 32, 32), 10, "stacked", 2, "every layer has a stacked kernel"),
         (models.resnet18_gn_cifar, (3, 32, 32), 10, "loop", 1, "a wide convolution gives 65,536 numbers per example"),
-        (models.char_lstm, (10,), 30, "loop", 1, "LSTM at body.lstm has no stacked kernel; LSTM at body.lstm is slow"),
-        (Product, (4,), 2, "vmap", 250, "the call matmul has no stacked kernel"),
+        (models.char_lstm, (10,), 30, "stacked", 4, "every layer has a stacked kernel"),
+        (lambda: nn.Sequential(nn.LSTM(4, 2, proj_size=1), First()), (3, 4), 1, "loop", 1, "LSTM with proj_size"),
+        (lambda: Fourier(4, 2), (4,), 2, "vmap", 250, "the call fft_rfft has no stacked kernel"),
         (lambda: Branching(4, 2), (4,), 2, "loop", 1, "vmap fails"),
     ],
 )

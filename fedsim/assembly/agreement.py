@@ -7,7 +7,8 @@ client, in training mode, ``loss.backward()``, nothing of ``torch.func``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,11 +18,13 @@ from fedsim.data.batches import Feed, Samples
 from fedsim.data.losses import Loss
 from fedsim.errors import InputError, first_line
 from fedsim.ground import addresses
-from fedsim.ground.layout import Layout
+from fedsim.ground.layout import Layout, trained
 from fedsim.ground.rng import stream
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle, answer
 from fedsim.models import pure, twin
+from fedsim.models.dropout import Masks, draws
+from fedsim.models.mask_dims import mask_dims
 from fedsim.types import Batch
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -58,6 +61,11 @@ class Trial(NamedTuple):
     y: Tensor  # [2, m, ...]
     mask: Tensor  # [2, m]
 
+    @property
+    def keys(self) -> Tensor:
+        """Keys [2, m] of the examples' dropout."""
+        return torch.arange(self.mask.numel()).view_as(self.mask)
+
     def real(self, client: int) -> tuple[Tensor, Tensor]:
         """A client's inputs and targets without padding."""
         some = self.mask[client] > 0
@@ -92,11 +100,12 @@ class Agreement:
         model: as built, in the run's dtype; it is copied, never run.
         loss: of each example.
         at: the two clients.
+        written: buffers that forward writes, which are what they were at every question.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, at: Trial):
-        self.model, self.loss, self.at = model, loss, at
-        self.name, self.layout = type(model).__name__, Layout.of(model)
+    def __init__(self, model: nn.Module, loss: Loss, at: Trial, written: Sequence[str] = ()):
+        self.model, self.loss, self.at, self.written = model, loss, at, written
+        self.name, self.layout, self.draws = type(model).__name__, Layout.of(model), draws(model)
         self._bounds: dict[tuple[torch.dtype, int], float] = {}  # of gradients, and of their differences
         self._modules: dict[tuple[torch.dtype, int], nn.Module] = {}
         self._known: dict[tuple[torch.dtype, str], Answers] = {}
@@ -118,7 +127,8 @@ class Agreement:
         def ask(at: Trial, question: str) -> Answers:
             dtype = at.x.dtype
             if dtype not in oracles:
-                oracles[dtype] = ModelOracle(twin(self.model).to(dtype), self.loss, kernel, by_layer=by_layer)
+                model = twin(self.model).to(dtype)
+                oracles[dtype] = ModelOracle(model, self.loss, kernel, by_layer=by_layer, written=self.written)
             return self._asked(oracles[dtype], at, question)
 
         return next((found for q in sorted(questions) if (found := self._differs(ask, q))), "")
@@ -165,13 +175,13 @@ class Agreement:
 
     def _alone(self, dtype: torch.dtype, question: str, client: int) -> list[Tensor]:
         at = self.at if dtype == self.at.x.dtype else self.at.double()
-        if (dtype, client) not in self._modules:
+        if (dtype, client) not in self._modules or self.written:
             self._modules[dtype, client] = twin(self.model).to(dtype)
         model = self._modules[dtype, client]
         model.train(question != "prediction")
         x, (inputs, y) = at.x[client], at.real(client)
         parameters = list(model.parameters())
-        for p, view in zip(parameters, self.layout.views(x).values(), strict=True):
+        for p, view in zip(trained(model), self.layout.views(x).values(), strict=True):
             p.data, p.grad = view, None
         if question == "prediction":
             with torch.no_grad(), pure(model, at.inputs[client], self.name):
@@ -180,7 +190,9 @@ class Agreement:
         with torch.enable_grad():
             if question in ("example_grads", "clipped_sum"):
                 return self._by_example(model, x, inputs, y, at, client, question)
-            with pure(model, inputs, self.name):
+            keys = at.keys[client][at.mask[client] > 0]
+            dims = self._dims(model, inputs)
+            with pure(model, inputs, self.name, self.written), self._masks(keys, dims):
                 outputs, features = answer(model, model, inputs)
             if before != [(p.data_ptr(), float(p.detach().sum())) for p in parameters]:
                 raise InputError(f"model {self.name} changes its parameters in forward, which belong to the algorithm")
@@ -197,22 +209,31 @@ class Agreement:
         g = self._gradient(model)
         return [g, loss.detach()]
 
+    def _dims(self, model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+        return mask_dims(model, inputs) if self.draws else ()
+
+    def _masks(self, keys: Tensor, dims: tuple[int, ...]) -> AbstractContextManager[Any]:
+        return Masks(keys, dims) if self.draws else nullcontext()
+
     def _gradient(self, model: nn.Module) -> Tensor:
-        each = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        each = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained(model)]
         return torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in each])
 
     def _by_example(
         self, model: nn.Module, x: Tensor, inputs: Tensor, y: Tensor, at: Trial, client: int, question: str
     ) -> list[Tensor]:
         """One example after the other: their gradients, or the sums of these clipped; and their mean loss."""
+        keys, dims = at.keys[client][at.mask[client] > 0], self._dims(model, inputs)
 
         def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-            for p, view in zip(model.parameters(), self.layout.views(x).values(), strict=True):
+            for p, view in zip(trained(model), self.layout.views(x).values(), strict=True):
                 p.data = view
             rows, losses = [], []
             for k in range(len(y)):
                 model.zero_grad()
-                loss = self.loss(model(inputs[k : k + 1]), y[k : k + 1]).sum()
+                with self._masks(keys[k : k + 1], dims):
+                    outputs = model(inputs[k : k + 1])
+                loss = self.loss(outputs, y[k : k + 1]).sum()
                 torch.autograd.backward(loss)
                 rows.append(self._gradient(model))
                 losses.append(loss.detach())
@@ -236,8 +257,10 @@ class Agreement:
         if question == "descend":  # a step as large as x, so that rounding hides no more of it than of x
             lr = largest(at.x) / max(largest(known[0][0]), 1e-30)
 
-        def one(x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, weights: Tensor, other: Tensor) -> Any:
-            batch = Batch(inputs, y, mask)
+        def one(
+            x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor, weights: Tensor, other: Tensor
+        ) -> Any:
+            batch = Batch(inputs, y, mask, keys)
             if question == "descend":
                 return oracle.descend(x, batch, lr)
             if question == "term":
@@ -254,10 +277,10 @@ class Agreement:
             return [[], []]  # there are none; whoever asks for them is told so
         with torch.no_grad():
             if oracle.kernel == "loop":
-                real = [at.real(client) for client in range(2)]
-                got = [list(one(at.x[i], *real[i], None, weights[i][: len(real[i][1])], at.x[1 - i])) for i in range(2)]
+                real = [(*at.real(client), None, at.keys[client][at.mask[client] > 0]) for client in range(2)]
+                got = [list(one(at.x[i], *real[i], weights[i][: len(real[i][1])], at.x[1 - i])) for i in range(2)]
             else:
-                both = torch.func.vmap(one)(at.x, at.inputs, at.y, at.mask, weights, at.x.flip(0))
+                both = torch.func.vmap(one)(at.x, at.inputs, at.y, at.mask, at.keys, weights, at.x.flip(0))
                 by_example = question in ("outputs", "features", "example_grads")
                 got = [[p[i][at.mask[i] > 0] if by_example and p.dim() > 1 else p[i] for p in both] for i in range(2)]
             if question == "descend":  # compare what was subtracted

@@ -14,6 +14,7 @@ from fedsim.assembly.initial import initial_states
 from fedsim.assembly.link_memory import compression_notes, linked
 from fedsim.assembly.models import built
 from fedsim.assembly.network import Network, network_of
+from fedsim.assembly.owned import owner_notes, with_owner
 from fedsim.assembly.parts import Parts
 from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
@@ -60,6 +61,7 @@ class Assembled:
         rounds = parts.planned_rounds
         run = self.prepared.begin(backend, self.network.schedule, evaluation, parts.engine, rounds)
         run.notes += compression_notes(written(setup.algorithm), parts.channel, parts.downlink, rounds)
+        run.notes += owner_notes(written(setup.algorithm), setup.models[0])
         return run
 
 
@@ -80,8 +82,10 @@ def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
     models = built(parts, dataset)
     algorithm, ledger = private(parts, population, network, models)
     require_server_rule(algorithm, parts.aggregate, parts.channel)
+    algorithm, buffers = with_owner(parts, dataset, models, algorithm)
     initial = initial_states(algorithm, models, dataset, parts.dtype)
-    setup, chosen = with_kernels(parts, set_up(parts, dataset, population, initial), initial, dataset.input_shape)
+    setup = set_up(parts, dataset, population, initial, buffers)
+    setup, chosen = with_kernels(parts, setup, initial, dataset.input_shape)
     links, memory = linked(parts, setup, initial)
     rows = tuple(zip(initial.states, links, strict=True))
     setup = tuned(setup, network.graphs or network.mixing)

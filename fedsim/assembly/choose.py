@@ -77,9 +77,16 @@ def choose(
     model = setup.models[number]
     name, at = type(model).__name__, trial(setup.train, x0, setup.seed)
     refuse_conduct(setup, model, at)
-    agreement, wide = Agreement(model, setup.loss, at), [Agreement(model, setup.loss, p) for p in padded(setup, at)]
+    if setup.written and asked & {"example_grads", "clipped_sum"}:
+        raise InputError(
+            f"model.batchnorm must be groupnorm or frozen for a method that asks for gradients by example: {name} "
+            "mixes the examples of a minibatch"
+        )
+    agreement = Agreement(model, setup.loss, at, setup.written)
+    wide = [] if setup.written else [Agreement(model, setup.loss, p) for p in padded(setup, at)]
     rejected: list[str] = []
-    for choice in _candidates(twin(model), input_shape, engine):
+    alone = [Choice("loop", 1, "forward writes buffers, which each client has for itself")]
+    for choice in alone if setup.written else _candidates(twin(model), input_shape, engine):
         by_layer = True
         problem = agreement.training(choice.kernel, asked - {"clipped_sum"})
         if not problem and "clipped_sum" in asked:

@@ -7,7 +7,10 @@ depends on the samples beside it would depend on how many are evaluated at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -18,10 +21,13 @@ from torch import Tensor, nn
 from fedsim.assembly.agreement import TOLERANCE, Trial, largest
 from fedsim.data.batches import Feed
 from fedsim.errors import InputError
-from fedsim.ground.layout import Layout
+from fedsim.ground.buffers import Buffers
+from fedsim.ground.layout import Layout, trained
 from fedsim.ground.own_code import said
 from fedsim.kernels.kernel import numbers
 from fedsim.models import pure, twin
+from fedsim.models.dropout import Masks, draws
+from fedsim.models.mask_dims import mask_dims, refuse_in_turn
 from fedsim.models.pure import identical
 from fedsim.models.reach import changed, refuse_generators, snapshot
 from fedsim.pool.worker import CHUNK, Setup
@@ -72,11 +78,17 @@ def refuse_conduct(setup: Setup, model: nn.Module, at: Trial) -> None:
     refuse_generators(model, name)
     few = at.inputs[0]
     width = minibatch_sizes(setup)[-1]
-    most = min(CHUNK, len(setup.train.x), max(32, _NUMBERS // numbers(twin(model), few[:1])))
+    one = few if setup.written else few[:1]  # of which alone BatchNorm has no statistics
+    most = min(CHUNK, len(setup.train.x), max(32, _NUMBERS // numbers(twin(model), one)))
+    called = partial(_Called, model, name, setup.written)
+    if draws(model):
+        refuse_in_turn(twin(model).train(), few[:2])
     with torch.no_grad():
+        if setup.written:
+            called(True)(at.x[0], _samples(setup, minibatch_sizes(setup)[0], at.x.dtype)[0], twice=False)
         for training, count in ((True, width), (False, most)):
             inputs, _ = _samples(setup, count, at.x.dtype)
-            outputs = _Called(model, name, training)(at.x[0], inputs, twice=count <= most and training)
+            outputs = called(training)(at.x[0], inputs, twice=count <= most and training)
             if not torch.isfinite(outputs).all():
                 raise InputError(
                     f"model {name} gives numbers that are not finite (NaN or infinity) on training samples, with its "
@@ -84,10 +96,10 @@ def refuse_conduct(setup: Setup, model: nn.Module, at: Trial) -> None:
                 )
             if not training:
                 _refuse_mixing(model, name, at.x[0], inputs, outputs)
-            used, other = _Called(model, name, training), _Called(model, name, True)
+            used, other = called(training), called(True)
             used(_LARGE * at.x[0], few)
             other(at.x[0], few)
-            want = _Called(model, name, training)(at.x[1], few)
+            want = called(training)(at.x[1], few)
             other.module.train(training)
             for got in (used(at.x[1], few), other(at.x[1], few)):
                 if _far(got, want):
@@ -100,30 +112,36 @@ def refuse_conduct(setup: Setup, model: nn.Module, at: Trial) -> None:
 class _Called:
     """A copy of a model, called under watch."""
 
-    def __init__(self, model: nn.Module, name: str, training: bool):
-        self.module, self.name, self.layout = twin(model), name, Layout.of(model)
+    def __init__(self, model: nn.Module, name: str, written: Sequence[str], training: bool):
+        self.module, self.name, self.layout, self.written = twin(model), name, Layout.of(model), written
+        self.buffers = Buffers.of(model, written)
+        self.held = self.buffers.flatten(model, next(model.parameters()).dtype) if written else torch.empty(0)
         self.module.train(training)
+        self.draws = training and draws(model)
 
     def __call__(self, x: Tensor, inputs: Tensor, *, twice: bool = True) -> Tensor:
         """Outputs at parameters x [d]; a second call must give the same, and leave everything as the first did."""
         x = x.clone()
         parameters = list(self.module.parameters())
-        for p, view in zip(parameters, self.layout.views(x).values(), strict=True):
+        for p, view in zip(trained(self.module), self.layout.views(x).values(), strict=True):
             p.data = view
         where = [p.data_ptr() for p in parameters]
         given = x.clone()
         before: dict[str, Any] = {}
         first = torch.empty(0)
         for again in range(2 if twice else 1):
+            if self.written:
+                self.buffers.load(self.module, self.held)
             try:
-                with pure(self.module, inputs, self.name):
+                with pure(self.module, inputs, self.name, self.written), self._masks(inputs):
                     outputs = self.module(inputs)
             except InputError:
                 raise
             except Exception as error:  # user code: any type
                 how = "training" if self.module.training else "evaluation"
+                few = "; choose local.batch_size so that no minibatch is so small" if self.written else ""
                 raise InputError(
-                    f"model {self.name} fails on {len(inputs)} training samples in {how} mode: {said(error)}"
+                    f"model {self.name} fails on {len(inputs)} training samples in {how} mode: {said(error)}{few}"
                 ) from error
             if where != [p.data_ptr() for p in self.module.parameters()] or not identical(x, given):
                 raise InputError(
@@ -144,6 +162,11 @@ class _Called:
             before, first = (before, first) if again else (after, outputs)
         return first
 
+    def _masks(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        if not self.draws:
+            return nullcontext()
+        return Masks(torch.arange(len(inputs)), mask_dims(self.module, inputs))
+
 
 def _refuse_mixing(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outputs: Tensor) -> None:
     """Samples must be predicted alone as they are beside others."""
@@ -152,7 +175,7 @@ def _refuse_mixing(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outpu
     if x.dtype == torch.float32:  # a sign or a largest number may be decided by rounding, which has no part in float64
         model, x, inputs = twin(model).double(), x.double(), inputs.double() if inputs.is_floating_point() else inputs
         try:
-            if not _mixes(model, name, x, inputs, _Called(model, name, training=False)(x, inputs, twice=False)):
+            if not _mixes(model, name, x, inputs, _Called(model, name, (), training=False)(x, inputs, twice=False)):
                 return
         except InputError:  # a model of float32 only
             pass
@@ -163,7 +186,7 @@ def _refuse_mixing(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outpu
 
 
 def _mixes(model: nn.Module, name: str, x: Tensor, inputs: Tensor, outputs: Tensor) -> bool:
-    call = _Called(model, name, training=False)
+    call = _Called(model, name, (), training=False)
     some = (slice(0, 1), slice(len(inputs) - 1, None), slice(0, 3))
     return any(_far(call(x, inputs[few], twice=False), outputs[few]) for few in some)
 

@@ -10,6 +10,9 @@ from typing import Any, Literal
 from fedsim.assembly.problems import prefixed
 from fedsim.fields import check_fields
 
+MODEL_KEYS = ("batchnorm", "init", "init_skip", "freeze", "train", "lora", "output")
+"""Keys of every model, beside its own options; an option of the same name is the model's."""
+
 
 @dataclass(frozen=True)
 class ModelFactory:
@@ -23,7 +26,7 @@ class ModelFactory:
 
     target: Callable[..., Any]
     options: Mapping[str, Any]
-    batchnorm: Literal["error", "groupnorm"] = "error"
+    batchnorm: Literal["error", "groupnorm", "frozen", "local", "average"] = "error"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -35,9 +38,12 @@ class ModelFactory:
 
     def __call__(self, input_shape: tuple[int, ...], outputs: int) -> Any:
         """The model for samples of this shape and this number of outputs."""
-        from fedsim.models import validate
+        from torch import nn
+
+        from fedsim.models.policy import converted
 
         parameters = inspect.signature(self.target).parameters
         data = {k: v for k, v in (("input_shape", input_shape), ("outputs", outputs)) if k in parameters}
         with prefixed("model", parameters.keys() - data.keys()):
-            return validate(self.target(**data, **self.options), self.batchnorm)
+            model = self.target(**data, **self.options)
+            return converted(model, self.batchnorm) if isinstance(model, nn.Module) else model

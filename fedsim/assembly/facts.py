@@ -7,16 +7,21 @@ would name them.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from fedsim.assembly.assemble import Assembled
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset
 from fedsim.data.own import Arrays
 from fedsim.ground.public_names import name_of_class
+from fedsim.models import Adapted
+from fedsim.pool.engine import Engine
 from fedsim.record.provenance import provenance
 from fedsim.schedule import Events
 
@@ -63,8 +68,9 @@ def machine(assembled: Assembled) -> dict[str, Any]:
         parts.engine.device,
         data={"name": dataset.name, "digest": dataset.digest},
         partition={"clients": len(assembled.population), "digest": assembled.population.digest},
-        engine=prepared.described() | {"threads": parts.engine.threads},
+        engine=prepared.described() | {"threads": parts.engine.threads} | _precision(parts.engine),
         parameters=d[0] if len(d) == 1 else list(d),
+        **_origins(parts.factories),
         **_nodes(assembled),
     )
 
@@ -74,7 +80,27 @@ def method(assembled: Assembled) -> dict[str, Any]:
     ledger, parts = assembled.ledger, assembled.parts
     same: dict[str, Any] = {"data": assembled.dataset.digest, "partition": assembled.population.digest}
     same |= {"noise": ledger.noise_multiplier} if ledger else {}
+    same |= constants_digest(assembled.prepared.setup.models)
+    same |= {"init": [one["sha256"] for one in found]} if (found := _origins(parts.factories).get("init", [])) else {}
     return same | ({"rounds": parts.planned_rounds} if isinstance(parts.schedule, Events) else {})  # they divide time
+
+
+def _precision(engine: Engine) -> dict[str, str]:
+    return {} if engine.precision is None else {"precision": engine.precision}
+
+
+def _origins(factories: Sequence[Any]) -> dict[str, list[dict[str, str]]]:
+    """The files of the architectures' initial values and their sha256, if there are any."""
+    found = [factory.origin for factory in factories if isinstance(factory, Adapted) and factory.init is not None]
+    return {"init": found} if found else {}
+
+
+def constants_digest(models: Sequence[nn.Module]) -> dict[str, str]:
+    """The sha256 of all frozen parameters, which no checkpoint holds, if there are any."""
+    hashed, frozen = hashlib.sha256(), [p for model in models for p in model.parameters() if not p.requires_grad]
+    for p in frozen:
+        hashed.update(p.detach().cpu().contiguous().numpy().tobytes())
+    return {"constants": hashed.hexdigest()} if frozen else {}
 
 
 def _nodes(assembled: Assembled) -> dict[str, Any]:

@@ -77,17 +77,23 @@ def _shared(algorithm: Any, layouts: tuple[Layout, ...], x0s: tuple[Tensor, ...]
         must = f"be the number of one of the run's {len(x0s)} models, 0..{len(x0s) - 1}"
         require(0 <= number < len(x0s), "algorithm.common", must, number)
         return x0s[number]
-    if shares in ("model", "parameters", "body"):
-        must = (
-            f"be one architecture for {name}, whose server averages {'bodies' if shares == 'body' else 'whole models'}"
-        )
+    if shares in ("model", "parameters", "body", "unnormed"):
+        what = {"body": "bodies", "unnormed": "all but BatchNorm"}.get(shares, "whole models")
+        must = f"be one architecture for {name}, whose server averages {what}"
         require(len(x0s) == 1, "model", must, len(x0s), "choose another model, or algorithm=fedgh, lg_fedavg, fedproto")
     if shares == "model":
         return x0s[0]
     if shares == "parameters":
         return layouts[0].views(x0s[0])
+    if shares == "unnormed":
+        return layouts[0].split_norms(x0s[0])[0]
     if not all(layout.head for layout in layouts):
-        raise InputError(f"model must end with a linear layer named head for {name}; use one of fedsim's own models")
+        do = (
+            "use one of fedsim's own models, or one with the attributes body and head; its head is not frozen, has no "
+            "adapters (model.lora.rank=8 model.lora.targets=[body.*] model.train=[head.*]), and gives the outputs "
+            "without model.output"
+        )
+        raise InputError(f"model must end with a trained linear layer named head for {name}; {do}")
     heads = sorted({layout.head for layout in layouts if layout.head})
     must = f"have heads of one shape (outputs, features) for {name}, whose clients share it"
     require(shares == "body" or len(heads) == 1, "model", must, heads)
@@ -102,6 +108,8 @@ def _kept(algorithm: Any, layout: Layout, x0: Tensor) -> Tensor | dict[str, Tens
         return x0
     if keeps == "parameters":
         return layout.views(x0)
+    if keeps == "norms":
+        return layout.split_norms(x0)[1]
     body, head = layout.split(x0)
     return body if keeps == "body" else head
 

@@ -40,6 +40,11 @@ def require_classes(name: str, data: Dataset, models: Sequence[nn.Module]) -> No
     """Raise InputError unless every model has an output for each class of a classification task."""
     require(task_of(data.task).classes, "data", f"have classes for {name}", f"a {data.task} task")
     with torch.no_grad():
-        fewest = min(int(model(zero_sample(model, data.input_shape)).shape[-1]) for model in map(twin, models))
+        fewest = min(_outputs(twin(model), data.input_shape) for model in models)
     must = f"have an output for each of the {data.outputs} classes for {name}"
     require(fewest == data.outputs, "model", must, fewest, "the logit of class 1 alone does not do: use model=mlp")
+
+
+def _outputs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    model.eval()
+    return int(model(zero_sample(model, input_shape)).shape[-1])

@@ -11,14 +11,17 @@ import inspect
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
-from fedsim.assembly.factory import ModelFactory
-from fedsim.assembly.problems import collect, prefixed, raise_all, unknown_key
+from fedsim.assembly.factory import MODEL_KEYS, ModelFactory
+from fedsim.assembly.problems import collect, did_you_mean, prefixed, raise_all, unknown_key
 from fedsim.assembly.targets import fits, holds_part, imported, located, made_by, require_makes
 from fedsim.errors import InputError
 from fedsim.fields import MISFIT, fitted, hints_of
 from fedsim.ground.own_code import own_code
+
+if TYPE_CHECKING:  # torch, which checking keys needs not
+    from fedsim.models import Adapted
 
 MISSING = "???"  # how yaml marks a key that the user must give
 
@@ -83,7 +86,7 @@ def build_callbacks(node: Any, path: str) -> tuple[Any, ...]:
     return tuple(built)
 
 
-def build_model(node: Any, path: str) -> ModelFactory | tuple[ModelFactory, ...]:
+def build_model(node: Any, path: str) -> ModelFactory | Adapted | tuple[ModelFactory | Adapted, ...]:
     """A model node: one factory, or with ``architectures`` several, which the clients take in turn."""
     if not isinstance(node, Mapping) or "architectures" not in node:
         return build_factory(node, path)
@@ -99,13 +102,33 @@ def build_model(node: Any, path: str) -> ModelFactory | tuple[ModelFactory, ...]
     return tuple(factories)
 
 
-def build_factory(node: Any, path: str) -> ModelFactory:
+def build_factory(node: Any, path: str) -> ModelFactory | Adapted:
     """A model node as a factory, its options checked now though the model is built later."""
     target = _target_of(node, path)
     _require_model(target, node["_target_"], path)
-    policy: Any = convert(node.get("batchnorm", "error"), Literal["error", "groupnorm"], f"{path}.batchnorm")
-    options = {key: value for key, value in node.items() if key != "batchnorm"}
-    return ModelFactory(target, _checked(target, options, path, later=("input_shape", "outputs")), policy)
+    own, options = split_keys(target, node)
+    policy: Any = convert(own.pop("batchnorm", "error"), hints_of(ModelFactory)["batchnorm"], f"{path}.batchnorm")
+    factory = ModelFactory(target, _checked(target, options, path, ("input_shape", "outputs"), MODEL_KEYS), policy)
+    return adapted(factory, own, path)
+
+
+def split_keys(target: Callable[..., Any], node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of a model node that every model has, and the others."""
+    options = inspect.signature(target).parameters
+    own = {k: value for k, value in node.items() if k in MODEL_KEYS and (k == "batchnorm" or k not in options)}
+    return own, {key: value for key, value in node.items() if key not in own}
+
+
+def adapted(factory: ModelFactory, keys: Mapping[str, Any], path: str) -> ModelFactory | Adapted:
+    """The factory, or what these keys make of it, if there are any."""
+    if all(value is None for value in keys.values()):
+        return factory
+    from fedsim.models import Adapted
+
+    hints = hints_of(Adapted)
+    given = {key: convert(value, hints[key], f"{path}.{key}") for key, value in keys.items() if value is not None}
+    with prefixed(path, hints):
+        return Adapted(factory, **given)
 
 
 def convert(value: Any, kind: Any, path: str) -> Any:
@@ -158,8 +181,22 @@ def _target_of(node: Any, path: str) -> Callable[..., Any]:
     return located(node["_target_"], path)
 
 
-def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, later: tuple[str, ...] = ()) -> Any:
-    """A node's options as keyword arguments of ``target``; ``later`` names arguments that are not the user's."""
+def _checked(
+    target: Callable[..., Any],
+    node: Mapping[str, Any],
+    path: str,
+    later: tuple[str, ...] = (),
+    beside: tuple[str, ...] = (),
+) -> Any:
+    """A node's options as keyword arguments of ``target``.
+
+    Args:
+        target: a class or a function.
+        node: the options.
+        path: the node's place in the configuration, for messages.
+        later: names of arguments that are not the user's.
+        beside: keys that such nodes have beside these, which a misspelt one may mean.
+    """
     parameters = {k: p for k, p in inspect.signature(target).parameters.items() if k not in later}
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -174,7 +211,9 @@ def _checked(target: Callable[..., Any], node: Mapping[str, Any], path: str, lat
             with collect(problems):
                 options[key] = convert(value, hints.get(key, Any), f"{path}.{key}")
         else:
-            problems.append(unknown_key(path, str(key), named, value))
+            problems.append(
+                unknown_key(path, str(key), named, value, did_you_mean(str(key), [*named, *beside], f"{path}."))
+            )
     for key, parameter in named.items():
         if key not in node and parameter.default is parameter.empty:
             problems.append(f"{path}.{key} must be given, got nothing; add {path}.{key}=...")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedsim.assembly.choose import Chosen
 from fedsim.channel.channel import Channel
 from fedsim.evaluate import Evaluate
+from fedsim.ground.buffers import Buffers
 from fedsim.ground.layout import Layout
 from fedsim.ground.tree import leaves
 from fedsim.models import copied
@@ -93,10 +94,16 @@ class Prepared:
         return 0 if shares in ("model", "parameters") else None
 
     def module(self, x: Tensor | None) -> nn.Module | None:
-        """The model of all with these parameters [d], in evaluation mode."""
+        """The model of all with these parameters [d], or [d + q] with written buffers, in evaluation mode.
+
+        Where these are the clients' own the model has those that it began with.
+        """
         if self.number is None or x is None:
             return None
-        model = Layout.of(self.setup.models[self.number]).load(copied(self.setup.models[self.number]), x)
+        layout = Layout.of(self.setup.models[self.number])
+        model = layout.load(copied(self.setup.models[self.number]), x[: layout.d])
+        if len(x) > layout.d:
+            Buffers.of(model, self.setup.written).load(model, x[layout.d :])
         model.eval()
         return model
 

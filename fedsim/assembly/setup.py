@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.assembly.initial import Initial, cast
 from fedsim.assembly.measuring import measurable, measures_of
@@ -17,7 +16,6 @@ from fedsim.assembly.parts import Parts
 from fedsim.channel.channel import Channel
 from fedsim.data.batches import Feed, Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.losses import Task
 from fedsim.errors import InputError, require
 from fedsim.ground.own_code import FAILURES, said
 from fedsim.kernels.kernel import Kernel
@@ -26,7 +24,9 @@ from fedsim.partition import Population
 from fedsim.pool.worker import Setup
 
 
-def set_up(parts: Parts, dataset: Dataset, population: Population, initial: Initial) -> Setup:
+def set_up(
+    parts: Parts, dataset: Dataset, population: Population, initial: Initial, written: tuple[str, ...] = ()
+) -> Setup:
     """What every worker is given; its kernels are those of a loop, until others are known to be right.
 
     Raises:
@@ -51,12 +51,14 @@ def set_up(parts: Parts, dataset: Dataset, population: Population, initial: Init
         by_layer=(True,) * len(initial.models),
         predictions=tuple(rough),
         dtype=dtype,
+        precision=engine.precision,
         device=engine.device,
         threads=engine.threads,
         seed=parts.seed,
+        written=written,
     )
     for name, samples in (("train", train), ("test", test)):
-        require_fit(setup.models, setup.task, name, samples, dtype)
+        require_fit(setup, name, samples)
     return measurable(parts, setup)
 
 
@@ -75,7 +77,7 @@ def _samples(
     return Samples(x.numpy(), split.y[order], start, data.mean, data.std, data.augment if augmented else None)
 
 
-def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Samples, dtype: torch.dtype) -> None:
+def require_fit(setup: Setup, which: str, samples: Samples) -> None:
     """Raise InputError unless every model takes real samples as workers feed them, and has an output for each target.
 
     Of tokens those with the smallest and the largest number are tried too: an embedding may have no row for them.
@@ -84,15 +86,17 @@ def require_fit(models: Sequence[nn.Module], task: Task, which: str, samples: Sa
     if samples.x.dtype == np.int64:
         each = samples.x[0].size
         rows |= {int(samples.x.argmin()) // each, int(samples.x.argmax()) // each}
-    some = sorted(rows)
-    for model in models:
+    some, task, dtype = sorted(rows), setup.task, setup.dtype
+    for model in setup.models:
         device = next(model.parameters()).device
         feed = Feed(replace(samples, x=samples.x[some], y=samples.y[some]), device, dtype)
         x, y = feed.take(torch.arange(len(some), device=device), None)
         name = f"model {type(model).__name__}"
         try:
             with torch.no_grad():
-                out: Any = twin(model)(x)  # a copy: what forward keeps is no part of the run
+                tried = twin(model)  # a copy: what forward keeps is no part of the run
+                tried.train(not setup.written)  # a few samples need not have statistics
+                out: Any = tried(x)
         except FAILURES as error:  # user code: any type
             what = f"{samples.x.dtype} samples {some} of data.{which} of shape {list(x.shape[1:])}"
             do = "; whole numbers are tokens: for features pass x.astype('float32')" if x.dtype == torch.int64 else ""

@@ -17,6 +17,7 @@ from fedsim.ground.layout import Layout
 from fedsim.ground.own_code import FAILURES
 from fedsim.kernels.oracle import answer
 from fedsim.models import twin
+from fedsim.models.dropout import trial_masks
 from fedsim.objective import Objective
 from fedsim.pool.rehearsal import Two, first_round, require_round, tried
 from fedsim.pool.worker import Setup
@@ -42,7 +43,7 @@ def uses(setup: Setup, states: Sequence[State], x0: Any, rounds: int) -> list[fr
         InputError: it fails, or returns what it must not.
     """
     feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
-    two = Two(Batch(*feed.take(torch.zeros(2, dtype=torch.int64), None)))
+    two = Two(Batch(*feed.take(torch.zeros(2, dtype=torch.int64), None), keys=torch.arange(2)))
     sizes = setup.train.sizes()
     try:
         oracles = [_Silent(model, two.batch.x) for model in setup.models]
@@ -64,9 +65,14 @@ class _Silent:
     def __init__(self, model: nn.Module, inputs: Tensor):
         self.layout = Layout.of(model)
         self.asked: set[str] = set()
+        self.held = torch.empty(0)  # or what an objective is told to hold
         with torch.no_grad():
             model = twin(model)  # what forward keeps is no part of the run
-            self._outputs, self._features = answer(model, model, inputs)
+            with trial_masks(model):
+                self._outputs, self._features = answer(model, model, inputs)
+
+    def keep(self) -> None:
+        """Nothing is computed."""
 
     def value(self, x: Tensor, batch: Batch) -> Tensor:
         self.asked.add("value")

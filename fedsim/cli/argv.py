@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from fedsim.assembly.factory import MODEL_KEYS
+
 COMMANDS = {
     "list": "every option of a group with its description",
     "presets": "whole runs pinned by a file",
@@ -33,8 +35,8 @@ def with_own_classes(argv: Sequence[str]) -> list[str]:
     ``algorithm._target_=a.B algorithm.mu=1`` becomes ``~algorithm ++algorithm._target_=a.B ++algorithm.mu=1``; a
     command line that also chooses ``algorithm=NAME`` keeps the keys of that choice. Every layer of a channel may be
     given its ``fields``, which no layer's own keys include. A callback of one's own is added to those that were
-    chosen: ``callbacks.mine._target_=a.B callbacks.mine.key=1``. ``null`` chooses nothing where a group may be left
-    out.
+    chosen: ``callbacks.mine._target_=a.B callbacks.mine.key=1``. So are the keys that every model has, such as
+    ``model.freeze``. ``null`` chooses nothing where a group may be left out.
     """
     argv = [_without_null(text) for text in argv if text.lower() not in ("experiment=null", "sweep=null")]
     argv = [f"channel@{text}" if text.startswith("downlink=") else text for text in argv]  # one group of layers
@@ -45,6 +47,7 @@ def with_own_classes(argv: Sequence[str]) -> list[str]:
         group, _, rest = key.partition(".")
         own = (group in replaced and rest) or (group in ("channel", "downlink") and rest.endswith(".fields"))
         own = own or (group == "callbacks" and f"callbacks.{rest.partition('.')[0]}" in replaced)
+        own = own or (group == "model" and rest.partition(".")[0] in MODEL_KEYS)
         out += [f"~{group}"] if own and rest == "_target_" else []
         out += [f"++{text.lstrip('+')}" if own else text]
     return out

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError
 
+from fedsim.assembly.factory import MODEL_KEYS
 from fedsim.assembly.problems import nearest, unknown_key
 from fedsim.cli.folder import config_folder
 from fedsim.cli.guesses import LISTS, WORDS, first_guess, of_another, unknown_option
@@ -106,10 +107,13 @@ def unknown(cfg: DictConfig, groups: Mapping[str, Sequence[str]], override: Over
         if part not in list(node):  # "in" denies a key that must be given still
             names = [str(key) for key in node] + ([] if path else [name for name in groups if name not in cfg])
             valid = [name for name in names if name not in ("hydra", "_target_")]
+            close = [*valid, *MODEL_KEYS] if path == ["model"] else valid
             last = override.key_or_group.rpartition(".")[2]
             hint = "" if override.is_delete() else first_guess(last, _value(override), known, groups)
             near = _of_another(path, part, override, groups)
-            near = near or ("" if hint and last in WORDS else _near(override, path, part, valid))
+            if not path and part in MODEL_KEYS and part not in WORDS:
+                near = f"did you mean model.{(override.input_line or part).lstrip('+')}? "
+            near = near or ("" if hint and last in WORDS else _near(override, path, part, close))
             line = unknown_key(".".join(path), part, valid, override.input_line, near or hint)
             several = {"channel": "layers", "downlink": "layers", "callbacks": "callbacks"}.get("".join(path))
             return f"{line}; choose {several} first: {path[0]}=[{part}]" if several else line

@@ -44,7 +44,18 @@ def main() -> int:
         sys.stdout.write(f"fedsim {__version__}\n")
         return 0
     with borrowed():
-        return _main()
+        try:
+            return _main()
+        finally:
+            _flush()
+
+
+def _flush() -> None:
+    """Give up what standard output cannot take, on a full disk: Python would fail on it again as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main() -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.augment import Augment
+from fedsim.data.keys import pass_keys, step_keys
 from fedsim.ground import addresses, rng
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import opaque
@@ -189,22 +190,22 @@ class ClientMinibatches:
 
     def __call__(self, k: int) -> Batch:
         """The k-th minibatch."""
-        mask = None
+        mask, keys = None, self.lane["keys"][k] if "keys" in self.lane else None
         # Without a mask, losses are plain means; only steps at which some client of the block has padding need one.
         if not self.alone and self.partial[k]:
             width = self.lane["y"].shape[0] if "y" in self.lane else self.lane["rows"].shape[1]
             mask = (torch.arange(width, device=self.feed.device) < self.lane["counts"][k]).to(self.feed.dtype)
         if "y" in self.lane:
-            return Batch(self.lane["x"], self.lane["y"], mask)
+            return Batch(self.lane["x"], self.lane["y"], mask, keys)
         rows = self.lane["rows"][k]
         draws = self.lane["draws"][k] if "draws" in self.lane else None
         if self.alone:
             n = int(self.work.counts[0, k])
             if not n:  # an empty Poisson minibatch: one example that does not count
                 n, mask = 1, torch.zeros(1, dtype=self.feed.dtype, device=self.feed.device)
-            rows, draws = rows[:n], None if draws is None else draws[:n]
+            rows, draws, keys = rows[:n], None if draws is None else draws[:n], None if keys is None else keys[:n]
         x, y = opaque(self.feed.take, self.feed.take_many, rows, draws)
-        return Batch(x, y, mask)
+        return Batch(x, y, mask, keys)
 
     def active(self, k: int) -> Tensor | None:
         """Whether this client still works at step k; None: every client of the block does."""
@@ -233,15 +234,22 @@ class Everything:
             at = at[: int(self.lane["sizes"]) - k * self.width]
         rows = self.lane["start"] + torch.minimum(at, self.lane["sizes"] - 1)
         x, y = opaque(self.feed.take, self.feed.take_many, rows, None)
-        return Batch(x, y, None if self.alone else (at < self.lane["sizes"]).to(self.feed.dtype))
+        keys = pass_keys(self.lane["dropout"], at) if "dropout" in self.lane else None
+        return Batch(x, y, None if self.alone else (at < self.lane["sizes"]).to(self.feed.dtype), keys)
 
     def active(self, k: int) -> None:
         """Every client works at every batch, some on padding alone."""
         return None
 
 
-def lanes(feed: Feed, work: Work) -> dict[str, Tensor]:
-    """The tensors of a block with the leading client dimension [b], one lane per client."""
+def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tensor]:
+    """The tensors of a block with the leading client dimension [b], one lane per client.
+
+    Args:
+        feed: the samples.
+        work: the clients' minibatches.
+        keys: [b] int64, of which the clients' dropout follows; None where nothing is dropped.
+    """
     out = {
         "client": torch.tensor(work.clients, device=feed.device),
         "start": torch.from_numpy(feed.start[list(work.clients)]).to(feed.device),
@@ -250,6 +258,10 @@ def lanes(feed: Feed, work: Work) -> dict[str, Tensor]:
         "expected": torch.from_numpy(work.expected).to(feed.device),
         "counts": torch.from_numpy(work.counts).to(feed.device),
     }
+    if keys is not None:
+        width = int(work.sizes.max()) if work.rows is None else work.rows.shape[2]
+        out["dropout"] = keys.to(feed.device)
+        out["keys"] = step_keys(out["dropout"], work.counts.shape[1], width)
     if work.rows is not None:
         out["rows"] = work.rows
         if work.draws is not None:

@@ -29,6 +29,7 @@ DATA_SYNTHETIC_MODEL = "data.synthetic.model"
 DATA_SYNTHETIC_SIZE = "data.synthetic.size"
 DELAY_JITTER = "delay.jitter"
 DELAY_SPEED = "delay.speed"
+DROPOUT = "dropout"
 EVENTS_EDGE_GAPS = "events.edge.gaps"
 EVENTS_EDGE_PICKS = "events.edge.picks"
 EVENTS_PEER_GAPS = "events.peer.gaps"
@@ -99,6 +100,7 @@ TABLE = (
     Purpose(COHORT, "who takes part; without a round, the cyclic order", ("[round]",), ("schedule/rules.py",)),
     Purpose(BATCHES, "which samples are in a client's minibatches", ("round", "client"), ("data/batches.py",)),
     Purpose(AUGMENT, "how these samples are flipped and cropped", ("round", "client"), ("data/batches.py",)),
+    Purpose(DROPOUT, "keys of the masks of these samples", ("round", "client"), ("data/keys.py",)),
     Purpose(START, "which client starts next, asynchronously", ("number of the start",), ("runs/arrivals.py",)),
     Purpose(DELAY_SPEED, "how fast a client is", ("client",), ("schedule/delays.py",)),
     Purpose(DELAY_JITTER, "how long a participation takes", ("client", "participation"), ("schedule/delays.py",)),

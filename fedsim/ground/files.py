@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 from fedsim.errors import NotSaved
 
+LAST_MODEL = "model.safetensors"
+"""In the folder of a run: the model of all after the last round."""
+
 DISK = frozenset(
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EMFILE", "ENFILE", "ESTALE", "ENODEV", "ENXIO")

@@ -127,3 +127,29 @@ class SharedWeight:
         b, m, t, o = self.deltas[0].shape
         size = max(1, NUMBERS // (b * self.features * max(t, o)))
         return [slice(first, first + size) for first in range(0, m, size)]
+
+
+class TableRows(NamedTuple):
+    """Gradients of a table of which an example uses some rows: at every place the derivative by the row there."""
+
+    tokens: Tensor  # [b, m, t]
+    delta: Tensor  # [b, m, t, f]
+    rows: int  # of the table
+
+    def norms2(self) -> Tensor:
+        """Squared norms of the gradients, [b, m]: products of all pairs of places with the same row."""
+        b, m, t = self.tokens.shape
+        size, found = max(1, NUMBERS // (b * t * t)), []
+        for some in (slice(first, first + size) for first in range(0, m, size)):
+            tokens, delta = self.tokens[:, some], self.delta[:, some]
+            same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
+            found.append((torch.matmul(delta, delta.transpose(2, 3)) * same).sum((2, 3)).clamp(min=0))
+        return torch.cat(found, 1)
+
+    def total(self, weights: Tensor) -> Tensor:
+        """The weighted sum over the examples, [b, rows, f]."""
+        b, f = len(self.tokens), self.delta.shape[-1]
+        out = self.delta.new_zeros(b * self.rows, f)
+        at = self.tokens + torch.arange(b, device=self.tokens.device).mul_(self.rows).view(-1, 1, 1)
+        weighted = self.delta * weights[:, :, None, None]
+        return out.index_add_(0, at.flatten(), weighted.reshape(-1, f)).view(b, self.rows, f)

@@ -11,6 +11,8 @@ That these are the gradients of the module itself is checked before a run starts
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,15 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.data.losses import Loss, Term
+from fedsim.data.losses import Loss, Term, next_token
 from fedsim.errors import InputError
-from fedsim.ground.layout import Layout
+from fedsim.ground.buffers import Buffers
+from fedsim.ground.layout import Layout, aligned, trained
 from fedsim.ground.opaque import opaque
 from fedsim.kernels.example_pieces import NUMBERS
 from fedsim.kernels.example_sums import ExampleSums, factors
 from fedsim.kernels.kernel import Kernel
+from fedsim.kernels.precision import in_lower
 from fedsim.kernels.stacked import StackedModel, Unstackable, stack
+from fedsim.kernels.stacked_ops import with_keys
 from fedsim.models import twin
+from fedsim.models.dropout import Masks, draws
+from fedsim.models.mask_dims import mask_dims
 from fedsim.types import Batch
 
 LANES = 4
@@ -56,7 +63,7 @@ def answer(model: nn.Module, run: Callable[[Tensor], Any], inputs: Tensor) -> tu
         return run(inputs), None
     with head.register_forward_pre_hook(lambda _, received: seen.extend(received[:1])):
         outputs = run(inputs)
-    return outputs, seen[0] if len(seen) == 1 else None
+    return outputs, seen[0].to(outputs.dtype) if len(seen) == 1 else None
 
 
 def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
@@ -74,20 +81,40 @@ class ModelOracle:
         training: whether the module is in training mode, else in evaluation mode; for good, since a trace knows one
             mode only.
         by_layer: whether clipped sums may be computed layer by layer, where the layers allow it.
+        lower: in which dtype the model computes, if not in that of its parameters.
+        written: names of the buffers that forward writes in training mode; such a model is computed one client at a
+            time. Every pass begins with ``held``, and what it leaves is forgotten unless ``keep`` follows.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, kernel: Kernel, *, training: bool = True, by_layer: bool = True):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        kernel: Kernel,
+        *,
+        training: bool = True,
+        by_layer: bool = True,
+        lower: torch.dtype | None = None,
+        written: Sequence[str] = (),
+    ):
         model.train(training)
         self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
         self.layout = Layout.of(model)
-        self.parameters = list(model.parameters())
+        self.parameters = trained(model)
+        self.draws = training and draws(model)
+        self._dims: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.buffers = Buffers.of(model, written) if written else None
+        self.held = self._left()  # [q] the written buffers of whoever is computed
         # Of a twin: what tracing leaves in a module must not be found in the one that computes.
         self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
+        if lower is not None:
+            self.stacked = None if self.stacked is None else replace(self.stacked, lower=lower)
+            model.forward = in_lower(model.forward, self.parameters[0].device, lower)
 
     @cached_property
     def example_sums(self) -> ExampleSums | None:
         """Sums of clipped gradients layer by layer, or None where these are not to be had."""
-        if not self.by_layer:
+        if not self.by_layer or (self.stacked is None and "forward" in vars(self.model)):  # of in_lower: no trace
             return None
         try:
             stacked = self.stacked if self.stacked is not None else stack(twin(self.model), self.layout)
@@ -113,7 +140,7 @@ class ModelOracle:
 
     def example_grads(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradient of each example's loss at x [d], [m, d], zero rows for padding; and the mean loss."""
-        g, losses = opaque(self._by_example, self._by_example_of_many, x, batch.x, batch.y)
+        g, losses = opaque(self._by_example, self._by_example_of_many, x, batch.x, batch.y, batch.keys)
         return g if batch.mask is None else g * batch.mask[:, None], _mean(losses, batch.mask)
 
     def clipped_sum(self, x: Tensor, batch: Batch, bound: Tensor | float, less: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -124,20 +151,37 @@ class ModelOracle:
     @torch.no_grad()
     def outputs(self, x: Tensor, batch: Batch) -> Tensor:
         """Outputs of the model at x [d], [m, k]."""
-        outputs: Tensor = opaque(lambda x, i: self.at(x)(i), self._outputs, x, batch.x)
+        outputs: Tensor = opaque(self._output, self._outputs, x, batch.x, batch.keys)
         return outputs
 
     @torch.no_grad()
     def features(self, x: Tensor, batch: Batch) -> Tensor:
         """Input of ``model.head`` at x [d], [m, f]; raises InputError where no such layer is called once."""
-        features: Tensor = opaque(self._body, self._bodies, x, batch.x)
+        features: Tensor = opaque(self._body, self._bodies, x, batch.x, batch.keys)
         return features
 
     def at(self, x: Tensor) -> nn.Module:
-        """The module with its parameters set to views of x [d]."""
+        """The module with its trained parameters set to views of x [d], and its written buffers to those held."""
         for p, view in zip(self.parameters, self.layout.views(x).values(), strict=True):
             p.data = view  # the module's own parameters: hooks, tied weights and custom layers work as written
+        if self.buffers is not None:
+            self.buffers.load(self.model, self.held)
         return self.model
+
+    def whole(self, model: Tensor) -> Tensor:
+        """x [d] of a model [d + q] with its written buffers behind it, which are held from now on."""
+        if self.buffers is None or len(model) == self.layout.d:
+            return model
+        self.held = model[self.layout.d :]
+        return aligned(model[: self.layout.d])
+
+    def keep(self) -> None:
+        """Hold what the last forward pass left in the buffers."""
+        self.held = self._left()
+
+    def _left(self) -> Tensor:
+        dtype = self.parameters[0].dtype
+        return torch.empty(0, dtype=dtype) if self.buffers is None else self.buffers.flatten(self.model, dtype)
 
     @torch.no_grad()
     def predict(self, x: Tensor, inputs: Tensor) -> Tensor:
@@ -154,15 +198,38 @@ class ModelOracle:
         shared = self.layout.views(x.expand(LANES, -1))
         return self.stacked(shared, padded.view(LANES, m, *inputs.shape[1:])).flatten(0, 1)[:rows]
 
-    def _run(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def dims(self, inputs: Tensor) -> tuple[int, ...]:
+        """Where the examples lie in what the module drops from inputs [m, ...]; found once for each shape of these."""
+        shape = tuple(inputs.shape[1:])
+        if self.draws and shape not in self._dims:
+            self._dims[shape] = mask_dims(self.model, inputs)
+        return self._dims.get(shape, ())
+
+    def masks(self, keys: Tensor | None, dims: Sequence[int]) -> AbstractContextManager[Any]:
+        """Around a forward pass of the module: dropout by the keys of its examples, which lie there."""
+        return Masks(keys, dims) if self.draws else nullcontext()
+
+    def _run(self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> Tensor:
+        self._require_pure()
+        places = self.dims(inputs[0])
         if self.stacked is not None:
-            return self.stacked(parameters, inputs)
-        each = torch.func.vmap(lambda p, i: functional_call(self.model, p, (i,)))
-        outputs: Tensor = each(parameters, inputs)
+            return self.stacked(with_keys(parameters, keys, places), inputs)
+
+        def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> Any:
+            with self.masks(keys, places):
+                return functional_call(self.model, mine, (i,))
+
+        dims = (0, 0, 0 if self.draws else None)
+        outputs: Tensor = torch.func.vmap(one, dims)(parameters, inputs, keys if self.draws else None)
         return outputs
 
-    def _outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        return self._run(self.layout.views(x), inputs)
+    def _output(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
+        model, places = self.at(x), self.dims(inputs)
+        with self.masks(keys, places):
+            return torch.as_tensor(model(inputs))
+
+    def _outputs(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
+        return self._run(self.layout.views(x), inputs, keys)
 
     def _loss(
         self, outputs: Tensor, features: Tensor | None, y: Tensor, mask: Tensor | None, term: Term | None, extras: Any
@@ -178,14 +245,16 @@ class ModelOracle:
         inputs: Tensor,
         y: Tensor,
         mask: Tensor | None,
+        keys: Tensor | None,
         lr: float | None = None,
         term: Term | None = None,
         *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One client: gradient [d] (or with ``lr`` the new x) and plain loss, by autograd on the module itself."""
-        model = self.at(x)
+        model, places = self.at(x), self.dims(inputs)
         with torch.enable_grad():
-            outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
+            with self.masks(keys, places):
+                outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
             minimised, loss = self._loss(outputs, features, y, mask, term, extras)
             grads = torch.autograd.grad(minimised, self.parameters, allow_unused=True, materialize_grads=True)
         return self._flat(x, _dense(grads), lr), loss
@@ -196,6 +265,7 @@ class ModelOracle:
         inputs: Tensor,
         y: Tensor,
         mask: Tensor | None,
+        keys: Tensor | None,
         lr: float | None = None,
         term: Term | None = None,
         *extras: Tensor,
@@ -203,13 +273,31 @@ class ModelOracle:
         """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b]."""
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
-            outputs, features = (self._run(leaves, inputs), None) if term is None else self._answers(leaves, inputs)
-            minimised, loss = self._loss(outputs, features, y, mask, term, extras)
+            mean = self._mean_of_places(leaves, inputs, y, mask, keys) if term is None else None
+            if mean is not None:
+                minimised, loss = mean, mean.detach()
+            else:
+                answers = self._answers if term is not None else self._outputs_only
+                minimised, loss = self._loss(*answers(leaves, inputs, keys), y, mask, term, extras)
             # Client i's loss depends on row i of each leaf alone, so the gradient of the sum is each one's own
             # gradient.
             wanted = list(leaves.values())
             grads = torch.autograd.grad(minimised.sum(), wanted, allow_unused=True, materialize_grads=True)
         return self._flat(x, grads, lr), loss
+
+    def _mean_of_places(
+        self, parameters: dict[str, Tensor], inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None
+    ) -> Tensor | None:
+        """Mean losses [b] of models of sequences, the last layer and the loss in one; None where that cannot be."""
+        if self.stacked is None or self.loss is not next_token:
+            return None
+        self._require_pure()
+        return self.stacked.mean_loss(with_keys(parameters, keys), inputs, y, mask)
+
+    def _outputs_only(
+        self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self._run(parameters, inputs, keys), None
 
     def _flat(self, x: Tensor, grads: Sequence[Tensor], lr: float | None) -> Tensor:
         """Gradients per parameter as one [..., d] tensor, or x - lr * gradient written in one pass."""
@@ -221,44 +309,60 @@ class ModelOracle:
             torch.sub(old, g, alpha=lr, out=new)
         return out
 
-    def _value(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        return _mean(self.loss(self.at(x)(inputs), y), mask)
+    def _value(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None) -> Tensor:
+        return _mean(self.loss(self._output(x, inputs, keys), y), mask)
 
-    def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        return _mean(self.loss(self._run(self.layout.views(x), inputs), y), mask)
+    def _values(self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None) -> Tensor:
+        return _mean(self.loss(self._run(self.layout.views(x), inputs, keys), y), mask)
 
-    def _by_example(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_example(self, x: Tensor, inputs: Tensor, y: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Every example as a client of its own: [d], [m, ...] -> gradients [m, d] and losses [m]."""
         if self.kernel == "loop":
-            found = [self._alone(x, i[None], t[None], None) for i, t in zip(inputs, y, strict=True)]
-            return _stacked(found)
-        return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None)
+            each = zip(inputs, y, _rows(keys, len(y)), strict=True)
+            return _stacked([self._alone(x, i[None], t[None], None, k if k is None else k[None]) for i, t, k in each])
+        one_each = None if keys is None else keys[:, None]
+        return self._together(x.expand(len(inputs), -1), inputs[:, None], y[:, None], None, one_each)
 
-    def _by_example_of_many(self, x: Tensor, inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_example_of_many(self, x: Tensor, inputs: Tensor, y: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """[b, d], [b, m, ...] -> [b, m, d] and [b, m]: b times m clients with one example each."""
         if self.kernel == "loop":
-            return _stacked([self._by_example(*one) for one in zip(x, inputs, y, strict=True)])
+            return _stacked([self._by_example(*one) for one in zip(x, inputs, y, _rows(keys, len(y)), strict=True)])
         b, m = y.shape[:2]
         one_each = x[:, None].expand(b, m, -1).reshape(b * m, -1)
-        g, losses = self._together(one_each, inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None)
+        data, targets = inputs.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None]
+        g, losses = self._together(one_each, data, targets, None, None if keys is None else keys.reshape(-1, 1))
         return g.view(b, m, -1), losses.view(b, m)
 
     def _clipped(
-        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        keys: Tensor | None,
+        bound: Tensor | float,
+        less: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The clipped sum [d] and mean loss of one client, as a block of one: there is one code for both."""
         bounds = bound[None] if isinstance(bound, Tensor) else bound
-        masks, others = (None if a is None else a[None] for a in (mask, less))
-        totals, losses = self._clipped_of_many(x[None], inputs[None], y[None], masks, bounds, others)
+        masks, mine, others = (None if a is None else a[None] for a in (mask, keys, less))
+        totals, losses = self._clipped_of_many(x[None], inputs[None], y[None], masks, mine, bounds, others)
         return totals[0], losses[0]
 
     def _clipped_of_many(
-        self, x: Tensor, inputs: Tensor, y: Tensor, mask: Tensor | None, bound: Tensor | float, less: Tensor | None
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        keys: Tensor | None,
+        bound: Tensor | float,
+        less: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """[b, d], [b, m, ...] -> [b, d], [b]: layer by layer where that is possible, else from gradients by example."""
         if self.example_sums is not None:
             try:
-                sums, each = self.example_sums(x, inputs, y, mask, bound, less)
+                sums, each = self.example_sums(x, inputs, y, mask, keys, self.dims(inputs[0]), bound, less)
                 return sums, _mean(each, mask)
             except Unstackable:  # a layer sees rows that are not examples, which only a pass over real data shows
                 pass
@@ -267,36 +371,55 @@ class ModelOracle:
         total = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         losses = []
         for some in (slice(first, first + size) for first in range(0, m, size)):
-            g, mine = self._by_example_of_many(x, inputs[:, some], y[:, some])
+            few = inputs[:, some], y[:, some], None if keys is None else keys[:, some]
+            g, mine = self._by_example_of_many(x, *few)
             losses.append(mine)
             if less is not None:
-                g = g - self._by_example_of_many(less, inputs[:, some], y[:, some])[0]
+                g = g - self._by_example_of_many(less, *few)[0]
             norms = torch.linalg.vector_norm(g, dim=2)
             weights = factors(norms, bound, None if mask is None else mask[:, some])
             total += torch.bmm(weights.unsqueeze(1), g).squeeze(1)
         return total, _mean(torch.cat(losses, 1), mask)
 
-    def _answers(self, parameters: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _answers(
+        self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Outputs and features of b clients."""
+        self._require_pure()
+        places = self.dims(inputs[0])
         if self.stacked is not None:
-            return self.stacked.answers(parameters, inputs)
+            return self.stacked.answers(with_keys(parameters, keys, places), inputs)
 
-        def one(mine: dict[str, Tensor], i: Tensor) -> tuple[Tensor, ...]:
-            outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
+        def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> tuple[Tensor, ...]:
+            with self.masks(keys, places):
+                outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
             return (outputs,) if features is None else (outputs, features)
 
-        outputs, *features = torch.func.vmap(one)(parameters, inputs)
+        dims = (0, 0, 0 if self.draws else None)
+        outputs, *features = torch.func.vmap(one, dims)(parameters, inputs, keys if self.draws else None)
         return outputs, features[0] if features else None
 
-    def _body(self, x: Tensor, inputs: Tensor) -> Tensor:
-        model = self.at(x)
-        return _there(answer(model, model, inputs)[1])
+    def _require_pure(self) -> None:
+        if self.buffers is not None:  # whose would the buffers be?
+            raise InputError(
+                f"model {type(self.model).__name__} writes buffers in forward, which many models at once do not have"
+            )
 
-    def _bodies(self, x: Tensor, inputs: Tensor) -> Tensor:
+    def _body(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
+        model, places = self.at(x), self.dims(inputs)
+        with self.masks(keys, places):
+            return _there(answer(model, model, inputs)[1])
+
+    def _bodies(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
         parameters = self.layout.views(x)
         if self.stacked is not None:
-            return self.stacked.features(parameters, inputs)
-        return _there(self._answers(parameters, inputs)[1])
+            return self.stacked.features(with_keys(parameters, keys, self.dims(inputs[0])), inputs)
+        return _there(self._answers(parameters, inputs, keys)[1])
+
+
+def _rows(keys: Tensor | None, count: int) -> Sequence[Any]:
+    """The keys of each of these, or nothing for each."""
+    return (None,) * count if keys is None else tuple(keys)
 
 
 def _there(features: Tensor | None) -> Tensor:

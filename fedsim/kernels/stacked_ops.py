@@ -9,7 +9,7 @@ happen where a layer needs the other layout: images become grouped once, and pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,11 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.kernels.stacked_products import normalised, rows_times
+from fedsim.models.dropout import dim_of
+
 Params: TypeAlias = Mapping[str, Tensor]
 """{name: [b, *shape]}; the leading stride may be anything, 0 included."""
 
+KEYS = ".keys"
+"""Where ``Params`` has the keys [b, m] of the examples' dropout: no parameter can have this name."""
+
+DIMS = ".dims"
+"""Where they have the examples' dimension of what is dropped, [places] int64 (``fedsim.models.mask_dims``)."""
+
 Names: TypeAlias = Mapping[int, str]
-"""id of a parameter of the model -> its name in the layout (one name for tied parameters)."""
+"""id of a trained parameter of the model -> its name in the layout (one name for tied parameters)."""
 
 
 class Act(NamedTuple):
@@ -30,6 +39,7 @@ class Act(NamedTuple):
     data: Tensor  # plain [b, ...] or grouped [m, b*c, h, w]
     b: int  # clients
     grouped: bool = False
+    shared: bool = False  # images that a constant weight made, of all clients in one batch: they stay plain
 
     @property
     def dim(self) -> int:
@@ -53,6 +63,18 @@ class Unstackable(Exception):
     """The model has no stacked form; the message names the layer or the call and says why."""
 
 
+def with_keys(params: Params, keys: Tensor | None, dims: Sequence[int] | None = None) -> Params:
+    """Parameters, and beside them the keys [b, m] of the examples and where these lie in what is dropped."""
+    if keys is None:
+        return params
+    return {**params, KEYS: keys, **({} if dims is None else {DIMS: torch.tensor(dims, dtype=torch.int64)})}
+
+
+def mask_dim(params: Params, place: int) -> int:
+    """The examples' dimension of what is dropped at a place."""
+    return dim_of(params[DIMS].tolist() if DIMS in params else None, place)
+
+
 def plain(act: Act) -> Tensor:
     """[b, ...] of a value, a view where possible."""
     if not act.grouped:
@@ -73,6 +95,14 @@ def grouped(act: Act) -> Tensor:
     return pixels.view(m, h, w, b * c).permute(0, 3, 1, 2)
 
 
+def operand(parameter: Tensor, names: Names) -> Callable[[Params, int], Tensor]:
+    """How a kernel of b clients finds a weight [b, *shape]: each one's own, or a constant that all of them read."""
+    name = names.get(id(parameter))
+    if name is None:
+        return lambda params, b: parameter.detach().expand(b, *parameter.shape)
+    return lambda params, b: params[name]
+
+
 def elementwise(op: Callable[..., Tensor]) -> Kernel:
     """Kernel of an operation that treats every number alone; the layout stays."""
 
@@ -88,10 +118,10 @@ def per_channel(op: Callable[..., Tensor]) -> Kernel:
     def run(params: Params, x: Act, *args: Any, **kwargs: Any) -> Act:
         if x.dim != 4:
             raise Unstackable(f"values of {x.dim} dimensions, need images [m, c, h, w]")
-        out = op(grouped(x), *args, **kwargs)
+        out = op(x.data.flatten(0, 1) if x.shared else grouped(x), *args, **kwargs)
         if not isinstance(out, Tensor):
             raise Unstackable("indices asked for")
-        return Act(out, x.b, True)
+        return x._replace(data=out.view(x.b, -1, *out.shape[1:])) if x.shared else Act(out, x.b, True)
 
     return run
 
@@ -102,6 +132,10 @@ def broadcast(op: Callable[..., Any]) -> Kernel:
     def run(params: Params, x: Any, y: Any) -> Any:
         if not (isinstance(x, Act) and isinstance(y, Act)):
             known = x if isinstance(x, Act) else y
+            if isinstance(x, Tensor) or isinstance(y, Tensor):  # what all clients share, of any rank
+                rank = max(v.dim if isinstance(v, Act) else v.dim() for v in (x, y))
+                wide = (plain(v).reshape(v.b, *(1,) * (rank - v.dim), *v.shape) if v is known else v for v in (x, y))
+                return Act(op(*wide), known.b)
             bare = [v.data if isinstance(v, Act) else v for v in (x, y)]
             return known._replace(data=op(*bare)) if isinstance(known, Act) else op(*bare)
         if x.shape == y.shape and (x.grouped or y.grouped):  # a shortcut of a ResNet: no copy into another layout
@@ -110,7 +144,7 @@ def broadcast(op: Callable[..., Any]) -> Kernel:
         # client's.
         rank = max(x.dim, y.dim)
         left, right = (plain(v).reshape(v.b, *(1,) * (rank - v.dim), *v.shape) for v in (x, y))
-        return Act(op(left, right), x.b)
+        return Act(op(left, right), x.b, shared=x.shared and y.shared)
 
     return run
 
@@ -143,11 +177,6 @@ def shape(params: Params, x: Act, name: str) -> tuple[int, ...]:
     return x.shape
 
 
-def size_arithmetic(op: Callable[..., Any]) -> Kernel:
-    """Kernel of arithmetic on Python numbers, such as a product of sizes: no client has values of its own there."""
-    return lambda params, *values: op(*values)
-
-
 def parameter(name: str) -> Kernel:
     """Kernel of a parameter that forward uses by itself, outside any layer: each client's own, [b, *shape]."""
     return lambda params: Act(params[name], params[name].shape[0])
@@ -156,16 +185,33 @@ def parameter(name: str) -> Kernel:
 def linear(module: nn.Linear, names: Names) -> Kernel:
     """[b, ..., f] -> [b, ..., o] by one batched matrix product.
 
-    It is taken as W x^T, so that the gradient of W comes out in the layout of W: 1.3 to 3 times faster, gradient
-    included, than x W^T, whose gradient has to be transposed.
+    One row for each example is taken as W x^T, so that the gradient of W comes out in the layout of W: 1.3 to 3 times
+    faster, gradient included, than x W^T, whose gradient has to be transposed. A constant W takes all clients' rows in
+    one product.
     """
-    weight, bias = names[id(module.weight)], None if module.bias is None else names[id(module.bias)]
+    if id(module.weight) not in names:
+        return _shared_linear(module, names)
+    weight, bias = names[id(module.weight)], None if module.bias is None else operand(module.bias, names)
 
     def run(params: Params, x: Act) -> Act:
-        data = plain(x)
-        columns = (data if data.dim() == 3 else data.reshape(x.b, -1, data.shape[-1])).transpose(1, 2)
-        out = _product(params[weight], columns, None if bias is None else params[bias]).transpose(1, 2)
-        return Act(out if data.dim() == 3 else out.reshape(*data.shape[:-1], -1), x.b)
+        data, w, shift = plain(x), params[weight], None if bias is None else bias(params, x.b)
+        if data.dim() == 3:
+            return Act(_product(w, data.transpose(1, 2), shift).transpose(1, 2), x.b)
+        if data.dim() == 2:
+            return Act(_product(w, data.unsqueeze(2), shift).squeeze(2), x.b)
+        rows = rows_times(data.reshape(x.b, -1, data.shape[-1]), w, shift)  # a sequence: what follows wants its rows
+        return Act(rows.view(*data.shape[:-1], -1), x.b)
+
+    return run
+
+
+def _shared_linear(module: nn.Linear, names: Names) -> Kernel:
+    bias = None if module.bias is None else operand(module.bias, names)
+
+    def run(params: Params, x: Act) -> Act:
+        out = F.linear(plain(x), module.weight.detach())
+        shift = None if bias is None else bias(params, x.b)
+        return Act(out if shift is None else out + shift.reshape(x.b, *(1,) * (out.dim() - 2), -1), x.b)
 
     return run
 
@@ -186,9 +232,11 @@ def conv2d(module: nn.Conv2d, names: Names) -> Kernel:
 
     Measured on one AVX-512 core, forward and backward: grouped channels last wins up to 16 input channels (1.2 to 2.5
     times over one convolution per client), loses from ``WIDE`` on; at 2x2 pixels and less channels first is 1.8 times
-    faster; where only one pixel comes out, a matrix product of the taps that touch the image is 6 times faster.
+    faster; where only one pixel comes out, a matrix product of the taps that touch the image is 6 times faster. With a
+    constant weight the images of all clients are one batch.
     """
-    weight, bias = names[id(module.weight)], None if module.bias is None else names[id(module.bias)]
+    weight, bias = operand(module.weight, names), None if module.bias is None else operand(module.bias, names)
+    constant_weight = id(module.weight) not in names
     simple = module.groups == 1 and module.dilation == (1, 1) and not isinstance(module.padding, str)
     wide = module.in_channels // module.groups >= WIDE
 
@@ -205,7 +253,12 @@ def conv2d(module: nn.Conv2d, names: Names) -> Kernel:
     def run(params: Params, x: Act) -> Act:
         if x.dim != 4:
             raise Unstackable(f"values of {x.dim} dimensions, need images [m, c, h, w]")
-        data, w, shift = grouped(x), params[weight], None if bias is None else params[bias]
+        shift = None if bias is None else bias(params, x.b)
+        if constant_weight:
+            out = convolve(plain(x).flatten(0, 1), module.weight.detach(), None, module.groups)
+            out = out.view(x.b, -1, *out.shape[1:])
+            return Act(out if shift is None else out + shift[:, None, :, None, None], x.b, shared=True)
+        data, w = grouped(x), weight(params, x.b)
         if simple and _result(module, data) == (1, 1):
             out = _one_pixel(module, data, w, shift)
         elif wide and not data.is_cuda:
@@ -240,41 +293,42 @@ def _one_pixel(module: nn.Conv2d, data: Tensor, weight: Tensor, bias: Tensor | N
 
 def group_norm(module: nn.GroupNorm, names: Names) -> Kernel:
     """Group normalisation: of images one call with b times the groups, of other values one with b times the rows."""
-    affine = (names[id(module.weight)], names[id(module.bias)]) if module.affine else None
+    affine = (operand(module.weight, names), operand(module.bias, names)) if module.affine else None
 
     def run(params: Params, x: Act) -> Act:
-        if x.dim == 4:
-            scale, shift = (params[n].reshape(-1) for n in affine) if affine else (None, None)
+        if x.dim == 4 and not x.shared:
+            scale, shift = (p(params, x.b).reshape(-1) for p in affine) if affine else (None, None)
             return Act(F.group_norm(grouped(x), x.b * module.num_groups, scale, shift, module.eps), x.b, True)
         data = plain(x)
         out = F.group_norm(data.flatten(0, 1), module.num_groups, eps=module.eps).view_as(data)
         if affine:
             shape = (x.b, 1, module.num_channels, *(1,) * (data.dim() - 3))
-            out = torch.addcmul(params[affine[1]].reshape(shape), out, params[affine[0]].reshape(shape))
-        return Act(out, x.b)
+            scale, shift = (p(params, x.b).reshape(shape) for p in affine)
+            out = torch.addcmul(shift, out, scale)
+        return Act(out, x.b, shared=x.shared)
 
     return run
 
 
 def layer_norm(module: nn.LayerNorm, names: Names) -> Kernel:
     """Normalisation of the last dimensions, then each client's own scale and shift."""
-    weight, bias = (None if p is None else names[id(p)] for p in (module.weight, module.bias))
+    weight, bias = (None if p is None else operand(p, names) for p in (module.weight, module.bias))
 
     def run(params: Params, x: Act) -> Act:
-        data = plain(x)
-        out = F.layer_norm(data, module.normalized_shape, eps=module.eps)
-        ones = (1,) * (data.dim() - 1 - len(module.normalized_shape))
-        if weight is not None:
-            out = out * params[weight].reshape(x.b, *ones, *module.normalized_shape)
-        if bias is not None:
-            out = out + params[bias].reshape(x.b, *ones, *module.normalized_shape)
-        return Act(out, x.b)
+        data, shape = plain(x), tuple(module.normalized_shape)
+        if weight is None:
+            return Act(F.layer_norm(data, shape, eps=module.eps), x.b)
+        shift = None if bias is None else bias(params, x.b)
+        rows = data.reshape(x.b, -1, *shape)
+        return Act(normalised(rows, shape, weight(params, x.b), shift, module.eps).view(data.shape), x.b)
 
     return run
 
 
 def embedding(module: nn.Embedding, names: Names) -> Kernel:
     """A lookup in one table of b * vocabulary rows, in which client i's tokens are shifted by i * vocabulary."""
+    if id(module.weight) not in names:
+        return lambda params, x: Act(F.embedding(plain(x), module.weight.detach()), x.b)
     weight = names[id(module.weight)]
 
     def run(params: Params, x: Act) -> Act:

@@ -16,6 +16,9 @@ from fedsim.errors import InputError
 from fedsim.ground import addresses
 from fedsim.ground.own_code import FAILURES, error_line, own_code, place, said
 from fedsim.ground.rng import scoped
+from fedsim.models.dropout import trial_masks
+from fedsim.models.output import first_output
+from fedsim.models.policy import OWNED, policy_of
 from fedsim.models.pure import pure
 from fedsim.models.validate import refuse_parameter_hooks, validate
 
@@ -54,30 +57,41 @@ def build(
         if options:
             raise InputError(f"model {name} is a module already and takes no options, got {', '.join(options)}")
     else:
-        parameters = inspect.signature(factory).parameters
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        unknown = [] if takes_all else [key for key in options if key not in parameters]
-        if unknown:
-            known = [key for key in parameters if key not in ("input_shape", "outputs")]
-            raise InputError(f"model {name} has no option {unknown[0]}; its options are: {', '.join(known) or 'none'}")
-        given = {"input_shape": input_shape, "outputs": outputs}
-        given = {key: value for key, value in given.items() if takes_all or key in parameters}
         with scoped(seed, addresses.INIT):
             try:
-                model = factory(**given, **options)
+                model = call(factory, input_shape, outputs, options)
             except InputError:
                 raise
             except FAILURES as error:  # user code: any type
                 what = f"model {name} cannot be built for samples of shape {input_shape}: {error_line(error)}"
                 where = place(error, factory)
                 raise InputError(what + (f" ({where})" if where else "")) from error
-    checked = validate(model)
+    policy = policy_of(factory)
+    checked = validate(model, policy)
     _detach_weight_norm(checked)
     with scoped(seed, addresses.INIT):
         for training in (False, True):
             checked.train(training)
-            _probe(twin(checked), name, input_shape, outputs, tokens=tokens)
+            if not training or policy not in OWNED:  # else statistics of one sample: ``assembly.conduct`` tries it
+                _probe(twin(checked), name, input_shape, outputs, tokens=tokens)
     return checked
+
+
+def call(factory: Factory, input_shape: tuple[int, ...], outputs: int, options: Mapping[str, Any]) -> Any:
+    """What a factory makes; it gets ``input_shape`` and ``outputs`` where its signature has them.
+
+    Raises:
+        InputError: it has no such option.
+    """
+    parameters = inspect.signature(factory).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_all else [key for key in options if key not in parameters]
+    if unknown:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        known = [key for key in parameters if key not in ("input_shape", "outputs")]
+        raise InputError(f"model {name} has no option {unknown[0]}; its options are: {', '.join(known) or 'none'}")
+    given = {"input_shape": input_shape, "outputs": outputs}
+    return factory(**{key: v for key, v in given.items() if takes_all or key in parameters}, **options)
 
 
 def _detach_weight_norm(model: nn.Module) -> None:
@@ -130,9 +144,11 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
     for dtype in (torch.int64,) if tokens else (parameter.dtype, torch.int64):
         sample = torch.zeros(1, *input_shape, dtype=dtype, device=parameter.device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), trial_masks(model):
                 model(sample)
             return sample
+        except InputError:
+            raise
         except FAILURES as error:  # user code: any type
             problems.append(f"{str(dtype).removeprefix('torch.')}: {said(error)}")
     shape = (1, *input_shape)
@@ -145,9 +161,12 @@ def zero_sample(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool 
 def _probe(model: nn.Module, name: str, input_shape: tuple[int, ...], outputs: int, *, tokens: bool) -> None:
     """Pass one zero sample: the shape must fit, nothing random may be drawn, neither input nor buffers may change."""
     sample = zero_sample(model, input_shape, tokens=tokens)
-    with torch.no_grad(), pure(model, sample, name):
+    with torch.no_grad(), pure(model, sample, name), trial_masks(model):
         out: Any = model(sample)
     lasts = (1, outputs) if outputs == 2 else (outputs,)
     if not isinstance(out, Tensor) or out.dim() < 2 or out.shape[0] != 1 or out.shape[-1] not in lasts:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise InputError(f"model {name} must map one sample {(1, *input_shape)} to outputs [1, {outputs}], got {got}")
+        do = "" if isinstance(out, Tensor) else f"; choose one of its outputs with model.output={first_output(out)}"
+        raise InputError(
+            f"model {name} must map one sample {(1, *input_shape)} to outputs [1, {outputs}], got {got}{do}"
+        )

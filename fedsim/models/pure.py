@@ -1,4 +1,7 @@
-"""A forward pass may do nothing but compute: what clients share must stay, and random draws have no address here."""
+"""A forward pass may do nothing but compute: what clients share must stay, and random draws have no address here.
+
+But dropout, which is answered before it draws (``fedsim.models.dropout``).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ClientError, InputError
+from fedsim.models.dropout import draws
 
 
 class _Before:
@@ -20,11 +24,13 @@ class _Before:
     Args:
         models: whose parameters may be exchanged meanwhile, not written into.
         buffers: copies of each model's buffers, as they must stay.
+        owned: names of buffers that may change, for they have an owner.
     """
 
-    def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]]):
-        self.models, self.buffers, self.drawn = models, buffers, generators()
+    def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]], owned: Sequence[str] = ()):
+        self.models, self.buffers, self.drawn, self.owned = models, buffers, generators(), owned
         self.versions = [{key: p._version for key, p in model.named_parameters()} for model in models]
+        self.trained = [{key: p.requires_grad for key, p in model.named_parameters()} for model in models]
 
     def generator(self) -> str:
         """The first global generator that was drawn from, or ""."""
@@ -33,15 +39,23 @@ class _Before:
 
     def written(self) -> str:
         """What was written into, in words, or ""."""
-        for model, versions, buffers in zip(self.models, self.versions, self.buffers, strict=True):
+        before = zip(self.models, self.versions, self.buffers, self.trained, strict=True)
+        for model, versions, buffers, trained in before:
             name = type(model).__name__
             for key, value in model.named_buffers():
+                if key in self.owned:
+                    continue
                 if key not in buffers or not identical(buffers[key], value):
                     return (
                         f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients "
-                        "share"
+                        "share; model.batchnorm=local or average gives them an owner"
                     )
             for key, p in model.named_parameters():
+                if trained.get(key) != p.requires_grad:
+                    return (
+                        f"model {name} changes in forward whether its parameter {key} is trained; say it before "
+                        "the run, with requires_grad or model.freeze"
+                    )
                 if versions.get(key) != p._version:
                     return (
                         f"model {name} writes into its parameter {key} in forward (as nn.Embedding does with "
@@ -55,22 +69,27 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def pure(model: nn.Module, inputs: Tensor, name: str) -> Iterator[None]:
+def pure(model: nn.Module, inputs: Tensor, name: str, owned: Sequence[str] = ()) -> Iterator[None]:
     """A ``with`` block around one forward pass of ``model`` on ``inputs`` that refuses side effects.
+
+    Buffers that are ``owned`` may be written in training mode.
 
     Raises:
         InputError: it drew random numbers (torch's, numpy's or Python's), or wrote into its input, a buffer or a
             parameter.
     """
-    before = _Before([model], [_buffers(model)])
+    before = _Before([model], [_buffers(model)], owned if model.training else ())
     version, given = inputs._version, inputs.clone()
     yield
     if inputs._version != version or not identical(inputs, given):
         raise InputError(f"model {name} writes into its input in forward, but the samples are shared; use x = x - ...")
     if generator := before.generator():
+        do = "take them out, or draw them once in __init__ and keep them as a buffer"
+        if not model.training and draws(model):
+            do = "switch dropout off in evaluation mode, as in F.dropout(x, p, self.training)"
         raise InputError(
             f"model {name} draws random numbers in forward ({generator}), which have no address (seed, round, "
-            "client); take them out, or draw them once in __init__ and keep them as a buffer"
+            f"client); {do}"
         )
     if written := before.written():
         raise InputError(written)
@@ -83,10 +102,11 @@ class Watch:
 
     Args:
         models: that are run from now on; their parameters may be exchanged, not written into.
+        owned: names of buffers that may be written.
     """
 
-    def __init__(self, models: Sequence[nn.Module]):
-        self.models, self.buffers = models, [_buffers(model) for model in models]
+    def __init__(self, models: Sequence[nn.Module], owned: Sequence[str] = ()):
+        self.models, self.buffers, self.owned = models, [_buffers(model) for model in models], owned
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -95,7 +115,7 @@ class Watch:
         Raises:
             ClientError: a forward pass drew random numbers, or wrote into a buffer or a parameter.
         """
-        before = _Before(self.models, self.buffers)
+        before = _Before(self.models, self.buffers, self.owned)
         yield
         if generator := before.generator():
             raise ClientError(

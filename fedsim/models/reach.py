@@ -10,7 +10,7 @@ import functools
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -66,6 +66,13 @@ def refuse_generators(model: nn.Module, name: str) -> None:
             f"model {name} makes random numbers in forward ({found[0]}), which have no address (seed, round, client); "
             "take them out, or draw them once in __init__ and keep them as a buffer"
         )
+
+
+def meets(model: nn.Module, functions: Iterable[Any], names: frozenset[str]) -> bool:
+    """Whether a model's forward can reach one of these functions, or names one."""
+    walk = _Walk()
+    deque(walk.values("", model, 0), maxlen=0)
+    return bool(walk.names & names) or any(id(f) in walk._seen for f in functions)
 
 
 class _Walk:

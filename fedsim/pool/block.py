@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.channel.channel import Channel, noises
 from fedsim.channel.noise import Addressed
 from fedsim.data.batches import ClientMinibatches, Everything, Feed, Work, as_tensor, lanes, work_of
+from fedsim.data.keys import client_keys
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.tree import leaves, tree_map
@@ -81,6 +82,7 @@ class ClientSide:
     ):
         self.algorithm, self.oracles, self.oracle = algorithm, oracles, oracles[architecture]
         self.feed, self.local, self.uplink, self.seed = feed, local, uplink, seed
+        self.draws = any(oracle.draws for oracle in oracles)
         self.settle = algorithm.settle if "settle" in traits_of(algorithm).hooks else None
 
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
@@ -106,13 +108,15 @@ class ClientSide:
         return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
-        """``algorithm.own`` of these clients: the model [b, d] that each predicts with."""
+        """``algorithm.own`` of these clients: the model [b, d + q] that each predicts with, and its written buffers."""
         got = tree_map(aligned, got)
-        models = self._of_clients(
-            lambda obj, row, _: self.algorithm.own(obj, row[0], got, rnd), clients, rows, got, rnd
-        )
+
+        def own(obj: Objective, row: State, _: Tensor) -> Any:
+            return self.algorithm.own(obj, row[0], got, rnd), obj.buffers
+
+        models, buffers = self._of_clients(own, clients, rows, got, rnd)
         check_model(models, len(clients), self.oracle.layout.d, "own")
-        return models  # type: ignore[no-any-return]
+        return torch.cat([models, buffers], 1) if buffers.shape[1] else models
 
     @torch.no_grad()
     def _of_clients(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
@@ -136,6 +140,11 @@ class ClientSide:
             raise TypeError("local must not write into the broadcast or the data, which all clients share")
         return stacked
 
+    def _work(self, clients: tuple[int, ...], index: int) -> tuple[Work, dict[str, Tensor]]:
+        """The minibatches of these clients, and their lanes."""
+        drawn = work_of(clients, index, self.feed, self.local, self.seed)
+        return drawn, lanes(self.feed, drawn, client_keys(clients, index, self.seed) if self.draws else None)
+
     def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
         batches = ClientMinibatches(self.feed, work, lane, alone=alone)
         everything = Everything(self.feed, work, lane, alone=alone)
@@ -143,13 +152,12 @@ class ClientSide:
         return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
 
     def _alone(self, work: Client, client: int, row: State, rnd: Round) -> Any:
-        drawn = work_of((client,), rnd.index, self.feed, self.local, self.seed)
-        lane = {name: t[0] for name, t in lanes(self.feed, drawn).items()}
+        drawn, lane = self._work((client,), rnd.index)
+        lane = {name: t[0] for name, t in lane.items()}
         return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["client"])
 
     def _together(self, work: Client, clients: tuple[int, ...], rows: State, rnd: Round) -> Any:
-        drawn = work_of(clients, rnd.index, self.feed, self.local, self.seed)
-        batched = lanes(self.feed, drawn)
+        drawn, batched = self._work(clients, rnd.index)
         states = leaves(rows)
 
         def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:

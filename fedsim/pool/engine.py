@@ -42,6 +42,9 @@ class Engine:
         batching: ``auto`` (many clients at once where the model allows) or ``loop`` (one by one).
         kernel: ``auto`` (a fixed rule by model, shape and device), ``stacked`` or ``vmap``.
         dtype: ``float32`` or ``float64``.
+        precision: of products and convolutions: None, that of ``dtype``; else, for ``dtype=float32``, ``float32``
+            itself, ``bf16`` (models compute in bfloat16 where ``torch.autocast`` does, parameters and messages stay
+            float32) or, on CUDA, ``tf32``.
         device: ``cpu`` or ``cuda``.
         threads: torch threads of every worker, in 1..1024; part of a run's fingerprint.
         retries: how often the work of a lost actor is run again, >= 0.
@@ -56,6 +59,7 @@ class Engine:
     batching: Literal["auto", "loop"] = "auto"
     kernel: Literal["auto", "stacked", "vmap"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "bf16", "tf32"] | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     retries: int = 2
@@ -67,6 +71,10 @@ class Engine:
             value = getattr(self, name)
             require(value >= 1, name, "be >= 1", value)
             require(value <= MOST_PROCESSES, name, f"be <= {MOST_PROCESSES}", value)
+        single = self.precision is None or self.dtype == "float32"
+        require(single, "precision", f"be null for engine.dtype={self.dtype}", self.precision)
+        there = self.precision != "tf32" or self.device == "cuda"
+        require(there, "precision", "be float32, bf16 or null on the cpu, which has no TF32", self.precision)
         require(self.jobs == "auto" or self.jobs >= 1, "jobs", "be >= 1 or auto", self.jobs)
         require(self.retries >= 0, "retries", "be >= 0", self.retries)
         require(self.timeout_s is None or self.timeout_s > 0, "timeout_s", "be > 0 or null", self.timeout_s)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from fedsim.objective import Objective
 from fedsim.pool.begun import Begun
+from fedsim.pool.owned_buffers import AveragedBuffers, LocalBuffers
 from fedsim.traits import Traits
 from fedsim.types import Message, Round
 
@@ -45,4 +46,5 @@ class LocalPart:
 
 def written(algorithm: Any) -> Any:
     """The algorithm as it was written, without what the engine puts around it for workers."""
-    return algorithm.base if isinstance(algorithm, (LocalPart, Begun)) else algorithm
+    around = (LocalPart, Begun, LocalBuffers, AveragedBuffers)
+    return written(algorithm.base) if isinstance(algorithm, around) else algorithm

@@ -19,6 +19,8 @@ import torch
 
 from fedsim.errors import ClientError, InputError, PoolLost, first_line, require
 from fedsim.ground.process import claim, given_back
+from fedsim.pool.carried import Carried
+from fedsim.pool.constants import frozen
 from fedsim.pool.engine import Engine
 from fedsim.pool.ray_start import VARIABLES, Started, begin_ray, require_same, watch
 from fedsim.pool.worker import Setup, Worker, torch_given_back
@@ -51,7 +53,7 @@ class _Actor:
     def __init__(self, path: list[str], setup: list[Any]):
         sys.path += [folder for folder in path if folder not in sys.path]  # the user's own modules
         claim()
-        self.worker = Worker(ray.get(setup[0]))
+        self.worker = Worker(ray.get(setup[0]).unpacked())
 
     def run(self, method: str, jobs: Sequence[Any], shared: Any) -> list[Any]:
         answers: list[Any] = getattr(self.worker, method)(jobs, shared)
@@ -82,7 +84,7 @@ class RayPool:
         self._owner = not ray.is_initialized()
         self._places: Any = None  # CPUs reserved for the actors
         self._ray: Started | None = None  # by this pool
-        self._borrowed = ExitStack()
+        self._borrowed, self._lent = ExitStack(), ExitStack()
         self._borrowed.enter_context(torch_given_back())
         self._borrowed.enter_context(given_back(*VARIABLES))
         try:
@@ -101,6 +103,8 @@ class RayPool:
             # Neither restarts nor retries by Ray: a lost actor is replaced, and its jobs sent again, in ``map``.
             self._class = remote(_Actor)
             self._setup = [_put(setup)]  # in a list, so that the actor itself fetches it, with the user's path set
+            if any(frozen(model) for model in setup.models):
+                self._lent.enter_context(ray.get(self._setup[0]).lent(setup))
             self._actors = [self._spawn() for _ in range(engine.actors)]
         except BaseException:
             self.close()
@@ -190,6 +194,7 @@ class RayPool:
     def close(self) -> None:
         """Stop the actors, and Ray when this pool started it; give the process back what it lent."""
         with self._borrowed:
+            self._lent.close()  # while the object store is there
             if self._ray is not None:
                 self._ray.close()
             elif self._places is not None:
@@ -199,6 +204,7 @@ class RayPool:
 def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> int:
     """Bytes of the object store: what does not fit is spilled to disk, which makes rounds several times longer."""
     data = setup.train.x.nbytes + setup.train.y.nbytes + setup.test.x.nbytes + setup.test.y.nbytes
+    data += sum(p.nbytes for model in setup.models for p in frozen(model).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows = min(3 * row_bytes, memory // 4)  # sent, returned, and the last round's not yet collected
     return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES
@@ -230,7 +236,7 @@ def _named(jobs: Sequence[Any]) -> str:
 
 def _put(setup: Setup) -> Any:
     try:
-        return ray.put(setup)
+        return ray.put(Carried.of(setup))
     except (TypeError, RuntimeError) as error:  # its message may hold the whole setup; the reason is in its cause
         why = first_line(error.__cause__ or error)
         raise InputError(

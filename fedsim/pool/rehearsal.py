@@ -93,10 +93,12 @@ class Rehearsed:
 
     def __init__(self, setup: Setup, architecture: int):
         self.setup, self.architecture = setup, architecture
-        self.oracles = [ModelOracle(copy.deepcopy(model), loss_of(setup.task), "loop") for model in setup.models]
+        loss, written = loss_of(setup.task), setup.written
+        self.oracles = [ModelOracle(copy.deepcopy(model), loss, "loop", written=written) for model in setup.models]
         feed = Feed(setup.train, torch.device("cpu"), setup.dtype)
         rows = torch.zeros(2, dtype=torch.int64)
-        self.batches = Two(Batch(*feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)))
+        x, y = feed.take(rows, torch.zeros(2, 3, dtype=torch.int64) if feed.augment else None)
+        self.batches = Two(Batch(x, y, keys=torch.arange(2)))
 
     @torch.no_grad()
     def local(self, state: State, server: Any, rnd: Round) -> tuple[Message, State]:

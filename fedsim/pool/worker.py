@@ -35,6 +35,7 @@ from fedsim.local import Local
 from fedsim.models import copied
 from fedsim.models.pure import Watch
 from fedsim.pool.block import ClientSide, Job, to_device, to_numpy
+from fedsim.pool.constants import constants
 from fedsim.pool.local_part import written
 from fedsim.pool.scores import Measures, Scores, joined
 from fedsim.types import Batch, Message, State
@@ -60,9 +61,11 @@ class Setup:
     by_layer: tuple[bool, ...]  # whether its clipped sums may be computed layer by layer
     predictions: tuple[Kernel, ...]  # of each architecture, in evaluation mode
     dtype: torch.dtype
+    precision: str | None  # of products: None, that of dtype
     device: str
     threads: int
     seed: int
+    written: tuple[str, ...] = ()  # buffers that forward writes and that have an owner, of the one architecture
 
     @property
     def task(self) -> Task:
@@ -114,14 +117,14 @@ class Models:
 
 @contextmanager
 def torch_given_back() -> Iterator[None]:
-    """A block after which torch has the threads and the flags of cuDNN that it had, whatever a worker needed."""
-    cudnn = torch.backends.cudnn
-    threads, flags = torch.get_num_threads(), (cudnn.allow_tf32, cudnn.deterministic)
+    """A block after which torch has the threads and the flags of CUDA that it had, whatever a worker needed."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    threads, flags = torch.get_num_threads(), (cudnn.allow_tf32, cudnn.deterministic, products.allow_tf32)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        cudnn.allow_tf32, cudnn.deterministic = flags
+        cudnn.allow_tf32, cudnn.deterministic, products.allow_tf32 = flags
 
 
 class Worker:
@@ -132,18 +135,21 @@ class Worker:
         self.setup = setup
         self.device = torch.device(setup.device)
         torch.set_num_threads(setup.threads)
-        if self.device.type == "cuda":  # convolutions in float32, and the same bits every time
-            torch.backends.cudnn.allow_tf32 = False
+        if self.device.type == "cuda":  # convolutions in float32, if nothing else was asked for; the same bits always
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = setup.precision == "tf32"
             torch.backends.cudnn.deterministic = True
+        lower = torch.bfloat16 if setup.precision == "bf16" else None
         self.loss = setup.loss
         kinds = zip(setup.models, setup.kernels, setup.by_layer, setup.predictions, strict=True)
         self.oracles: list[ModelOracle] = []  # in training mode: local steps
         self.evaluators: list[ModelOracle] = []  # in evaluation mode: whatever is measured
         for model, kernel, by_layer, prediction in kinds:
-            mine, measured = (copied(model).to(self.device, setup.dtype) for _ in range(2))  # what a run leaves in it
-            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer))
-            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False))
-        self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)])
+            held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
+            mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
+            both: dict[str, Any] = {"lower": lower, "written": setup.written}
+            self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
+            self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
+        self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)], setup.written)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
@@ -214,7 +220,7 @@ class Worker:
 
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[EvalJob], x: Any) -> list[Scores]:
-        """What is measured of each of the jobs' test samples at the model x [d]."""
+        """What is measured of each of the jobs' test samples at the model x [d], or [d + q] with written buffers."""
         model: Tensor = to_device(x, self.device)
         with _evaluating(), self.watched():
             return [self._scores(self.evaluators[0], model, job) for job in jobs]
@@ -249,7 +255,9 @@ class Worker:
         # Weights stand in for the mask of a mean over examples. That divides by their sum, but at least by 1 (an empty
         # minibatch); with the smallest weight scaled to 1 the sum is never below.
         mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
-        g, loss = self.evaluators[0].grad(x, Batch(inputs, feed.y[job.first : job.last], mask))
+        g, loss = self.evaluators[0].grad(
+            self.evaluators[0].whole(x), Batch(inputs, feed.y[job.first : job.last], mask)
+        )
         total = float(job.weights.sum())
         return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
 
@@ -270,7 +278,7 @@ class Worker:
                 yield self._scores(self.evaluators[job.architecture], x, EvalJob(a, min(a + CHUNK, last)))
 
     def _scores(self, oracle: ModelOracle, x: Tensor, job: EvalJob) -> Scores:
-        x = aligned(x)  # one of several models is a row
+        x = oracle.whole(aligned(x))  # one of several models is a row
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
         return self.setup.measures.scores(self.loss, oracle.predict(x, inputs), y)

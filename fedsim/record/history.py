@@ -209,6 +209,8 @@ class History:
             summary |= self.ledger.summary(int(summary["rounds"]))
         if self.run.notes:
             summary["notes"] = list(self.run.notes)
+        if self.run.setup.precision is not None:
+            summary["precision"] = self.run.setup.precision
         if self.folder:
             if (points := self.trajectory()) is not None:
                 self.folder.trajectory(points, **self._times())

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from fedsim.errors import first_line
 from fedsim.evaluate import Evaluate
 from fedsim.ground.console import warning
+from fedsim.ground.files import LAST_MODEL
 from fedsim.record.best import Best
 
 if TYPE_CHECKING:  # a report, which knows these files by name, needs no torch
     from torch import Tensor, nn
 
-LAST, BEST = "model.safetensors", "model_best.safetensors"
+LAST, BEST = LAST_MODEL, "model_best.safetensors"
 
 
 class KeptModels:

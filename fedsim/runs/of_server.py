@@ -15,6 +15,7 @@ from fedsim.ground import addresses
 from fedsim.ground.tree import leaves, tensors
 from fedsim.pool.block import to_numpy
 from fedsim.pool.jobs import digest_of
+from fedsim.pool.owned_buffers import AveragedServer
 from fedsim.runs.evaluation import Evaluation, evaluate, gradient
 from fedsim.runs.run import Run
 from fedsim.types import Message, Round
@@ -39,7 +40,7 @@ class ServerRun(Run):
 
     def measure(self) -> Evaluation:
         """The global model on the test samples, and the training objective if asked for."""
-        x, setup = to_numpy(self.server.x), self.setup
+        x, setup = to_numpy(self.model()), self.setup
         found = evaluate(self.backend, x, setup.test, setup.measures, clients=self.evaluation.clients)
         return found._replace(metrics=found.metrics | self.objective())
 
@@ -48,7 +49,7 @@ class ServerRun(Run):
         if not self.evaluation.gradient:
             return {}
         weights = weights_of(self.setup.aggregate, self.sizes)
-        return gradient(self.backend, to_numpy(self.server.x), self.setup.train, weights / weights.sum())
+        return gradient(self.backend, to_numpy(self.model()), self.setup.train, weights / weights.sum())
 
     def point(self) -> Tensor:
         """The global model [d]."""
@@ -56,8 +57,9 @@ class ServerRun(Run):
         return x
 
     def model(self) -> Tensor | None:
-        """The global model [d]; None for an algorithm whose server has none."""
-        return getattr(self.server, "x", None)
+        """The global model [d], or [d + q] with averaged buffers; None for an algorithm whose server has none."""
+        x: Tensor | None = getattr(self.server, "x", None)
+        return torch.cat([x, self.server.buffers]) if x is not None and isinstance(self.server, AveragedServer) else x
 
     def digest(self) -> str:
         """sha256 over the server's state, field by field, as little-endian bytes."""

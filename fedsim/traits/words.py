@@ -63,8 +63,9 @@ class Traits(Words):
         shares: what the server starts from, which ``init_server`` gets: ``model`` (one architecture for all; the
             server's state has a field ``x``), ``common`` (the same, of the architecture number ``common``, while
             clients have their own), ``parameters`` (as ``model``, but {name: tensor}), ``body``, ``head`` ([outputs,
-            features + 1], the bias last) or ``nothing``.
-        keeps: what ``init_client`` gets of the client's own initial model.
+            features + 1], the bias last), ``unnormed`` (all but the scales and shifts of BatchNorm) or ``nothing``.
+        keeps: what ``init_client`` gets of the client's own initial model; ``norms`` are the scales and shifts of
+            BatchNorm [p].
         moves: its clients send ``update``, where their local steps ended less where they began; ``relaxed`` needs it.
         static: the topology must not change, for peers keep copies of their neighbours, or are tuned to it.
         mixes: whether the ``rows`` of W must sum to 1, or its ``columns``, for peers that carry weights (push-sum).
@@ -93,8 +94,8 @@ class Traits(Words):
     stacked: bool = False
     integers: bool = False
     asynchronous: bool = False
-    shares: Literal["model", "common", "parameters", "body", "head", "nothing"] = "model"
-    keeps: Literal["model", "parameters", "body", "head"] = "model"
+    shares: Literal["model", "common", "parameters", "body", "head", "unnormed", "nothing"] = "model"
+    keeps: Literal["model", "parameters", "body", "head", "norms"] = "model"
     moves: bool = False
     static: bool = False
     mixes: Literal["rows", "columns"] = "rows"

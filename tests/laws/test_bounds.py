@@ -50,6 +50,7 @@ UNBOUNDED = {
     **{("*", name): LATER for name in ("period", "start", "warmup", "every", "keep", "seed", "first", "factor")},
     **{("*", name): LATER for name in ("buffer", "common", "min_chars", "max_size", "compresses_from", "outputs")},
     ("EarlyStopping", "patience"): LATER,
+    ("Adapted", "output"): FITTED,
     **{("*", name): FITTED for name in ("rank", "chunk", "bucket", "batch_size", "min_separation", "bands")},
     **{(name, "k"): FITTED for name in ("RandK", "TopK")},
     ("*", "shape"): "compared with the columns that there are",
@@ -107,7 +108,7 @@ def factories() -> list[str]:
     return sorted(name for name, s in functions.items() if [*s.parameters][:2] == ["input_shape", "outputs"])
 
 
-SHAPES = {"char_lstm": (8,)}
+SHAPES = {"char_lstm": (8,), "transformer": (8,), "gpt_small": (8,)}
 OPTIONS = [
     (name, option)
     for name in factories()

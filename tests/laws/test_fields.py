@@ -45,6 +45,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.data.downloads": {"Download"},
     "fedsim.record.history": {"History"},
     "fedsim.ground.addresses": {"Purpose"},
+    "fedsim.ground.buffers": {"Buffers"},
     "fedsim.ground.layout": {"Layout"},
     "fedsim.record.papers": {"Paper"},
     "fedsim.assembly.choose": {"Chosen"},
@@ -73,6 +74,8 @@ INTERNAL_PACKAGES = (
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "lr": 0.1,
     "fn": len,
+    "model": len,
+    "rank": 2,
     "loss": len,
     "clients": 4,
     "per_client": 2,
@@ -116,6 +119,7 @@ DATA |= {"task": "classification", "outputs": 2}
 SIGNED = {  # numbers that may be below zero
     ("Search", "seed"),
     ("EarlyStopping", "target"),
+    ("Adapted", "output"),  # of a tuple, from its end
 }
 
 
@@ -194,7 +198,8 @@ def wrong(kind: Any, owner: str, name: str) -> Iterator[Any]:
     if bool in choices:
         yield from (0, 1, "true", "yes", math.nan)
     if str in choices:
-        yield from (3, b"a", ["a"], math.nan)
+        yield from () if int in choices else (3,)
+        yield from (b"a", ["a"], math.nan)
     for choice in choices:
         if get_origin(choice) is tuple:
             inner = get_args(choice)

@@ -61,6 +61,7 @@ End = Callable[[Any, Any, Tensor, Any], Tensor]
 ENDS: dict[str, End] = {  # where a client ends, by (message, client state, x [d], objective)
     "fednova": lambda sent, state, x, obj: x - sent["tau"] * sent["direction"],
     "fedasync": lambda sent, state, x, obj: sent["x"],
+    "fedbn": lambda sent, state, x, obj: obj.join_norms(obj.split_norms(x)[0] + sent["shared"], state.norms),
     "fedper": lambda sent, state, x, obj: obj.join(obj.split(x)[0] + sent["body"], state.head),
     **{
         name: lambda sent, state, x, obj: state.x

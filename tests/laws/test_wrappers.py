@@ -66,7 +66,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "banded": lambda base: BandedNoise(base, VAST, 0.0, N, factor_of(ROUNDS, 1), 1),
 }
 DIFF2 = ("diff2", "diff2_bvr", "dp_sgd", "dp_srm", "private_spiderboost")
-OWN = ("fedavg_ft", "fedgh", "fedper", "fedproto", "fedrep", "fd", "fml", "lg_fedavg", "standalone")
+OWN = ("fedavg_ft", "fedbn", "fedgh", "fedper", "fedproto", "fedrep", "fd", "fml", "lg_fedavg", "standalone")
 WAITING = ("fedasync", "fedbuff")
 NOT_INSIDE = {  # what a wrapper is not made for, and says so when it is built
     "mesa": {*OWN, *WAITING, *DIFF2, "mesa", "powersgd"},
