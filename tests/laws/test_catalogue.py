@@ -41,11 +41,12 @@ from fedsim.models import Factory, linear_zero
 from fedsim.models import build as build_model
 from fedsim.objective import Objective
 from fedsim.partition import Dirichlet, Iid
+from fedsim.pool.plan import LIGHT
 from fedsim.schedule import All, Events, Uniform
 from fedsim.schedule.delays import Asynchronous
 from fedsim.topology import ExponentialDirected, Ring
 from fedsim.traits.declared import traits_of
-from fedsim.types import Batch, Round
+from fedsim.types import Batch, Round, Stretch
 from tests.conftest import images, small_cnn
 from tests.test_cli import composed
 
@@ -198,7 +199,7 @@ def assert_close(one: Result, other: Result) -> None:
 
 BATCHINGS: dict[str, dict[str, Any]] = {
     "vmap": {"kernel": "vmap", "block": 3},  # in two jobs: five clients as 3, and 2
-    "one job": {"jobs": 1},  # the whole cohort together
+    "one job": {"jobs": 1, "block": LIGHT},  # the whole cohort together, whoever works how long
     "two jobs, stacked": {"jobs": 2, "block": 2, "kernel": "stacked"},  # five clients as 2 and 1, and 2
 }
 
@@ -214,6 +215,7 @@ class OneBatch:
 
     length = 2
     expected = torch.tensor(4)
+    stretches = (Stretch(0, 2),)
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -221,7 +223,7 @@ class OneBatch:
     def __call__(self, k: int) -> Batch:
         return self.batch
 
-    def active(self, k: int) -> None:
+    def holds(self, k: int) -> None:
         return None
 
 
