@@ -334,4 +334,3 @@ class Objective:
         if some := [w for w in weights if isinstance(w, Tensor)]:
             counted = counted + torch.stack(some).sum(0)
         return Loss(total / counted.clamp(min=1), counted > 0)
-

@@ -3,7 +3,7 @@
     python scripts/bench.py [--rounds 7] [--only noop W1 W2 W3] [--backends serial ray] [--actors 2] [--device cpu]
 
 Every figure is a median over rounds that alternate between the engine and the loop, so that a noisy machine disturbs
-both; quote the ratios, not the seconds. Both have the same cohorts. Workloads (FedAvg, SGD lr 0.05 (WU1: 0.01), one local epoch,
+both; quote the ratios, not the seconds. Both have the same cohorts. Workloads (FedAvg, SGD lr 0.05, one local epoch,
 synthetic Gaussian classes, a fresh order of samples per client and round, no evaluation):
 
     noop  clients that do nothing: 0.4 MB model, 50 of 100 clients a round
@@ -15,7 +15,7 @@ synthetic Gaussian classes, a fresh order of samples per client and round, no ev
           200 clients x 50 samples, 20 a round, batch 10
     WG    two-layer GRU of 64 units, 40 characters of 80, likewise; 100 clients x 60 samples, 10 a round, batch 10
     WU1   unequal clients: FedProx's synthetic(1,1), 30 clients of 45 to 9,000 samples, 10 a round; FedProx, logistic
-          regression, 20 epochs, batch 10
+          regression, 20 epochs, batch 10, lr 0.01
     WU2   unequal clients: 32,561 samples of 123 inputs and two classes (a9a's size) divided over ten clients by
           Dirichlet 0.5, all in every round; MLP 123-37-1, batch 32
 """
@@ -342,9 +342,7 @@ def engine_run(load: Workload, engine: Engine) -> Iterator[Run]:
         backend.close()
 
 
-def alternate(
-    rounds: int, *steps: Callable[[], Any], clock: Callable[[], float] = time.perf_counter
-) -> list[float]:
+def alternate(rounds: int, *steps: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Median seconds of each step over rounds that take turns; the first two rounds do not count."""
     times: list[list[float]] = [[] for _ in steps]
     gc.disable()

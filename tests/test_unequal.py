@@ -19,6 +19,7 @@ from fedsim.algorithms.mime_lite import MimeLite
 from fedsim.algorithms.scaffold import Scaffold
 from fedsim.channel.channel import Channel
 from fedsim.channel.noise import Addressed
+from fedsim.data import batches
 from fedsim.data.batches import ClientMinibatches, Feed, Samples, lanes, work_of
 from fedsim.data.losses import loss_of
 from fedsim.ground.opaque import first_only, opaque
@@ -27,7 +28,7 @@ from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import build, mlp
 from fedsim.objective import Objective
 from fedsim.pool.block import ClientSide
-from fedsim.pool.plan import LIGHT, pieces, plan
+from fedsim.pool.plan import LIGHT, LONG, pieces, plan
 from fedsim.types import Batch, Message, Round
 
 SIZES = (40, 3, 17, 9, 9, 1, 64)
@@ -85,8 +86,11 @@ def work(rule: Any, local: Local, kernel: Any, clients: tuple[int, ...]) -> list
 @pytest.mark.parametrize("local", LOCALS, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_block_of_unequal_clients_is_each_client_alone(rule: Any, local: Local, kernel: str) -> None:
+def test_a_block_of_unequal_clients_is_each_client_alone(
+    rule: Any, local: Local, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In any order of the clients: that of the plan, longest first, is the fast one only."""
+    monkeypatch.setattr(batches, "LONE", 5)
     each = [work(rule, local, "loop", (i,)) for i in range(len(SIZES))]
     want = [torch.cat(found) for found in zip(*each, strict=True)]
     for order in (sorted(range(len(SIZES)), key=lambda i: -SIZES[i]), list(range(len(SIZES)))):
@@ -94,12 +98,17 @@ def test_a_block_of_unequal_clients_is_each_client_alone(rule: Any, local: Local
             torch.testing.assert_close(found, alone[order], rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("lone", [10, 20])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("rule", [RULES[0], RULES[-1]], ids=["FedAvg", "Noisy"])
 def test_nothing_is_computed_for_clients_that_have_ended(
-    rule: Any, kernel: str, monkeypatch: pytest.MonkeyPatch
+    rule: Any, kernel: str, lone: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients and random numbers are as many as the clients have steps; who is alone at the end needs no block."""
+    """Gradients and random numbers are as many as the clients have steps.
+
+    Who is alone for long at the end is computed by the module itself, for a few steps beside another.
+    """
+    monkeypatch.setattr(batches, "LONE", lone)
     local = Local(epochs=2, batch_size=4)
     order = tuple(sorted(range(len(SIZES)), key=lambda i: -SIZES[i]))
     steps = [local.count(SIZES[i]) for i in order]
@@ -122,9 +131,12 @@ def test_nothing_is_computed_for_clients_that_have_ended(
     monkeypatch.setattr(ModelOracle, "_together", many)
     monkeypatch.setattr(torch, "randn", normal)
     work(rule, local, kernel, order)
-    assert found["alone"] == steps[0] - steps[1]
-    assert found["alone"] + found["together"] == sum(steps)
-    assert found["drawn"] == (sum(steps) if isinstance(rule, Noisy) else 0)
+    last = steps[0] - steps[1]
+    assert last == 12
+    assert found["alone"] == (last if lone < last else 0)
+    whole = sum(steps) + (0 if lone < last else last)
+    assert found["alone"] + found["together"] == whole
+    assert found["drawn"] == (whole if isinstance(rule, Noisy) else 0)
 
 
 def test_only_steps_at_which_a_working_client_has_padding_have_a_mask() -> None:
@@ -135,8 +147,8 @@ def test_only_steps_at_which_a_working_client_has_padding_have_a_mask() -> None:
     masked = []
 
     def look(lane: dict[str, Tensor]) -> Tensor:
-        batches = ClientMinibatches(data, drawn, lane, alone=False)
-        masked.extend(k for k in range(batches.length) if batches(k).mask is not None)
+        mine = ClientMinibatches(data, drawn, lane, alone=False)
+        masked.extend(k for k in range(mine.length) if mine(k).mask is not None)
         return lane["steps"]
 
     assert torch.func.vmap(look)(lanes(data, drawn)).tolist() == [-(-n // 4) for n in sizes]
@@ -178,9 +190,10 @@ def test_outside_vmap_there_is_one_client() -> None:
         assert opaque(both, both, torch.ones(3))[1] == 3
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=60))
-def test_light_models_share_blocks_whatever_the_steps(steps: list[int]) -> None:
+@given(st.lists(st.integers(1, 5000), max_size=60), st.integers(LONG, 5000))
+def test_light_models_share_blocks_whatever_the_steps(others: list[int], longest: int) -> None:
     """A step saved is worth more than a client: one block a job, and no job below twice the longest client's work."""
+    steps = [longest, *others]
     cut = plan(range(len(steps)), steps, LIGHT, "auto")
     assert all(len(job) == 1 for job in cut.jobs)
     assert len(cut.jobs) == 1 or sum(steps) >= 2 * max(steps) * len(cut.jobs)
@@ -189,6 +202,12 @@ def test_light_models_share_blocks_whatever_the_steps(steps: list[int]) -> None:
 @given(st.integers(1, 2000), st.integers(2, 300), st.integers(1, 50))
 def test_equal_clients_are_cut_by_their_number_alone(count: int, block: int, steps: int) -> None:
     assert len(plan(range(count), [steps] * count, block, "auto").jobs) == pieces(count, block, "auto")
+
+
+@given(st.lists(st.integers(1, LONG - 1), min_size=1, max_size=60))
+def test_short_rounds_are_cut_as_those_of_heavy_models(steps: list[int]) -> None:
+    light, heavy = (plan(range(len(steps)), steps, block, "auto") for block in (LIGHT, LIGHT - 1))
+    assert light == heavy
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=60), st.integers(1, 16))

@@ -94,6 +94,10 @@ class Feed:
         return x.view(*rows.shape, *x.shape[1:]), y.view(*rows.shape, *y.shape[1:])
 
 
+LONE = 100
+"""Steps from which on the last client of a block that works is computed by itself."""
+
+
 @dataclass(frozen=True)
 class Work:
     """The minibatches of b clients in one round, padded to one shape.
@@ -126,10 +130,15 @@ class Work:
         return tuple((self.counts == 0).any(0).tolist())
 
     @cached_property
-    def ends(self) -> tuple[tuple[int, int], ...]:
-        """(end, among) where clients end: no client of those behind the ``among`` first ones works at ``end``."""
+    def stretches(self) -> tuple[tuple[int, int, int | None], ...]:
+        """(first, end, among) of steps at which the same clients work, as in ``fedsim.types.Stretch``."""
         ends = np.unique(self.steps).tolist()
-        return tuple((end, int(np.flatnonzero(self.steps > end)[-1]) + 1 if end < ends[-1] else 0) for end in ends)
+        found: list[tuple[int, int, int | None]] = [(0, ends[0], None)]
+        for first, end in pairwise(ends):
+            among = int(np.flatnonzero(self.steps > first)[-1]) + 1
+            # One client is computed by the module itself, which rounds otherwise: not for a few steps.
+            found.append((first, end, among if end - first >= LONE else max(2, among)))
+        return tuple(found)
 
 
 def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed: int) -> Work:
@@ -255,11 +264,8 @@ class ClientMinibatches:
     @property
     def stretches(self) -> list[Stretch]:
         """The steps, cut where clients end."""
-        ends = self.work.ends
-        found = [Stretch(0, ends[0][0])]
-        for (first, among), (end, _) in pairwise(ends):
-            found.append(Stretch(first, end, among, self.lane["steps"] > first))
-        return found
+        mine = self.lane["steps"]
+        return [Stretch(*found, None if found[2] is None else mine > found[0]) for found in self.work.stretches]
 
 
 class Everything:

@@ -21,7 +21,10 @@ PADDING = 0.7
 
 LIGHT = 100
 """Where a block may hold this many clients, a step costs about as much for one of them as for a few, and steps are what
-can be saved. So clients of all lengths share a block, and every job has at least twice the work of the longest client."""
+can be saved: clients of all lengths share a block, and every job has at least twice the work of the longest client."""
+
+LONG = 100
+"""Local steps that a client of a round must make for that: short rounds are cut as those of heavy models."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
     ids, work = [clients[p] for p in order], [steps[p] for p in order]
     fewest = 1 if block == 1 else 2
     wanted = pieces(len(ids), block, jobs)
-    if block >= LIGHT and jobs == "auto":
+    light = block >= LIGHT and work[0] >= LONG
+    if light and jobs == "auto":
         wanted = min(wanted, _power(sum(work) // (2 * max(work))))
     total = np.cumsum(work)
     ends: list[int] = []
@@ -80,14 +84,16 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
         ends.append(min(max(cut, low), len(ids) - fewest * (wanted - j)))
     bounds = [0, *ends, len(ids)]
     cut_up = [(ids[a:b], work[a:b]) for a, b in pairwise(bounds)]
-    return Plan(tuple(_blocks(i, w, block) for i, w in cut_up), tuple(sum(w) for _, w in cut_up))
+    return Plan(
+        tuple(_blocks(i, w, block, 0.0 if light else PADDING) for i, w in cut_up), tuple(sum(w) for _, w in cut_up)
+    )
 
 
-def _blocks(ids: list[int], steps: list[int], block: int) -> tuple[Block, ...]:
+def _blocks(ids: list[int], steps: list[int], block: int, padding: float) -> tuple[Block, ...]:
     cuts = [0]
     for p in range(1, len(ids)):
         length = p - cuts[-1]
-        steep = block < LIGHT and length >= 2 and len(ids) - p >= 2 and steps[p] < PADDING * steps[cuts[-1]]
+        steep = length >= 2 and len(ids) - p >= 2 and steps[p] < padding * steps[cuts[-1]]
         if length == block or steep:
             cuts.append(p)
     cuts.append(len(ids))
