@@ -63,7 +63,7 @@ def opaque(alone: Callable[..., Any], together: Callable[..., Any], *arguments: 
     unwrapped = [_unwrap(a, level) for a in arguments]
     with interpreter.lower():
         stacked = [
-            a if not isinstance(a, Tensor) else a.expand(b, *a.shape) if dim is None else a.movedim(dim, 0)
+            a if dim == 0 or not isinstance(a, Tensor) else a.expand(b, *a.shape) if dim is None else a.movedim(dim, 0)
             for a, dim in unwrapped
         ]
         few = _FEW.get()
