@@ -11,9 +11,9 @@ from torch import Tensor
 from fedsim.channel.base import Noise
 from fedsim.data.losses import Term
 from fedsim.ground.layout import Layout
-from fedsim.ground.opaque import depth
+from fedsim.ground.opaque import depth, first_only
 from fedsim.ground.tree import tree_map
-from fedsim.types import Batch
+from fedsim.types import Batch, Stretch
 
 T = TypeVar("T")
 
@@ -64,8 +64,8 @@ class Oracle(Protocol):
         ...
 
 
-class Minibatches(Protocol):
-    """A client's minibatches of this round."""
+class Passes(Protocol):
+    """A client's examples, minibatch by minibatch."""
 
     length: int
     expected: Tensor  # examples of a full minibatch, or expected in one (scalar)
@@ -74,8 +74,17 @@ class Minibatches(Protocol):
         """The k-th minibatch."""
         ...
 
-    def active(self, k: int) -> Tensor | None:
-        """Whether the client works at step k (scalar bool); None when every client of the block does."""
+
+class Minibatches(Passes, Protocol):
+    """A client's minibatches of this round."""
+
+    @property
+    def stretches(self) -> Sequence[Stretch]:
+        """The steps 0 to ``length`` - 1 in order, cut where clients of the block end."""
+        ...
+
+    def holds(self, k: int) -> Tensor | None:
+        """Whether the client works at step k and its minibatch has examples (scalar bool); None: so it is for all."""
         ...
 
 
@@ -92,7 +101,7 @@ class _Seen:
     def __init__(self) -> None:
         self.now: tuple[Tensor, Batch] | None = None  # the first of the local step, or part of a sweep, in progress
         self.keeps = False  # whether the client keeps what that pass left in the model's buffers
-        self.steps: list[tuple[Tensor, Tensor | int]] = []  # (loss, 1), or (0, 0) for a step that does not count
+        self.steps: list[tuple[Tensor, Tensor | int]] = []  # (loss, 1), or (0, False) for a step that does not count
         self.parts: list[tuple[Tensor, Tensor | int]] = []  # (loss * examples, examples) of each part of a sweep
 
 
@@ -120,7 +129,7 @@ class Objective:
         steps: Tensor,
         examples: Tensor,
         noise: Noise | None = None,
-        everything: Minibatches | None = None,
+        everything: Passes | None = None,
         oracles: Sequence[Oracle] = (),
     ):
         self._noise = noise
@@ -277,7 +286,7 @@ class Objective:
     def run(self, step: Callable[[T, Batch], T], carry: T, *, counts: bool = True) -> T:
         """The local loop: ``carry = step(carry, batch)`` for each of the client's K_i minibatches.
 
-        Clients of one block may have different K_i; padding steps leave the carry unchanged.
+        Clients of one block may have different K_i: who has made its steps keeps what they led to.
 
         Args:
             step: one local step.
@@ -285,15 +294,28 @@ class Objective:
             counts: whether the losses of these steps enter ``loss``; not if the client goes through its minibatches
                 for something else than its local steps.
         """
-        for k in range(self._batches.length):
-            self._seen.now, self._seen.keeps = None, counts
-            new = step(carry, self._batches(k))
-            self._seen.keeps = False
-            active = self._batches.active(k)
-            if counts and self._seen.now is not None:
-                self._seen.steps.append(_counted(*self._seen.now, active))
-            carry = new if active is None else tree_map(lambda n, o, a=active: torch.where(a, n, o), new, carry)
-        return carry
+        ended = carry
+        for first, end, among, active in self._batches.stretches:
+            with first_only(among if depth() == self._depth else None):
+                for k in range(first, end):
+                    carry = self._step(step, carry, k, counts)
+            # Who has ended goes on in ``carry`` with numbers that nobody needs; theirs stay in ``ended``.
+            ended = carry if active is None else tree_map(lambda n, o, a=active: torch.where(a, n, o), carry, ended)
+        return ended
+
+    def _step(self, step: Callable[[T, Batch], T], carry: T, k: int, counts: bool) -> T:
+        """The k-th local step, and its loss if it counts."""
+        self._seen.now, self._seen.keeps = None, counts
+        given = self._batches(k)
+        new = step(carry, given)
+        self._seen.keeps = False
+        if counts and self._seen.now is not None:
+            loss, used = self._seen.now
+            held = self._batches.holds(k)
+            if used.mask is not None and used.mask is not given.mask:  # the algorithm's own choice of examples
+                held = used.mask.any() if held is None else held & used.mask.any()
+            self._seen.steps.append((loss, 1) if held is None else (torch.where(held, loss, 0.0), held))
+        return new
 
     @property
     def loss(self) -> Loss:
@@ -306,15 +328,9 @@ class Objective:
         if not found:
             none = torch.zeros_like(self.steps, dtype=torch.get_default_dtype())
             return Loss(none, none > 0)
-        total, weight = (sum(column[1:], start=column[0]) for column in zip(*found, strict=True))
-        counted = weight + torch.zeros_like(self.steps)
+        losses, weights = zip(*found, strict=True)
+        total = sum(losses[1:], start=losses[0])
+        counted = sum(w for w in weights if not isinstance(w, Tensor)) + torch.zeros_like(self.steps)
+        if some := [w for w in weights if isinstance(w, Tensor)]:
+            counted = counted + torch.stack(some).sum(0)
         return Loss(total / counted.clamp(min=1), counted > 0)
-
-
-def _counted(loss: Tensor, batch: Batch, active: Tensor | None) -> tuple[Tensor, Tensor | int]:
-    """A step's loss and weight in the mean: 1, or 0 for a padding step or a minibatch without examples."""
-    counts = active
-    if batch.mask is not None:
-        held = batch.mask.any()
-        counts = held if counts is None else counts & held
-    return (loss, 1) if counts is None else (torch.where(counts, loss, 0.0), counts.long())

@@ -51,6 +51,15 @@ class Batch(NamedTuple):
     keys: Tensor | None = None  # [m] int64, of which each example's dropout follows; None where nothing is dropped
 
 
+class Stretch(NamedTuple):
+    """Local steps ``first`` to ``end`` - 1, at which the same clients of a block work."""
+
+    first: int
+    end: int
+    among: int | None = None  # those who work are among that many first clients of the block; None: all work
+    active: Tensor | None = None  # whether this client works (scalar bool); None: all do
+
+
 @dataclass(frozen=True)
 class Round:
     """A synchronous round, or one wave of asynchronous events on disjoint clients."""

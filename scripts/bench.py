@@ -3,8 +3,8 @@
     python scripts/bench.py [--rounds 7] [--only noop W1 W2 W3] [--backends serial ray] [--actors 2] [--device cpu]
 
 Every figure is a median over rounds that alternate between the engine and the loop, so that a noisy machine disturbs
-both; quote the ratios, not the seconds. Workloads (FedAvg, SGD lr 0.05, one local epoch, synthetic Gaussian classes,
-a fresh order of samples per client and round, no evaluation):
+both; quote the ratios, not the seconds. Both have the same cohorts. Workloads (FedAvg, SGD lr 0.05, one local epoch,
+synthetic Gaussian classes, a fresh order of samples per client and round, no evaluation):
 
     noop  clients that do nothing: 0.4 MB model, 50 of 100 clients a round
     W1    CNN, two 5x5 convolutions, 18k parameters; 100 clients x 600 samples, 10 a round, batch 32
@@ -14,6 +14,10 @@ a fresh order of samples per client and round, no evaluation):
     WT    transformer, 2 layers of width 64 with 4 heads, 32 tokens of 1,000, the next one predicted at every place;
           200 clients x 50 samples, 20 a round, batch 10
     WG    two-layer GRU of 64 units, 40 characters of 80, likewise; 100 clients x 60 samples, 10 a round, batch 10
+    WU1   unequal clients: FedProx's synthetic(1,1), 30 clients of 45 to 9,000 samples, 10 a round; FedProx, logistic
+          regression, 20 epochs, batch 10, lr 0.01
+    WU2   unequal clients: 32,561 samples of 123 inputs and two classes (a9a's size) divided over ten clients by
+          Dirichlet 0.5, all in every round; MLP 123-37-1, batch 32
 """
 
 from __future__ import annotations
@@ -40,12 +44,13 @@ from torch import Tensor, nn
 
 from fedsim import Engine, Evaluate, Local
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.fedprox import FedProx
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.parts import Parts
-from fedsim.data import Dataset, Split
+from fedsim.data import Dataset, Split, Synthetic
 from fedsim.ground.process import claim
 from fedsim.objective import Objective
-from fedsim.partition import Blocks
+from fedsim.partition import Blocks, Dirichlet, Natural
 from fedsim.runs.run import Run
 from fedsim.schedule import Uniform
 from fedsim.types import Message, Round
@@ -76,6 +81,11 @@ class Workload:
         model: makes the module.
         train: whether clients train at all.
         tokens: inputs are tokens, targets the next ones.
+        data: makes the samples, where they are not Gaussian classes or random tokens.
+        division: over the clients, where they do not have equally many.
+        epochs: passes over a client's samples in a round.
+        mu: weight of FedProx's proximal term.
+        lr: learning rate.
     """
 
     clients: int
@@ -87,6 +97,22 @@ class Workload:
     model: Callable[[], nn.Module]
     train: bool = True
     tokens: bool = False
+    data: Callable[[], Dataset] | None = None
+    division: Any = None
+    epochs: int = 1
+    mu: float = 0.0
+    lr: float = LR
+
+    @property
+    def rule(self) -> Any:
+        """What our engine runs."""
+        if not self.train:
+            return NoOp(lr=self.lr)
+        return FedProx(lr=self.lr, mu=self.mu) if self.mu else FedAvg(lr=self.lr)
+
+    def parts(self) -> tuple[Dataset, Any]:
+        """The samples, and how they are divided."""
+        return self.data() if self.data else gaussian_classes(self), self.division or Blocks(clients=self.clients)
 
 
 def cnn(channels: tuple[int, int], hidden: int | None) -> nn.Module:
@@ -165,6 +191,18 @@ WORKLOADS = {
     "WG": Workload(
         100, 60, 10, 10, (40,), 80, lambda: Sequence(80, 40, 8, nn.GRU(8, 64, 2, batch_first=True), 64), tokens=True
     ),
+    "WU1": Workload(
+        *(30, 0, 10, 10, (60,), 10, lambda: nn.Sequential(nn.Linear(60, 10))),
+        data=lambda: Synthetic().load(0),
+        division=Natural(),
+        epochs=20,
+        mu=1.0,
+        lr=0.01,
+    ),
+    "WU2": Workload(
+        *(10, 3256, 10, 32, (123,), 2, lambda: nn.Sequential(nn.Linear(123, 37), nn.ReLU(), nn.Linear(37, 1))),
+        division=Dirichlet(clients=10, alpha=0.5),
+    ),
 }
 
 
@@ -186,36 +224,44 @@ class Eager:
 
     def __init__(self, load: Workload, device: str):
         torch.manual_seed(0)
-        data = gaussian_classes(load)
-        self.load, self.device = load, device
-        self.x = torch.from_numpy(data.train.x).to(device)
-        self.y = torch.from_numpy(data.train.y).to(device)
+        data, division = load.parts()
+        rows = division.split(data, 0).train
+        self.load, self.device, self.round = load, device, 0
+        self.x = [torch.from_numpy(data.train.x[mine]).to(device) for mine in rows]
+        self.y = [torch.from_numpy(data.train.y[mine]).to(device) for mine in rows]
         self.model = load.model().to(device)
         self.work = copy.deepcopy(self.model)
 
     def clients(self, cohort: list[int]) -> list[Tensor]:
         """Sum over the cohort of n_i times the client's trained parameters."""
         total = [torch.zeros_like(p) for p in self.model.parameters()]
-        n = self.load.samples
-        size = n if self.load.batch == "full" else self.load.batch
         for i in cohort:
             self.work.load_state_dict(self.model.state_dict())
-            optimizer = torch.optim.SGD(self.work.parameters(), lr=LR)
-            x, y = self.x[i * n : (i + 1) * n], self.y[i * n : (i + 1) * n]
-            order = torch.randperm(n).to(self.device) if size < n else None
-            for first in range(0, n, size):
-                chosen = slice(None) if order is None else order[first : first + size]
-                out, target = self.work(x[chosen]), y[chosen]
-                if out.shape[1] == 1:
-                    loss = F.binary_cross_entropy_with_logits(out[:, 0], target.to(out.dtype))
-                else:
-                    loss = F.cross_entropy(out.flatten(0, -2), target.flatten())
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
+            optimizer = torch.optim.SGD(self.work.parameters(), lr=self.load.lr)
+            for _ in range(self.load.epochs):
+                self._epoch(self.x[i], self.y[i], optimizer)
             with torch.no_grad():
-                torch._foreach_add_(total, list(self.work.parameters()), alpha=float(n))
+                torch._foreach_add_(total, list(self.work.parameters()), alpha=float(len(self.x[i])))
         return total
+
+    def _epoch(self, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        n = len(x)
+        size = n if self.load.batch == "full" else self.load.batch
+        order = torch.randperm(n).to(self.device) if size < n else None
+        for first in range(0, n, size):
+            chosen = slice(None) if order is None else order[first : first + size]
+            out, target = self.work(x[chosen]), y[chosen]
+            if out.shape[1] == 1:
+                loss = F.binary_cross_entropy_with_logits(out[:, 0], target.to(out.dtype))
+            else:
+                loss = F.cross_entropy(out.flatten(0, -2), target.flatten())
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            if self.load.mu:
+                with torch.no_grad():
+                    for p, start in zip(self.work.parameters(), self.model.parameters(), strict=True):
+                        p.grad.add_(p - start, alpha=self.load.mu)  # type: ignore[union-attr]
+            optimizer.step()
 
     def set(self, totals: list[list[Tensor]], weight: float) -> None:
         """The weighted average of the shares becomes the model."""
@@ -224,12 +270,18 @@ class Eager:
                 p.copy_(sum(parts) / weight)
 
     def cohort(self) -> list[int]:
-        """This round's clients."""
-        return torch.randperm(self.load.clients)[: self.load.cohort].tolist()
+        """This round's clients, the same as our engine's."""
+        self.round += 1
+        return list(Uniform(cohort=self.load.cohort).clients(self.round - 1, self.load.clients, 0))
+
+    def weight(self, cohort: list[int]) -> float:
+        """Their samples."""
+        return float(sum(len(self.x[i]) for i in cohort))
 
     def step(self) -> None:
         """One round in this process."""
-        self.set([self.clients(self.cohort())], float(self.load.cohort * self.load.samples))
+        cohort = self.cohort()
+        self.set([self.clients(cohort)], self.weight(cohort))
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -264,7 +316,7 @@ class TwoProcesses:
         for j, pipe in enumerate(self.pipes):
             pipe.send((cohort[j::2], parameters))
         totals = [[torch.from_numpy(t) for t in pipe.recv()] for pipe in self.pipes]
-        self.eager.set(totals, float(self.eager.load.cohort * self.eager.load.samples))
+        self.eager.set(totals, self.eager.weight(cohort))
 
     def close(self) -> None:
         """End both."""
@@ -276,12 +328,13 @@ class TwoProcesses:
 @contextmanager
 def engine_run(load: Workload, engine: Engine) -> Iterator[Run]:
     """Our engine on the workload, ready to step."""
-    data = gaussian_classes(load)
-    rule = (FedAvg if load.train else NoOp)(lr=LR)
+    data, division = load.parts()
     torch.manual_seed(0)
-    how: dict[str, Any] = {"local": Local(batch_size=load.batch), "engine": engine}
-    division, schedule = Blocks(clients=load.clients), Uniform(cohort=load.cohort)
-    assembled = assemble(Parts(rule, data, division, load.model(), 10**9, schedule, **how), data)
+    local = Local(batch_size=load.batch, epochs=load.epochs)
+    schedule = Uniform(cohort=load.cohort)
+    assembled = assemble(
+        Parts(load.rule, data, division, load.model(), 10**9, schedule, local=local, engine=engine), data
+    )
     backend = assembled.start()
     try:
         yield assembled.begin(backend, Evaluate(every=10**9))
@@ -289,16 +342,16 @@ def engine_run(load: Workload, engine: Engine) -> Iterator[Run]:
         backend.close()
 
 
-def alternate(rounds: int, *steps: Callable[[], Any]) -> list[float]:
+def alternate(rounds: int, *steps: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Median seconds of each step over rounds that take turns; the first two rounds do not count."""
     times: list[list[float]] = [[] for _ in steps]
     gc.disable()
     for r in range(rounds + 2):
         for step, mine in zip(steps, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             step()
             if r >= 2:
-                mine.append(time.perf_counter() - start)
+                mine.append(clock() - start)
     gc.enable()
     return [statistics.median(mine) for mine in times]
 

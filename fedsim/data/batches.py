@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from fedsim.ground import addresses, rng
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import opaque
 from fedsim.local import Local
-from fedsim.types import Batch
+from fedsim.types import Batch, Stretch
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,12 @@ class Feed:
         return x.view(*rows.shape, *x.shape[1:]), y.view(*rows.shape, *y.shape[1:])
 
 
-class Work(NamedTuple):
+LONE = 100
+"""Steps from which on the last client of a block that works is computed by itself."""
+
+
+@dataclass(frozen=True)
+class Work:
     """The minibatches of b clients in one round, padded to one shape.
 
     ``rows`` is None when every step uses all of a client's examples.
@@ -106,6 +112,33 @@ class Work(NamedTuple):
     counts: np.ndarray  # [b, K] real examples of each minibatch (0 after a client's last step)
     rows: Tensor | None  # [b, K, m] positions in the samples
     draws: Tensor | None  # [b, K, m, 3] augmentation draws
+
+    @cached_property
+    def width(self) -> int:
+        """m, examples of the widest minibatch."""
+        return int(self.counts.max()) if self.rows is None else self.rows.shape[2]
+
+    @cached_property
+    def partial(self) -> tuple[bool, ...]:
+        """[K] whether some client that works has fewer than m examples in its minibatch."""
+        works = np.arange(self.counts.shape[1]) < self.steps[:, None]
+        return tuple(((self.counts < self.width) & works).any(0).tolist())
+
+    @cached_property
+    def empty(self) -> tuple[bool, ...]:
+        """[K] whether some client has ended, or has no examples in its minibatch."""
+        return tuple((self.counts == 0).any(0).tolist())
+
+    @cached_property
+    def stretches(self) -> tuple[tuple[int, int, int | None], ...]:
+        """(first, end, among) of steps at which the same clients work, as in ``fedsim.types.Stretch``."""
+        ends = np.unique(self.steps).tolist()
+        found: list[tuple[int, int, int | None]] = [(0, ends[0], None)]
+        for first, end in pairwise(ends):
+            among = int(np.flatnonzero(self.steps > first)[-1]) + 1
+            # One client is computed by the module itself, which rounds otherwise: not for a few steps.
+            found.append((first, end, among if end - first >= LONE else max(2, among)))
+        return tuple(found)
 
 
 def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed: int) -> Work:
@@ -173,32 +206,32 @@ SWEEP_NUMBERS = 2**14
 """Numbers in the inputs that are at once in a pass in any case: work that outweighs the price of a call."""
 
 
+PART = 256
+"""Steps whose rows, masks and keys are cut out of a block's at once."""
+
+
 class ClientMinibatches:
     """One client's minibatches, k = 0 .. steps-1, as the engine hands them to an ``Objective``.
 
     Built either for one client alone (exact sizes, no padding) or, inside vmap, for the client that stands for all
-    clients of a block (padded to one shape, with masks where sizes differ).
+    clients of a block: padded to one shape, with masks at the steps at which some client that works has padding.
     """
 
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
         self.feed, self.work, self.lane, self.alone = feed, work, lane, alone
         self.expected = lane["expected"]
         self.length = work.counts.shape[1]
-        self.fewest = int(work.steps.min())
-        width = work.counts.max() if work.rows is None else work.rows.shape[2]
-        self.partial = [bool((column < width).any()) for column in work.counts.T]
+        self._part: tuple[int, dict[str, tuple[Tensor, ...]]] = (-1, {})
 
     def __call__(self, k: int) -> Batch:
         """The k-th minibatch."""
-        mask, keys = None, self.lane["keys"][k] if "keys" in self.lane else None
-        # Without a mask, losses are plain means; only steps at which some client of the block has padding need one.
-        if not self.alone and self.partial[k]:
-            width = self.lane["y"].shape[0] if "y" in self.lane else self.lane["rows"].shape[1]
-            mask = (torch.arange(width, device=self.feed.device) < self.lane["counts"][k]).to(self.feed.dtype)
+        part, at = self._of(k)
+        # Without a mask, losses are plain means. Who has ended needs none: nobody uses what it computes.
+        mask = part["masks"][at] if not self.alone and self.work.partial[k] else None
+        keys = part["keys"][at] if "keys" in part else None
         if "y" in self.lane:
             return Batch(self.lane["x"], self.lane["y"], mask, keys)
-        rows = self.lane["rows"][k]
-        draws = self.lane["draws"][k] if "draws" in self.lane else None
+        rows, draws = part["rows"][at], part["draws"][at] if "draws" in part else None
         if self.alone:
             n = int(self.work.counts[0, k])
             if not n:  # an empty Poisson minibatch: one example that does not count
@@ -207,9 +240,32 @@ class ClientMinibatches:
         x, y = opaque(self.feed.take, self.feed.take_many, rows, draws)
         return Batch(x, y, mask, keys)
 
-    def active(self, k: int) -> Tensor | None:
-        """Whether this client still works at step k; None: every client of the block does."""
-        return None if k < self.fewest else self.lane["steps"] > k
+    def _of(self, k: int) -> tuple[dict[str, tuple[Tensor, ...]], int]:
+        """What there is of each of the steps around the k-th, by name, and the place of the k-th among them."""
+        first = k - k % PART
+        if self._part[0] != first:
+            steps = slice(first, first + PART)
+            part = {name: self.lane[name][steps].unbind() for name in ("rows", "draws", "keys") if name in self.lane}
+            if not self.alone and any(self.work.partial[steps]):
+                places = torch.arange(self.work.width, device=self.feed.device)
+                part["masks"] = (places < self.lane["counts"][steps, None]).to(self.feed.dtype).unbind()
+            if any(self.work.empty[steps]):
+                part["holds"] = (self.lane["counts"][steps] > 0).unbind()
+            self._part = first, part
+        return self._part[1], k - first
+
+    def holds(self, k: int) -> Tensor | None:
+        """Whether this client works at step k and its minibatch has examples; None: so it is for all of the block."""
+        if not self.work.empty[k]:
+            return None
+        part, at = self._of(k)
+        return part["holds"][at]
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """The steps, cut where clients end."""
+        mine = self.lane["steps"]
+        return [Stretch(*found, None if found[2] is None else mine > found[0]) for found in self.work.stretches]
 
 
 class Everything:
@@ -236,10 +292,6 @@ class Everything:
         x, y = opaque(self.feed.take, self.feed.take_many, rows, None)
         keys = pass_keys(self.lane["dropout"], at) if "dropout" in self.lane else None
         return Batch(x, y, None if self.alone else (at < self.lane["sizes"]).to(self.feed.dtype), keys)
-
-    def active(self, k: int) -> None:
-        """Every client works at every batch, some on padding alone."""
-        return None
 
 
 def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tensor]:

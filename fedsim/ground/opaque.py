@@ -7,12 +7,40 @@ private interface is wrapped here, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
+
+
+class _Few(NamedTuple):
+    """The clients of one vmap that are computed."""
+
+    level: int  # of that vmap
+    count: int
+
+
+_FEW: ContextVar[_Few | None] = ContextVar("few", default=None)
+
+
+@contextmanager
+def first_only(count: int | None) -> Iterator[None]:
+    """In here opaque operations compute the first ``count`` clients of the innermost vmap; the others' results are 0.
+
+    The one client of ``count = 1`` is computed as outside vmap. None: all clients.
+    """
+    if count is None or _functorch.peek_interpreter_stack() is None:
+        yield
+        return
+    token = _FEW.set(_Few(retrieve_current_functorch_interpreter().level(), count))
+    try:
+        yield
+    finally:
+        _FEW.reset(token)
 
 
 def opaque(alone: Callable[..., Any], together: Callable[..., Any], *arguments: Any) -> Any:
@@ -35,13 +63,36 @@ def opaque(alone: Callable[..., Any], together: Callable[..., Any], *arguments: 
     unwrapped = [_unwrap(a, level) for a in arguments]
     with interpreter.lower():
         stacked = [
-            a if not isinstance(a, Tensor) else a.expand(b, *a.shape) if dim is None else a.movedim(dim, 0)
+            a if dim == 0 or not isinstance(a, Tensor) else a.expand(b, *a.shape) if dim is None else a.movedim(dim, 0)
             for a, dim in unwrapped
         ]
-        out = opaque(together, _merged(together), *stacked)
+        few = _FEW.get()
+        if few is not None and few.level == level and few.count < b:
+            out = _of_first(few.count, b, alone, together, stacked)
+        else:
+            out = opaque(together, _merged(together), *stacked)
     if isinstance(out, tuple):
         return tuple(_functorch._add_batch_dim(t, 0, level) for t in out)
     return _functorch._add_batch_dim(out, 0, level)
+
+
+def _of_first(
+    count: int, b: int, alone: Callable[..., Any], together: Callable[..., Any], stacked: list[Any]
+) -> Tensor | tuple[Tensor, ...]:
+    """What ``together`` gives for the first clients, and zeros for the others: tensors [b, ...]."""
+    if count == 1:
+        one = opaque(alone, together, *(a[0] if isinstance(a, Tensor) else a for a in stacked))
+        out = tuple(t[None] for t in one) if isinstance(one, tuple) else one[None]
+    else:
+        out = opaque(together, _merged(together), *(a[:count] if isinstance(a, Tensor) else a for a in stacked))
+    return tuple(_padded(t, b) for t in out) if isinstance(out, tuple) else _padded(out, b)
+
+
+def _padded(some: Tensor, b: int) -> Tensor:
+    """[count, ...] -> [b, ...]."""
+    out = some.new_zeros(b, *some.shape[1:])
+    out[: len(some)] = some
+    return out
 
 
 def depth() -> int:

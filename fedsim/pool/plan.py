@@ -1,7 +1,8 @@
 """Cohort -> jobs -> blocks: a function of the cohort and the configuration, never of the number of workers.
 
 A *job* is what a worker is handed and answers with one partial sum; a *block* is what it computes at once. Clients are
-sorted by local steps, so that clients of one block waste few padding steps, and jobs are cut to equal work.
+sorted by local steps, so that those of one block end at about the same time or, where models are small, in turn (see
+``LIGHT``), and jobs are cut to equal work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ import numpy as np
 Block = tuple[int, ...]
 
 PADDING = 0.7
-"""A block ends before a client whose steps fall below this fraction of its first client's."""
+"""A block ends before a client whose steps fall below this fraction of its first client's, unless models are light."""
+
+LIGHT = 100
+"""Where a block may hold this many clients, a step costs about as much for one of them as for a few, and steps are what
+can be saved: clients of all lengths share a block, and every job has at least twice the work of the longest client."""
+
+LONG = 100
+"""Local steps that a client of a round must make for that: short rounds are cut as those of heavy models."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,12 @@ def pieces(cohort: int, block: int, jobs: int | Literal["auto"]) -> int:
     fewest = 1 if block == 1 else 2  # clients that must not be alone in a block
     usual = 8 if block == 1 else min(16, max(4, cohort // 8))
     most = usual if jobs == "auto" else jobs
-    return 1 << (max(1, min(most, cohort // fewest)).bit_length() - 1)
+    return _power(min(most, cohort // fewest))
+
+
+def _power(most: int) -> int:
+    """The largest power of two that is no more, and at least 1."""
+    return 1 << (max(1, most).bit_length() - 1)
 
 
 def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | Literal["auto"]) -> Plan:
@@ -53,11 +66,14 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
         block: most clients in a block; 1 computes them one by one.
         jobs: see ``pieces``.
     """
-    # By steps, so that clients in a block end at about the same time: a client that has ended is computed all the same.
+    # By steps: those who have not ended are then the first of their block, which is all that is computed.
     order = sorted(range(len(clients)), key=lambda p: (-steps[p], clients[p]))
     ids, work = [clients[p] for p in order], [steps[p] for p in order]
     fewest = 1 if block == 1 else 2
     wanted = pieces(len(ids), block, jobs)
+    light = block >= LIGHT and work[0] >= LONG
+    if light and jobs == "auto":
+        wanted = min(wanted, _power(sum(work) // (2 * max(work))))
     total = np.cumsum(work)
     ends: list[int] = []
     for j in range(1, wanted):
@@ -68,14 +84,16 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
         ends.append(min(max(cut, low), len(ids) - fewest * (wanted - j)))
     bounds = [0, *ends, len(ids)]
     cut_up = [(ids[a:b], work[a:b]) for a, b in pairwise(bounds)]
-    return Plan(tuple(_blocks(i, w, block) for i, w in cut_up), tuple(sum(w) for _, w in cut_up))
+    return Plan(
+        tuple(_blocks(i, w, block, 0.0 if light else PADDING) for i, w in cut_up), tuple(sum(w) for _, w in cut_up)
+    )
 
 
-def _blocks(ids: list[int], steps: list[int], block: int) -> tuple[Block, ...]:
+def _blocks(ids: list[int], steps: list[int], block: int, padding: float) -> tuple[Block, ...]:
     cuts = [0]
     for p in range(1, len(ids)):
         length = p - cuts[-1]
-        steep = length >= 2 and len(ids) - p >= 2 and steps[p] < PADDING * steps[cuts[-1]]
+        steep = length >= 2 and len(ids) - p >= 2 and steps[p] < padding * steps[cuts[-1]]
         if length == block or steep:
             cuts.append(p)
     cuts.append(len(ids))

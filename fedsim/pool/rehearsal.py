@@ -33,7 +33,7 @@ from fedsim.pool.block import check_model, check_returned
 from fedsim.pool.local_part import LocalPart, written
 from fedsim.pool.worker import Setup
 from fedsim.traits.declared import traits_of
-from fedsim.types import Batch, Known, Message, Owned, Round, State
+from fedsim.types import Batch, Known, Message, Owned, Round, State, Stretch
 
 
 class Two:
@@ -41,6 +41,7 @@ class Two:
 
     length = 1
     expected = torch.tensor(2)
+    stretches = (Stretch(0, 1),)
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -49,8 +50,8 @@ class Two:
         """Always the same."""
         return self.batch
 
-    def active(self, k: int) -> None:
-        """The client works."""
+    def holds(self, k: int) -> None:
+        """The client works on samples."""
         return None
 
 

@@ -26,7 +26,7 @@ from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import build, mlp
 from fedsim.objective import Objective
 from fedsim.traits.declared import traits_of
-from fedsim.types import Batch, Round
+from fedsim.types import Batch, Round, Stretch
 from tests.laws.test_catalogue import ALGORITHMS, PEERS, algorithm, part
 from tests.oracles import loops
 
@@ -75,6 +75,7 @@ class Four:
     """Four different minibatches, and all their examples at once."""
 
     length, expected = STEPS, torch.tensor(5)
+    stretches = (Stretch(0, STEPS),)
 
     def __init__(self, batches: list[Batch]):
         self.batches = batches
@@ -82,7 +83,7 @@ class Four:
     def __call__(self, k: int) -> Batch:
         return self.batches[k]
 
-    def active(self, k: int) -> None:
+    def holds(self, k: int) -> None:
         return None
 
 
