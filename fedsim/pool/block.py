@@ -15,6 +15,7 @@ from fedsim.data.batches import ClientMinibatches, Everything, Feed, Work, as_te
 from fedsim.data.keys import client_keys
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
+from fedsim.ground.opaque import each
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.local import Local
@@ -127,10 +128,10 @@ class ClientSide:
         shared = [*leaves(got), self.feed.x, self.feed.y]
         versions = [t._version for t in shared]
         if self.oracle.kernel == "loop":
-            each = [
+            singly = [
                 self._alone(work, i, tree_map(lambda t, p=p: aligned(t[p]), rows), rnd) for p, i in enumerate(clients)
             ]
-            stacked = tree_map(lambda *t: torch.stack(t), *each)
+            stacked = tree_map(lambda *t: torch.stack(t), *singly)
         elif len(clients) == 1:  # kernels of one take another path and give other bits: pad to two
             twice = self._together(work, clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), rnd)
             stacked = tree_map(lambda t: t[:1], twice)
@@ -158,14 +159,11 @@ class ClientSide:
 
     def _together(self, work: Client, clients: tuple[int, ...], rows: State, rnd: Round) -> Any:
         drawn, batched = self._work(clients, rnd.index)
-        states = leaves(rows)
 
-        def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:
-            values = iter(row)
-            mine = tree_map(lambda _: next(values), rows)
-            return work(self._objective(lane, drawn, rnd.index, alone=False), mine, lane["client"])
+        def one(lane: dict[str, Tensor], row: State) -> Any:
+            return work(self._objective(lane, drawn, rnd.index, alone=False), row, lane["client"])
 
-        return torch.func.vmap(one)(batched, states)
+        return each(one, batched, rows)
 
 
 def check_model(models: Any, b: int, d: int, method: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedsim.ground.opaque import each
 from fedsim.ground.tree import tree_map
 from fedsim.pool.jobs import digest_of
 from fedsim.runs.evaluation import Evaluation
@@ -58,7 +59,7 @@ class PeersRun(Run):
 
     def models(self, states: State) -> Tensor:
         """The models [n, d] that peers in these states predict with."""
-        found: Tensor = torch.func.vmap(self.algorithm.model)(states)
+        found: Tensor = each(self.algorithm.model, states)
         return found
 
     def measure(self) -> Evaluation:
