@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,9 +54,12 @@ class Samples:
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor over the array's memory; read-only arrays (Ray's object store) are only ever read here."""
+    array = np.asarray(array, order="C")  # ascontiguousarray makes scalars vectors
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(array, order="C"))  # ascontiguousarray makes scalars vectors
+        return torch.from_numpy(array)
 
 
 class Feed:
@@ -93,7 +96,8 @@ class Feed:
         return x.view(*rows.shape, *x.shape[1:]), y.view(*rows.shape, *y.shape[1:])
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """The minibatches of b clients in one round, padded to one shape.
 
     ``rows`` is None when every step uses all of a client's examples.
@@ -106,6 +110,22 @@ class Work(NamedTuple):
     counts: np.ndarray  # [b, K] real examples of each minibatch (0 after a client's last step)
     rows: Tensor | None  # [b, K, m] positions in the samples
     draws: Tensor | None  # [b, K, m, 3] augmentation draws
+
+    @cached_property
+    def partial(self) -> tuple[bool, ...]:
+        """[K] whether some client's minibatch has fewer examples than the widest of all."""
+        width = self.counts.max() if self.rows is None else self.rows.shape[2]
+        return tuple((self.counts < width).any(0).tolist())
+
+    @cached_property
+    def fewest(self) -> int:
+        """Local steps that all clients make."""
+        return int(self.steps.min())
+
+    @cached_property
+    def most(self) -> int:
+        """Examples of the client that has most."""
+        return int(self.sizes.max())
 
 
 def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed: int) -> Work:
@@ -184,15 +204,12 @@ class ClientMinibatches:
         self.feed, self.work, self.lane, self.alone = feed, work, lane, alone
         self.expected = lane["expected"]
         self.length = work.counts.shape[1]
-        self.fewest = int(work.steps.min())
-        width = work.counts.max() if work.rows is None else work.rows.shape[2]
-        self.partial = [bool((column < width).any()) for column in work.counts.T]
 
     def __call__(self, k: int) -> Batch:
         """The k-th minibatch."""
         mask, keys = None, self.lane["keys"][k] if "keys" in self.lane else None
         # Without a mask, losses are plain means; only steps at which some client of the block has padding need one.
-        if not self.alone and self.partial[k]:
+        if not self.alone and self.work.partial[k]:
             width = self.lane["y"].shape[0] if "y" in self.lane else self.lane["rows"].shape[1]
             mask = (torch.arange(width, device=self.feed.device) < self.lane["counts"][k]).to(self.feed.dtype)
         if "y" in self.lane:
@@ -209,7 +226,7 @@ class ClientMinibatches:
 
     def active(self, k: int) -> Tensor | None:
         """Whether this client still works at step k; None: every client of the block does."""
-        return None if k < self.fewest else self.lane["steps"] > k
+        return None if k < self.work.fewest else self.lane["steps"] > k
 
 
 class Everything:
@@ -221,9 +238,8 @@ class Everything:
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
         self.feed, self.lane, self.alone = feed, lane, alone
         self.expected = lane["sizes"]
-        most = int(work.sizes.max())
-        self.width = min(max(SWEEP, SWEEP_NUMBERS // feed.x[0].numel()), most)
-        self.length = -(-most // self.width)
+        self.width = min(max(SWEEP, SWEEP_NUMBERS // feed.x[0].numel()), work.most)
+        self.length = -(-work.most // self.width)
 
     def __call__(self, k: int) -> Batch:
         """The k-th part of the examples."""
@@ -259,7 +275,7 @@ def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tenso
         "counts": torch.from_numpy(work.counts).to(feed.device),
     }
     if keys is not None:
-        width = int(work.sizes.max()) if work.rows is None else work.rows.shape[2]
+        width = work.most if work.rows is None else work.rows.shape[2]
         out["dropout"] = keys.to(feed.device)
         out["keys"] = step_keys(out["dropout"], work.counts.shape[1], width)
     if work.rows is not None:
@@ -268,7 +284,7 @@ def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tenso
             out["draws"] = work.draws
         return out
     starts = [int(feed.start[i]) for i in work.clients]
-    b, m = len(starts), int(work.sizes.max())
+    b, m = len(starts), work.most
     contiguous = all(s == starts[0] + j * m for j, s in enumerate(starts)) and bool((work.sizes == m).all())
     if contiguous:  # a view: equal neighbours need no gather
         x, y = feed.x[starts[0] : starts[0] + b * m], feed.y[starts[0] : starts[0] + b * m]

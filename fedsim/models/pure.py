@@ -29,8 +29,9 @@ class _Before:
 
     def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]], owned: Sequence[str] = ()):
         self.models, self.buffers, self.drawn, self.owned = models, buffers, generators(), owned
-        self.versions = [{key: p._version for key, p in model.named_parameters()} for model in models]
-        self.trained = [{key: p.requires_grad for key, p in model.named_parameters()} for model in models]
+        self.parameters = [
+            {key: (p.requires_grad, p._version) for key, p in model.named_parameters()} for model in models
+        ]
 
     def generator(self) -> str:
         """The first global generator that was drawn from, or ""."""
@@ -39,8 +40,7 @@ class _Before:
 
     def written(self) -> str:
         """What was written into, in words, or ""."""
-        before = zip(self.models, self.versions, self.buffers, self.trained, strict=True)
-        for model, versions, buffers, trained in before:
+        for model, parameters, buffers in zip(self.models, self.parameters, self.buffers, strict=True):
             name = type(model).__name__
             for key, value in model.named_buffers():
                 if key in self.owned:
@@ -51,12 +51,13 @@ class _Before:
                         "share; model.batchnorm=local or average gives them an owner"
                     )
             for key, p in model.named_parameters():
-                if trained.get(key) != p.requires_grad:
+                trained, version = parameters.get(key, (None, None))
+                if trained != p.requires_grad:
                     return (
                         f"model {name} changes in forward whether its parameter {key} is trained; say it before "
                         "the run, with requires_grad or model.freeze"
                     )
-                if versions.get(key) != p._version:
+                if version != p._version:
                     return (
                         f"model {name} writes into its parameter {key} in forward (as nn.Embedding does with "
                         "max_norm), but parameters belong to the algorithm; compute with a changed copy instead"

@@ -151,6 +151,7 @@ class Worker:
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)], setup.written)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
+        self.sizes = setup.train.sizes()
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
         self.blocks = [
@@ -193,7 +194,7 @@ class Worker:
                     job.round.index + 1,
                     clients,
                 ) from error
-            weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
+            weights = weights_of(self.setup.aggregate, self.sizes[list(clients)])
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
             plain = message.sizes(out.messages, len(clients))
@@ -214,9 +215,6 @@ class Worker:
             here = slice(at, at + len(clients))
             yield clients, tree_map(lambda t, here=here: t[here], rows)
             at = here.stop
-
-    def _size(self, client: int) -> int:
-        return int(self.train_feed.start[client + 1] - self.train_feed.start[client])
 
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[EvalJob], x: Any) -> list[Scores]:

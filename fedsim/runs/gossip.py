@@ -16,7 +16,6 @@ from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import each
 from fedsim.ground.tree import leaves, tree_map
-from fedsim.topology.mixing import Mixing
 from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round, State
 
@@ -115,9 +114,3 @@ def product(w: sparse.csr_matrix, held: Tensor) -> Tensor:
     """W times what the peers hold, [n, ...]; one thread, rows in order: the same bits everywhere."""
     flat = held.reshape(len(held), -1).contiguous().numpy()
     return aligned(torch.from_numpy(np.asarray(w @ flat))).view(held.shape)
-
-
-def receivers(mixing: Mixing) -> np.ndarray:
-    """[n] to how many neighbours each peer sends."""
-    w = mixing.w.tocsc()
-    return np.diff(w.indptr) - (mixing.w.diagonal() != 0)  # type: ignore[no-any-return]

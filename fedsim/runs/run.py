@@ -79,6 +79,8 @@ class Run(ABC):
         confusion: of the last evaluation.
         clients: likewise, by column, or None: see ``fedsim.runs.evaluation.client_values``.
         sizes: [n] training samples of each client.
+        smallest: of them.
+        local_steps: [n] of each client in a round.
     """
 
     vital: ClassVar[Literal["server", "states"]]
@@ -93,6 +95,9 @@ class Run(ABC):
         self.confusion: np.ndarray | None = None
         self.clients: Mapping[str, np.ndarray] | None = None
         self.sizes = start.setup.train.sizes()
+        self.smallest = int(self.sizes.min())
+        sizes, of = np.unique(self.sizes, return_inverse=True)
+        self.local_steps = np.array([start.setup.local.count(size) for size in sizes.tolist()])[of]
 
     @abstractmethod
     def advance(self) -> Step:
@@ -179,7 +184,7 @@ class Run(ABC):
         jobs: list[Job] = []
         costs: list[int] = []
         for rnd in rounds:
-            steps = [self.setup.local.count(int(size)) for size in self.sizes[list(rnd.clients)]]
+            steps = self.local_steps[list(rnd.clients)].tolist()
             more, cost = self.jobs.cut(rnd, rnd.clients, steps, rows, first=len(jobs))
             jobs += more
             costs += cost
@@ -188,7 +193,7 @@ class Run(ABC):
 
     def round(self, index: int, clients: Sequence[int]) -> Round:
         """What an algorithm is told of a round, or of a wave of events."""
-        return Round(index, tuple(clients), len(self.sizes), int(self.sizes.min()))
+        return Round(index, tuple(clients), len(self.sizes), self.smallest)
 
     def snapshot(self) -> State:
         """Everything that later steps depend on."""
