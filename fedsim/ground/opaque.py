@@ -9,6 +9,7 @@ else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +32,7 @@ def each(function: Callable[..., Any], *trees: Any) -> Any:
     Returns:
         What it returns, stacked: a tree of tensors [b, ...].
     """
-    lazy_load_decompositions()
+    _prepared()
     b = len(leaves(trees)[0])
     level = _functorch._vmap_increment_nesting(b, "error")
     try:
@@ -39,6 +40,9 @@ def each(function: Callable[..., Any], *trees: Any) -> Any:
         return tree_map(lambda leaf: _stacked(leaf, level, b), function(*mine))
     finally:
         _functorch._vmap_decrement_nesting()
+
+
+_prepared = cache(lazy_load_decompositions)
 
 
 def _stacked(leaf: Any, level: int, b: int) -> Tensor:

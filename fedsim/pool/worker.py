@@ -149,6 +149,7 @@ class Worker:
             both: dict[str, Any] = {"lower": lower, "written": setup.written}
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
+        self.training = Watch([oracle.model for oracle in self.oracles], setup.written)
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)], setup.written)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
         self.sizes = setup.train.sizes()
@@ -164,7 +165,7 @@ class Worker:
         got = to_device(broadcast, self.device)
         parts: Parts = {}
         answers = []
-        with self.watched():
+        with self.training():
             for job in jobs:
                 answer = self._train(job, got)
                 answers.append(answer)
@@ -205,12 +206,15 @@ class Worker:
             total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
             if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
                 suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
-        stacked = to_numpy(tree_map(lambda *t: torch.cat(t), *states))
+        stacked = to_numpy(states[0] if len(states) == 1 else tree_map(lambda *t: torch.cat(t), *states))
         return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), Sent.sum(sent))
 
     def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
         """The blocks of a job and their clients' rows."""
         rows, at = to_device(job.rows, self.device), 0
+        if len(job.blocks) == 1:
+            yield job.blocks[0], rows
+            return
         for clients in job.blocks:
             here = slice(at, at + len(clients))
             yield clients, tree_map(lambda t, here=here: t[here], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class Gossip:
     parameters: tuple[int, ...]
     seed: int
 
-    @property
+    @cached_property
     def publish(self) -> Any:
         """The algorithm's hook of that name, or None."""
         return self.algorithm.publish if "publish" in traits_of(self.algorithm).hooks else None

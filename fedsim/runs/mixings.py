@@ -22,6 +22,7 @@ class Links(NamedTuple):
     mixing: Mixing
     w: sparse.csr_matrix  # its W in the dtype of the peers' vectors
     receivers: Tensor  # [n] to how many neighbours each peer sends
+    messages: int  # of all peers together
 
 
 class Mixings:
@@ -58,7 +59,8 @@ class Mixings:
                 self._gaps.clear()
             found = self.topology.mixing(self.n, at, self.seed)
             require_mixing(self.algorithm, found)
-            self._known[at] = Links(found, found.w.astype(self.dtype), torch.from_numpy(receivers(found)))
+            to = receivers(found).astype(np.int64)
+            self._known[at] = Links(found, found.w.astype(self.dtype), torch.from_numpy(to), int(to.sum()))
         return self._known[at]
 
     def gaps(self, index: int) -> Record:

@@ -50,7 +50,7 @@ class Peers(PeersRun):
     def advance(self) -> Step:
         """One round."""
         index = self.done
-        mixing, w, degrees = self.graphs.links(index)
+        mixing, w, degrees, messages = self.graphs.links(index)
         rnd = self.round(index, cohort_of(self.schedule, index, len(self.sizes), self.setup.seed))
         worked = self.work([rnd], self.stores, {})
         states = self._after(worked)
@@ -59,7 +59,7 @@ class Peers(PeersRun):
         sent: list[Sent] = []
         for q in range(self.steps):
             states, links, sizes, plain = self.gossip.exchange(states, links, w, rnd, q)
-            sent.append(Sent(int((sizes * degrees).sum()), plain * int(degrees.sum())))
+            sent.append(Sent(int(sizes @ degrees), plain * messages))
         return Step(
             PeersState(states, links),
             losses=[answer.losses for _, answer in worked],

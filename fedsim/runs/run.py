@@ -6,6 +6,7 @@ the end. Nothing of a step is kept before all of it is known to be finite, and t
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -226,4 +227,5 @@ def _as_restored(leaf: Any) -> Any:
 def _finite(state: Any) -> bool:
     """Whether all floating-point numbers of a tree's tensors are finite."""
     floats = (leaf for leaf in leaves(state) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-    return all(bool(torch.isfinite(leaf).all()) for leaf in floats)
+    # One number that is not finite makes the sum so; a sum that overflows is no proof.
+    return all(math.isfinite(leaf.sum()) or bool(torch.isfinite(leaf).all()) for leaf in floats)
