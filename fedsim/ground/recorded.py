@@ -84,9 +84,11 @@ class _Recorder(TorchDispatchMode):
         node = self.graph.call_function(func, self._nodes(args), self._nodes(kwargs))
         if isinstance(out, Tensor):
             self.seen[id(out)] = node, out
-        else:
-            for number, one in enumerate(out or ()):
+        elif isinstance(out, (tuple, list)):
+            for number, one in enumerate(out):
                 self.seen[id(one)] = self.graph.call_function(getitem, (node, number)), one
+        else:
+            raise Unrecordable(str(func))
         return out
 
     def node(self, value: Any) -> Any:

@@ -83,11 +83,11 @@ class Replay:
     def __init__(self) -> None:
         self.computed = 0
         self._recording: Callable[..., Any] | None = None
-        self._trusted = False
+        self.trusted = False
 
     def __call__(self, function: Callable[..., Any], rnd: Round, *trees: Any) -> Any:
         """``function(rnd, *trees)``; the function may be another object each time, if it does the same."""
-        if self._trusted and self._recording is not None:
+        if self.trusted and self._recording is not None:
             return self._recording(*trees)
         self.computed += 1
         if self.computed == FIRST:
@@ -95,8 +95,8 @@ class Replay:
         out = function(rnd, *trees)
         if self._recording is not None:
             again = self._recording(*trees)
-            self._trusted = all(map(identical, leaves(out), leaves(again)))
-            self._recording = self._recording if self._trusted else None
+            self.trusted = all(map(identical, leaves(out), leaves(again)))
+            self._recording = self._recording if self.trusted else None
         return out
 
     def _record(self, function: Callable[..., Any], rnd: Round, *trees: Any) -> Any:
