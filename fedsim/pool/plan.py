@@ -44,9 +44,7 @@ def pieces(cohort: int, block: int, jobs: int | Literal["auto"], worth: int | No
     return 1 << (max(1, min(most, cohort // fewest)).bit_length() - 1)
 
 
-def plan(
-    clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | Literal["auto"], least: int = 0
-) -> Plan:
+def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | Literal["auto"], least: int = 0) -> Plan:
     """Cut a cohort into jobs of about equal work and blocks of about equal local steps.
 
     Args:

@@ -26,7 +26,6 @@ from fedsim.runs.start import Start
 from fedsim.runs.traffic import Traffic
 from fedsim.types import State
 
-
 WORTH = 2**22
 """Parameters times examples that make a job worth its price: some milliseconds of one core."""
 

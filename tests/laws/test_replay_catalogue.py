@@ -16,7 +16,17 @@ from fedsim.partition import Blocks
 from fedsim.pool import replay
 from fedsim.pool.block import ClientSide
 from fedsim.schedule import All, Uniform
-from tests.laws.test_catalogue import ALGORITHMS, DOWNLINKS, DUAL, UPLINKS, aggregate, cohorts, everything, graph, working
+from tests.laws.test_catalogue import (
+    ALGORITHMS,
+    DOWNLINKS,
+    DUAL,
+    UPLINKS,
+    aggregate,
+    cohorts,
+    everything,
+    graph,
+    working,
+)
 
 ROUNDS = 7
 """Three until a recording, one that is compared, three that are replayed."""
