@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -64,7 +65,7 @@ def main() -> None:
     for name in options.only:
         n, m, d = ROWS[name]
         engine = Engine(backend="serial", dtype=options.dtype, jobs=jobs)
-        how = {"local": Local(batch_size="full"), "engine": engine, "topology": Ring()}
+        how: dict[str, Any] = {"local": Local(batch_size="full"), "engine": engine, "topology": Ring()}
         data = Quadratic(clients=n, rows=m, dim=d)
         assembled = assemble(Parts(DPSGD(lr=0.01), data, Natural(), linear_zero, 10**9, **how))
         backend = assembled.start()

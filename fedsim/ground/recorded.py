@@ -57,7 +57,7 @@ def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[.
     return out, again
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operation that runs below it."""
 
     @classmethod
@@ -65,7 +65,7 @@ class _Recorder(TorchDispatchMode):
         return False  # else the first operation imports torch's compiler, which takes seconds
 
     def __init__(self, given: list[Tensor]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.constants = fx.Graph(), torch.nn.Module()
         self.seen: dict[int, tuple[fx.Node, Tensor]] = {}  # by id, and alive, so that no other tensor gets the id
         for number, tensor in enumerate(given):
