@@ -20,7 +20,7 @@ from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_funct
 from fedsim.ground.tree import leaves, tree_map
 
 
-def each(function: Callable[..., Any], *trees: Any) -> Any:
+def at_once(function: Callable[..., Any], *trees: Any) -> Any:
     """``function`` of every client, all of them at once: ``torch.func.vmap`` for fedsim's own trees.
 
     Torch's takes a tree of any classes apart, in Python, which costs small models more than all that they compute.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 from torch import Tensor, nn
 
 from fedsim.errors import ClientError, InputError
@@ -145,7 +146,7 @@ def identical(a: Tensor, b: Tensor) -> bool:
 
 def _numpys() -> Any:
     """The state of the generator that ``np.random`` draws from, as a user's forward may."""
-    source: Any = np.random.get_bit_generator()
+    source: Any = mtrand.get_bit_generator()
     if isinstance(source, np.random.MT19937):  # 624 words and a place among them; ``get_state`` takes 60 us for them
         return ctypes.string_at(source.ctypes.state_address, 625 * 4)
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - of whatever somebody has put in its place

@@ -15,14 +15,14 @@ from fedsim.data.batches import ClientMinibatches, Everything, Feed, Work, as_te
 from fedsim.data.keys import client_keys
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
-from fedsim.ground.opaque import each
+from fedsim.ground.opaque import at_once
 from fedsim.ground.own_code import built_in
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.local import Local
 from fedsim.objective import Objective
 from fedsim.pool.local_part import written
-from fedsim.pool.replay import Replay, Same, shares_memory
+from fedsim.pool.recurring import Replay, Same, shares_memory
 from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Owned, Round, State
 
@@ -183,7 +183,7 @@ class ClientSide:
             def one(lane: dict[str, Tensor], row: State) -> Any:
                 return work(self._objective(lane, drawn, index, alone=False), row, lane["client"], got, rnd)
 
-            return each(one, batched, rows)
+            return at_once(one, batched, rows)
 
         if clients not in self._same or not self.replays:
             return all_of_them(rnd, batched, rows, got)

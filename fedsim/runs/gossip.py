@@ -15,7 +15,7 @@ from fedsim.channel import message
 from fedsim.channel.channel import Channel, noises
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
-from fedsim.ground.opaque import each
+from fedsim.ground.opaque import at_once
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round, State
@@ -68,7 +68,7 @@ class Gossip:
         pieces = [self._held(*self._some(a, peers, links), rnd, step) for a in range(0, n, self._at_once(n))]
         peers, links, held, sent, plain = pieces[0] if len(pieces) == 1 else _joined(pieces)
         mixed = {name: product(w, value) for name, value in held.items()}
-        new = each(lambda peer, got: self.algorithm.mix(peer, got, rnd), peers, mixed)
+        new = at_once(lambda peer, got: self.algorithm.mix(peer, got, rnd), peers, mixed)
         return Exchanged(new, links, sent, plain)
 
     def _at_once(self, n: int) -> int:
@@ -102,7 +102,7 @@ class Gossip:
                 peer, arrived = self.publish(peer, arrived, rnd)
             return peer, link, arrived, torch.zeros_like(i) + size
 
-        states, ends, held, sent = each(one, peers, links, ids)
+        states, ends, held, sent = at_once(one, peers, links, ids)
         return states, ends, held, sent, plain
 
 

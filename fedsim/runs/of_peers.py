@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.ground.layout import Layout
-from fedsim.ground.opaque import each
+from fedsim.ground.opaque import at_once
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.pool.jobs import digest_of
 from fedsim.pool.worker import Backend
@@ -81,7 +81,7 @@ class PeersRun(Run):
 
     def models(self, states: State) -> Tensor:
         """The models [n, d] that peers in these states predict with."""
-        found: Tensor = each(self.algorithm.model, states)
+        found: Tensor = at_once(self.algorithm.model, states)
         return found
 
     def measure(self) -> Evaluation:

@@ -13,7 +13,7 @@ from fedsim.channel.channel import Channel
 from fedsim.data import Dataset, Split
 from fedsim.models import linear_zero, mlp
 from fedsim.partition import Blocks
-from fedsim.pool import replay
+from fedsim.pool import recurring
 from fedsim.pool.block import ClientSide
 from fedsim.schedule import All, Uniform
 from tests.laws.test_catalogue import (
@@ -60,13 +60,13 @@ def run(name: str) -> Result:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_replayed_work_has_the_bits_of_work_with_python(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replayed: list[bool] = []
-    call = replay.Replay.__call__
+    call = recurring.Replay.__call__
 
-    def counted(self: replay.Replay, *given: Any) -> Any:
+    def counted(self: recurring.Replay, *given: Any) -> Any:
         replayed.append(self.trusted)
         return call(self, *given)
 
-    monkeypatch.setattr(replay.Replay, "__call__", counted)
+    monkeypatch.setattr(recurring.Replay, "__call__", counted)
     found = run(name)
     monkeypatch.setattr(ClientSide, "replays", property(lambda self: False, lambda self, value: None), raising=False)
     plain = run(name)
