@@ -55,9 +55,12 @@ class Samples:
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor over the array's memory; read-only arrays (Ray's object store) are only ever read here."""
+    array = np.asarray(array, order="C")  # ascontiguousarray makes scalars vectors
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(array, order="C"))  # ascontiguousarray makes scalars vectors
+        return torch.from_numpy(array)
 
 
 class Feed:
@@ -139,6 +142,11 @@ class Work:
             # One client is computed by the module itself, which rounds otherwise: not for a few steps.
             found.append((first, end, among if end - first >= LONE else max(2, among)))
         return tuple(found)
+
+    @cached_property
+    def most(self) -> int:
+        """Examples of the client that has most."""
+        return int(self.sizes.max())
 
 
 def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed: int) -> Work:
@@ -277,9 +285,8 @@ class Everything:
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
         self.feed, self.lane, self.alone = feed, lane, alone
         self.expected = lane["sizes"]
-        most = int(work.sizes.max())
-        self.width = min(max(SWEEP, SWEEP_NUMBERS // feed.x[0].numel()), most)
-        self.length = -(-most // self.width)
+        self.width = min(max(SWEEP, SWEEP_NUMBERS // feed.x[0].numel()), work.most)
+        self.length = -(-work.most // self.width)
 
     def __call__(self, k: int) -> Batch:
         """The k-th part of the examples."""
@@ -311,7 +318,7 @@ def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tenso
         "counts": torch.from_numpy(work.counts).to(feed.device),
     }
     if keys is not None:
-        width = int(work.sizes.max()) if work.rows is None else work.rows.shape[2]
+        width = work.most if work.rows is None else work.rows.shape[2]
         out["dropout"] = keys.to(feed.device)
         out["keys"] = step_keys(out["dropout"], work.counts.shape[1], width)
     if work.rows is not None:
@@ -320,7 +327,7 @@ def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tenso
             out["draws"] = work.draws
         return out
     starts = [int(feed.start[i]) for i in work.clients]
-    b, m = len(starts), int(work.sizes.max())
+    b, m = len(starts), work.most
     contiguous = all(s == starts[0] + j * m for j, s in enumerate(starts)) and bool((work.sizes == m).all())
     if contiguous:  # a view: equal neighbours need no gather
         x, y = feed.x[starts[0] : starts[0] + b * m], feed.y[starts[0] : starts[0] + b * m]

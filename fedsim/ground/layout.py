@@ -10,6 +10,7 @@ would cost a zero-filled [d] gradient each.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +63,12 @@ class Layout:
         norms = frozenset(n for n, p in named if id(p) in normed)
         return Layout(tuple(n for n, _ in named), tuple(p.shape for _, p in named), norms)
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each parameter."""
         return [shape.numel() for shape in self.shapes]
 
-    @property
+    @cached_property
     def d(self) -> int:
         """Length of the flat vector."""
         return sum(self.sizes)

@@ -33,8 +33,13 @@ def tensors(state: Any, method: str) -> list[Tensor]:
 def tree_map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Apply ``fn`` to corresponding leaves of trees of one structure, which the result keeps."""
     if isinstance(tree, dict):
+        if not rest:  # the usual case; calls of Python are what small trees cost
+            return {k: fn(v) if isinstance(v, Tensor) else tree_map(fn, v) for k, v in tree.items()}
         return {k: tree_map(fn, v, *(r[k] for r in rest)) for k, v in tree.items()}
     if isinstance(tree, tuple):
-        mapped = [tree_map(fn, v, *(r[i] for r in rest)) for i, v in enumerate(tree)]
+        if not rest:
+            mapped = [fn(v) if isinstance(v, Tensor) else tree_map(fn, v) for v in tree]
+        else:
+            mapped = [tree_map(fn, *v) for v in zip(tree, *rest, strict=True)]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
     return fn(tree, *rest)

@@ -5,6 +5,7 @@ But dropout, which is answered before it draws (``fedsim.models.dropout``).
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 from torch import Tensor, nn
 
 from fedsim.errors import ClientError, InputError
@@ -29,8 +31,7 @@ class _Before:
 
     def __init__(self, models: Sequence[nn.Module], buffers: Sequence[Mapping[str, Tensor]], owned: Sequence[str] = ()):
         self.models, self.buffers, self.drawn, self.owned = models, buffers, generators(), owned
-        self.versions = [{key: p._version for key, p in model.named_parameters()} for model in models]
-        self.trained = [{key: p.requires_grad for key, p in model.named_parameters()} for model in models]
+        self.parameters = [_marks(model) for model in models]
 
     def generator(self) -> str:
         """The first global generator that was drawn from, or ""."""
@@ -39,10 +40,11 @@ class _Before:
 
     def written(self) -> str:
         """What was written into, in words, or ""."""
-        before = zip(self.models, self.versions, self.buffers, self.trained, strict=True)
-        for model, versions, buffers, trained in before:
-            name = type(model).__name__
-            for key, value in model.named_buffers():
+        for model, marks, buffers in zip(self.models, self.parameters, self.buffers, strict=True):
+            name, named, parameters = type(model).__name__, model.named_parameters(), dict(marks)
+            if marks == _marks(model):
+                named = iter(())  # the usual case, for which no names are made
+            for key, value in model.named_buffers() if any(module._buffers for module in model.modules()) else ():
                 if key in self.owned:
                     continue
                 if key not in buffers or not identical(buffers[key], value):
@@ -50,18 +52,25 @@ class _Before:
                         f"model {name} changes its buffer {key} in forward, but buffers are constants that all clients "
                         "share; model.batchnorm=local or average gives them an owner"
                     )
-            for key, p in model.named_parameters():
-                if trained.get(key) != p.requires_grad:
+            for key, p in named:
+                trained, version = parameters.get(id(p), (None, None))
+                if trained != p.requires_grad:
                     return (
                         f"model {name} changes in forward whether its parameter {key} is trained; say it before "
                         "the run, with requires_grad or model.freeze"
                     )
-                if versions.get(key) != p._version:
+                if version != p._version:
                     return (
                         f"model {name} writes into its parameter {key} in forward (as nn.Embedding does with "
                         "max_norm), but parameters belong to the algorithm; compute with a changed copy instead"
                     )
         return ""
+
+
+def _marks(model: nn.Module) -> list[tuple[int, tuple[bool, int]]]:
+    """What shows whether a model's parameters are still its own, trained or not as before, and not written into."""
+    held = (p for module in model.modules() for p in module._parameters.values() if p is not None)
+    return [(id(p), (p.requires_grad, p._version)) for p in held]
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -135,12 +144,20 @@ def identical(a: Tensor, b: Tensor) -> bool:
     )
 
 
+def _numpys() -> Any:
+    """The state of the generator that ``np.random`` draws from, as a user's forward may."""
+    source: Any = mtrand.get_bit_generator()
+    if isinstance(source, np.random.MT19937):  # 624 words and a place among them; ``get_state`` takes 60 us for them
+        return ctypes.string_at(source.ctypes.state_address, 625 * 4)
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - of whatever somebody has put in its place
+    return kind, np.asarray(keys).tobytes(), *rest
+
+
 def generators() -> dict[str, Any]:
     """The state of every global generator, comparable by ``==``."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - it is what a user's forward may draw from
     states = {
         "torch": torch.random.get_rng_state().numpy().tobytes(),
-        "numpy.random": (kind, np.asarray(keys).tobytes(), *rest),
+        "numpy.random": _numpys(),
         "random": random.getstate(),
     }
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -15,15 +15,22 @@ from fedsim.data.batches import ClientMinibatches, Everything, Feed, Work, as_te
 from fedsim.data.keys import client_keys
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
+from fedsim.ground.opaque import at_once
+from fedsim.ground.own_code import built_in
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.local import Local
 from fedsim.objective import Objective
+from fedsim.pool.local_part import written
+from fedsim.pool.recurring import Replay, Same, shares_memory
 from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Owned, Round, State
 
-Client = Callable[[Objective, State, Tensor], Any]
-"""What one client computes, from its objective, its row of the store and its number: a tree of tensors."""
+Client = Callable[[Objective, State, Tensor, Message, Round], Any]
+"""What one client computes, from its objective, its row of the store, its number, the broadcast and the round.
+
+A tree of tensors.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,13 +91,18 @@ class ClientSide:
         self.feed, self.local, self.uplink, self.seed = feed, local, uplink, seed
         self.draws = any(oracle.draws for oracle in oracles)
         self.settle = algorithm.settle if "settle" in traits_of(algorithm).hooks else None
+        # Of fedsim's own algorithms: somebody's who tries out one of his own shall see each of its lines at work.
+        own = built_in(written(algorithm)) and all(oracle.kernel == "stacked" for oracle in oracles)
+        self.replays = own and feed.device.type == "cpu"
+        self._replays: dict[Any, Replay] = {}
+        self._same = Same()
 
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
         """``algorithm.local`` of these clients, then the channel; ``rows`` is a tree of [b, ...] tensors."""
 
         got = tree_map(aligned, got)
 
-        def local(obj: Objective, row: State, client: Tensor) -> Any:
+        def local(obj: Objective, row: State, client: Tensor, got: Message, rnd: Round) -> Any:
             state, links = row
             message, state = self.algorithm.local(obj, state, got, rnd)
             arrived, sent = message, torch.zeros_like(client)
@@ -111,7 +123,7 @@ class ClientSide:
         """``algorithm.own`` of these clients: the model [b, d + q] that each predicts with, and its written buffers."""
         got = tree_map(aligned, got)
 
-        def own(obj: Objective, row: State, _: Tensor) -> Any:
+        def own(obj: Objective, row: State, _: Tensor, got: Message, rnd: Round) -> Any:
             return self.algorithm.own(obj, row[0], got, rnd), obj.buffers
 
         models, buffers = self._of_clients(own, clients, rows, got, rnd)
@@ -127,23 +139,30 @@ class ClientSide:
         shared = [*leaves(got), self.feed.x, self.feed.y]
         versions = [t._version for t in shared]
         if self.oracle.kernel == "loop":
-            each = [
-                self._alone(work, i, tree_map(lambda t, p=p: aligned(t[p]), rows), rnd) for p, i in enumerate(clients)
+            singly = [
+                self._alone(work, i, tree_map(lambda t, p=p: aligned(t[p]), rows), got, rnd)
+                for p, i in enumerate(clients)
             ]
-            stacked = tree_map(lambda *t: torch.stack(t), *each)
+            stacked = tree_map(lambda *t: torch.stack(t), *singly)
         elif len(clients) == 1:  # kernels of one take another path and give other bits: pad to two
-            twice = self._together(work, clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), rnd)
+            twice = self._together(work, clients * 2, tree_map(lambda t: torch.cat([t, t]), rows), got, rnd)
             stacked = tree_map(lambda t: t[:1], twice)
         else:
-            stacked = self._together(work, clients, rows, rnd)
+            stacked = self._together(work, clients, rows, got, rnd)
         if [t._version for t in shared] != versions:  # the next client would see it
             raise TypeError("local must not write into the broadcast or the data, which all clients share")
         return stacked
 
     def _work(self, clients: tuple[int, ...], index: int) -> tuple[Work, dict[str, Tensor]]:
         """The minibatches of these clients, and their lanes."""
+        if (known := self._same.get(clients)) is not None:
+            return known
         drawn = work_of(clients, index, self.feed, self.local, self.seed)
-        return drawn, lanes(self.feed, drawn, client_keys(clients, index, self.seed) if self.draws else None)
+        lane = lanes(self.feed, drawn, client_keys(clients, index, self.seed) if self.draws else None)
+        if not self.draws and drawn.rows is None and shares_memory(lane["x"], self.feed.x):
+            # all examples in stored order, not copied: nothing was drawn, and next to nothing has to be kept
+            self._same.keep(clients, drawn, lane)
+        return drawn, lane
 
     def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
         batches = ClientMinibatches(self.feed, work, lane, alone=alone)
@@ -151,21 +170,27 @@ class ClientSide:
         noise = Addressed(self.seed, addresses.LOCAL, index, lane["client"])
         return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
 
-    def _alone(self, work: Client, client: int, row: State, rnd: Round) -> Any:
+    def _alone(self, work: Client, client: int, row: State, got: Message, rnd: Round) -> Any:
         drawn, lane = self._work((client,), rnd.index)
         lane = {name: t[0] for name, t in lane.items()}
-        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["client"])
+        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["client"], got, rnd)
 
-    def _together(self, work: Client, clients: tuple[int, ...], rows: State, rnd: Round) -> Any:
-        drawn, batched = self._work(clients, rnd.index)
-        states = leaves(rows)
+    def _together(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
+        index = rnd.index
+        drawn, batched = self._work(clients, index)
 
-        def one(lane: dict[str, Tensor], row: list[Tensor]) -> Any:
-            values = iter(row)
-            mine = tree_map(lambda _: next(values), rows)
-            return work(self._objective(lane, drawn, rnd.index, alone=False), mine, lane["client"])
+        def all_of_them(rnd: Round, batched: dict[str, Tensor], rows: State, got: Message) -> Any:
+            def one(lane: dict[str, Tensor], row: State) -> Any:
+                return work(self._objective(lane, drawn, index, alone=False), row, lane["client"], got, rnd)
 
-        return torch.func.vmap(one)(batched, states)
+            return at_once(one, batched, rows)
+
+        if clients not in self._same or not self.replays:
+            return all_of_them(rnd, batched, rows, got)
+        # Minibatches that are the same in every round: so are the operations, where the algorithm does the same.
+        shapes = tuple((t.shape, t.dtype) for t in leaves((batched, rows, got)))
+        kind = (work.__name__, drawn.counts.shape, drawn.stretches, drawn.partial, drawn.empty, drawn.most, shapes)
+        return self._replays.setdefault(kind, Replay())(all_of_them, rnd, batched, rows, got)
 
 
 def check_model(models: Any, b: int, d: int, method: str) -> None:
@@ -180,10 +205,15 @@ def check_returned(message: Any, new: State, old: State, method: str = "local") 
     _checked(message)
     before, after = (tree_map(_kind, state) for state in (old, new))
     if before != after:
-        raise TypeError(f"{method} must return a client state like the one it got, {before}, got {after}")
+        was, now = (tree_map(_said, state) for state in (old, new))
+        raise TypeError(f"{method} must return a client state like the one it got, {was}, got {now}")
 
 
-def _kind(rows: Any) -> str:
+def _kind(rows: Any) -> Any:
+    return (rows.dtype, rows.shape[1:]) if isinstance(rows, Tensor) else type(rows)
+
+
+def _said(rows: Any) -> str:
     return f"{str(rows.dtype)[6:]}{list(rows.shape[1:])}" if isinstance(rows, Tensor) else type(rows).__name__
 
 

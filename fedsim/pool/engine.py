@@ -37,7 +37,8 @@ class Engine:
         actors: Ray actors, in 1..1024; each hosts many virtual clients.
         address: ``null`` starts Ray on this machine; else the address of a running cluster.
         block: most clients computed at once, >= 2, or ``auto``: by the model's size.
-        jobs: most pieces a cohort is cut into, >= 1, or ``auto``: 4, more for large cohorts (``pool.plan.pieces``).
+        jobs: most pieces a cohort is cut into, >= 1, or ``auto``: 4, more for large cohorts, fewer for peers with
+            little work (``pool.plan.pieces``).
             More actors than pieces stay idle: give many actors as many jobs.
         batching: ``auto`` (many clients at once where the model allows) or ``loop`` (one by one).
         kernel: ``auto`` (a fixed rule by model, shape and device), ``stacked`` or ``vmap``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -34,12 +35,14 @@ class Jobs:
         kernels: of each architecture: client i has number i modulo their count.
         blocks: most clients of each architecture computed at once.
         pieces: jobs that clients of one architecture are cut into, or ``auto``.
+        least: see ``fedsim.pool.plan.plan``.
     """
 
     backend: Backend
     kernels: Sequence[Kernel]
     blocks: Sequence[int]
     pieces: int | Literal["auto"]
+    least: int = 0
 
     def cut(
         self, rnd: Round, clients: Sequence[int], costs: Sequence[int], rows: Sequence[Rows], *, first: int = 0
@@ -48,11 +51,14 @@ class Jobs:
         jobs: list[Job] = []
         totals: list[int] = []
         for k, mine in enumerate(rows):
-            at = [p for p, i in enumerate(clients) if i % len(rows) == k]
-            if not at:
+            some, theirs = tuple(clients), tuple(costs)
+            if len(rows) > 1:
+                at = [p for p, i in enumerate(clients) if i % len(rows) == k]
+                some, theirs = tuple(clients[p] for p in at), tuple(costs[p] for p in at)
+            if not some:
                 continue
             block = 1 if self.kernels[k] == "loop" else self.blocks[k]
-            made = plan([clients[p] for p in at], [costs[p] for p in at], block, self.pieces)
+            made = _planned(some, theirs, block, self.pieces, self.least)
             for blocks in made.jobs:
                 ids = tuple(i for piece in blocks for i in piece)
                 jobs.append(Job(first + len(jobs), rnd, k, blocks, mine.read(ids)))
@@ -65,6 +71,10 @@ class Jobs:
         if bad := sorted(i for answer in answers for i in answer.diverged):
             raise Diverged(f"non-finite loss or message in round {jobs[0].round.index + 1} from clients {bad}")
         return answers
+
+
+_planned = lru_cache(maxsize=8)(plan)
+"""Cohorts are often those of the round before."""
 
 
 def digest_of(arrays: Iterable[np.ndarray]) -> str:

@@ -40,15 +40,15 @@ class Plan:
     costs: tuple[int, ...]
 
 
-def pieces(cohort: int, block: int, jobs: int | Literal["auto"]) -> int:
+def pieces(cohort: int, block: int, jobs: int | Literal["auto"], worth: int | None = None) -> int:
     """Jobs for a cohort: a power of two, which divides evenly over workers and makes a whole tree of partial sums.
 
     ``auto`` gives every job at least 8 clients, but 4 jobs in any case (8 where clients are computed one by one, which
-    means that each is expensive), and at most 16.
+    means that each is expensive), and at most 16; and no more jobs than are ``worth`` it, where that is known.
     """
     fewest = 1 if block == 1 else 2  # clients that must not be alone in a block
     usual = 8 if block == 1 else min(16, max(4, cohort // 8))
-    most = usual if jobs == "auto" else jobs
+    most = jobs if jobs != "auto" else usual if worth is None else min(usual, worth)
     return _power(min(most, cohort // fewest))
 
 
@@ -57,7 +57,7 @@ def _power(most: int) -> int:
     return 1 << (max(1, most).bit_length() - 1)
 
 
-def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | Literal["auto"]) -> Plan:
+def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | Literal["auto"], least: int = 0) -> Plan:
     """Cut a cohort into jobs of about equal work and blocks of about equal local steps.
 
     Args:
@@ -65,12 +65,13 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
         steps: [c] local steps of each.
         block: most clients in a block; 1 computes them one by one.
         jobs: see ``pieces``.
+        least: local steps from which a job of its own is worth its price, where ``jobs`` is ``auto``; 0: any number.
     """
     # By steps: those who have not ended are then the first of their block, which is all that is computed.
     order = sorted(range(len(clients)), key=lambda p: (-steps[p], clients[p]))
     ids, work = [clients[p] for p in order], [steps[p] for p in order]
     fewest = 1 if block == 1 else 2
-    wanted = pieces(len(ids), block, jobs)
+    wanted = pieces(len(ids), block, jobs, sum(work) // least if least else None)
     light = block >= LIGHT and work[0] >= LONG
     if light and jobs == "auto":
         wanted = min(wanted, _power(sum(work) // (2 * max(work))))

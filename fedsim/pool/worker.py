@@ -149,8 +149,10 @@ class Worker:
             both: dict[str, Any] = {"lower": lower, "written": setup.written}
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
+        self.training = Watch([oracle.model for oracle in self.oracles], setup.written)
         self.watched = Watch([oracle.model for oracle in (*self.oracles, *self.evaluators)], setup.written)
         self.train_feed = Feed(setup.train, self.device, setup.dtype)
+        self.sizes = setup.train.sizes()
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
         self.blocks = [
@@ -163,7 +165,7 @@ class Worker:
         got = to_device(broadcast, self.device)
         parts: Parts = {}
         answers = []
-        with self.watched():
+        with self.training():
             for job in jobs:
                 answer = self._train(job, got)
                 answers.append(answer)
@@ -193,7 +195,7 @@ class Worker:
                     job.round.index + 1,
                     clients,
                 ) from error
-            weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
+            weights = weights_of(self.setup.aggregate, self.sizes[list(clients)])
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
             plain = message.sizes(out.messages, len(clients))
@@ -204,19 +206,19 @@ class Worker:
             total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
             if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
                 suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
-        stacked = to_numpy(tree_map(lambda *t: torch.cat(t), *states))
+        stacked = to_numpy(states[0] if len(states) == 1 else tree_map(lambda *t: torch.cat(t), *states))
         return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), Sent.sum(sent))
 
     def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
         """The blocks of a job and their clients' rows."""
         rows, at = to_device(job.rows, self.device), 0
+        if len(job.blocks) == 1:
+            yield job.blocks[0], rows
+            return
         for clients in job.blocks:
             here = slice(at, at + len(clients))
             yield clients, tree_map(lambda t, here=here: t[here], rows)
             at = here.stop
-
-    def _size(self, client: int) -> int:
-        return int(self.train_feed.start[client + 1] - self.train_feed.start[client])
 
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[EvalJob], x: Any) -> list[Scores]:

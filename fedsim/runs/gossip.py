@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,8 @@ from fedsim.channel import message
 from fedsim.channel.channel import Channel, noises
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
+from fedsim.ground.opaque import at_once
 from fedsim.ground.tree import leaves, tree_map
-from fedsim.topology.mixing import Mixing
 from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round, State
 
@@ -48,7 +49,7 @@ class Gossip:
     parameters: tuple[int, ...]
     seed: int
 
-    @property
+    @cached_property
     def publish(self) -> Any:
         """The algorithm's hook of that name, or None."""
         return self.algorithm.publish if "publish" in traits_of(self.algorithm).hooks else None
@@ -67,7 +68,7 @@ class Gossip:
         pieces = [self._held(*self._some(a, peers, links), rnd, step) for a in range(0, n, self._at_once(n))]
         peers, links, held, sent, plain = pieces[0] if len(pieces) == 1 else _joined(pieces)
         mixed = {name: product(w, value) for name, value in held.items()}
-        new = torch.func.vmap(lambda peer, got: self.algorithm.mix(peer, got, rnd))(peers, mixed)
+        new = at_once(lambda peer, got: self.algorithm.mix(peer, got, rnd), peers, mixed)
         return Exchanged(new, links, sent, plain)
 
     def _at_once(self, n: int) -> int:
@@ -101,7 +102,7 @@ class Gossip:
                 peer, arrived = self.publish(peer, arrived, rnd)
             return peer, link, arrived, torch.zeros_like(i) + size
 
-        states, ends, held, sent = torch.func.vmap(one)(peers, links, ids)
+        states, ends, held, sent = at_once(one, peers, links, ids)
         return states, ends, held, sent, plain
 
 
@@ -114,9 +115,3 @@ def product(w: sparse.csr_matrix, held: Tensor) -> Tensor:
     """W times what the peers hold, [n, ...]; one thread, rows in order: the same bits everywhere."""
     flat = held.reshape(len(held), -1).contiguous().numpy()
     return aligned(torch.from_numpy(np.asarray(w @ flat))).view(held.shape)
-
-
-def receivers(mixing: Mixing) -> np.ndarray:
-    """[n] to how many neighbours each peer sends."""
-    w = mixing.w.tocsc()
-    return np.diff(w.indptr) - (mixing.w.diagonal() != 0)  # type: ignore[no-any-return]

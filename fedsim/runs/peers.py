@@ -13,15 +13,14 @@ from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.pool.worker import Backend
 from fedsim.runs.evaluation import peers_scores
-from fedsim.runs.gossip import Gossip, receivers
+from fedsim.runs.gossip import Gossip
 from fedsim.runs.measured import consensus, own
 from fedsim.runs.mixings import Mixings
-from fedsim.runs.of_peers import PeersRun, repeated
+from fedsim.runs.of_peers import PeersRun, in_order, repeated
 from fedsim.runs.run import Step, Worked
 from fedsim.runs.start import Start
 from fedsim.runs.traffic import Record, Traffic
 from fedsim.schedule.cohorts import cohort_of
-from fedsim.topology import Mixing
 from fedsim.traits.declared import traits_of
 from fedsim.types import State
 
@@ -44,23 +43,23 @@ class Peers(PeersRun):
         assert between.topology is not None
         self.schedule = start.schedule
         self.gossip = Gossip(self.algorithm, between.channel, tuple(Layout.of(setup.models[0]).sizes), setup.seed)
-        self.graphs = Mixings(self.algorithm, between.topology, n, setup.seed)
+        self.graphs = Mixings(self.algorithm, between.topology, n, setup.seed, _dtype(state.states))
         self.steps = self.algorithm.gossip_steps if "gossip_steps" in traits_of(self.algorithm).hooks else 1
         self.notes = self.graphs.first.warnings
 
     def advance(self) -> Step:
         """One round."""
         index = self.done
-        mixing = self.graphs.at(index)
+        mixing, w, degrees, messages = self.graphs.links(index)
         rnd = self.round(index, cohort_of(self.schedule, index, len(self.sizes), self.setup.seed))
         worked = self.work([rnd], self.stores, {})
         states = self._after(worked)
         before = self._before(states) if self.due(index + 1) else {}
-        links, w, degrees = self.state.links, _like(mixing, states), torch.from_numpy(receivers(mixing))
+        links = self.state.links
         sent: list[Sent] = []
         for q in range(self.steps):
             states, links, sizes, plain = self.gossip.exchange(states, links, w, rnd, q)
-            sent.append(Sent(int((sizes * degrees).sum()), plain * int(degrees.sum())))
+            sent.append(Sent(int(sizes @ degrees), plain * messages))
         return Step(
             PeersState(states, links),
             losses=[answer.losses for _, answer in worked],
@@ -73,10 +72,13 @@ class Peers(PeersRun):
         """All peers' states after local work."""
         if not worked:
             return self.state.states
-        ids = torch.tensor([i for job, _ in worked for i in job.clients])
+        ids = [i for job, _ in worked for i in job.clients]
         rows = [answer.rows[0] for _, answer in worked]
         new = tree_map(lambda *a: aligned(torch.from_numpy(np.concatenate(a))), *rows)
-        return tree_map(lambda old, fresh: old.index_copy(0, ids, fresh), self.state.states, new)
+        if in_order(ids, len(self.sizes)):
+            return new
+        at = torch.tensor(ids)
+        return tree_map(lambda old, fresh: old.index_copy(0, at, fresh), self.state.states, new)
 
     def _before(self, states: State) -> Record:
         """What peers are before they mix."""
@@ -87,7 +89,7 @@ class Peers(PeersRun):
         return found
 
 
-def _like(mixing: Mixing, states: State) -> Any:
-    """W in the dtype of the peers' vectors."""
-    dtype = next(leaf.dtype for leaf in leaves(states) if leaf.is_floating_point())
-    return mixing.w.astype(torch.zeros((), dtype=dtype).numpy().dtype)
+def _dtype(states: State) -> np.dtype[Any]:
+    """Of the peers' vectors."""
+    found = next(leaf for leaf in leaves(states) if leaf.is_floating_point())
+    return found.numpy().dtype  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ the end. Nothing of a step is kept before all of it is known to be finite, and t
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,8 @@ class Run(ABC):
         confusion: of the last evaluation.
         clients: likewise, by column, or None: see ``fedsim.runs.evaluation.client_values``.
         sizes: [n] training samples of each client.
+        smallest: of them.
+        local_steps: [n] of each client in a round.
     """
 
     vital: ClassVar[Literal["server", "states"]]
@@ -93,6 +96,9 @@ class Run(ABC):
         self.confusion: np.ndarray | None = None
         self.clients: Mapping[str, np.ndarray] | None = None
         self.sizes = start.setup.train.sizes()
+        self.smallest = int(self.sizes.min())
+        sizes, of = np.unique(self.sizes, return_inverse=True)
+        self.local_steps = np.array([start.setup.local.count(size) for size in sizes.tolist()])[of]
 
     @abstractmethod
     def advance(self) -> Step:
@@ -179,7 +185,7 @@ class Run(ABC):
         jobs: list[Job] = []
         costs: list[int] = []
         for rnd in rounds:
-            steps = [self.setup.local.count(int(size)) for size in self.sizes[list(rnd.clients)]]
+            steps = self.local_steps[list(rnd.clients)].tolist()
             more, cost = self.jobs.cut(rnd, rnd.clients, steps, rows, first=len(jobs))
             jobs += more
             costs += cost
@@ -188,7 +194,7 @@ class Run(ABC):
 
     def round(self, index: int, clients: Sequence[int]) -> Round:
         """What an algorithm is told of a round, or of a wave of events."""
-        return Round(index, tuple(clients), len(self.sizes), int(self.sizes.min()))
+        return Round(index, tuple(clients), len(self.sizes), self.smallest)
 
     def snapshot(self) -> State:
         """Everything that later steps depend on."""
@@ -221,4 +227,5 @@ def _as_restored(leaf: Any) -> Any:
 def _finite(state: Any) -> bool:
     """Whether all floating-point numbers of a tree's tensors are finite."""
     floats = (leaf for leaf in leaves(state) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-    return all(bool(torch.isfinite(leaf).all()) for leaf in floats)
+    # One number that is not finite makes the sum so; a sum that overflows is no proof.
+    return all(math.isfinite(leaf.sum()) or bool(torch.isfinite(leaf).all()) for leaf in floats)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsim.channel import message
 from fedsim.channel.message import Sent
 from fedsim.data.batches import as_tensor
+from fedsim.ground.opaque import at_once
 from fedsim.ground.tree import tree_map
 from fedsim.pool.worker import Backend
 from fedsim.runs.events import Timeline, draw_events, levels, too_slow, waves
@@ -61,7 +62,7 @@ class VirtualTime(PeersRun):
     def current(self) -> State:
         """Every peer's state at the last measurement."""
         state = self.state
-        return torch.func.vmap(self.algorithm.flow)(state.states, state.now - state.last)
+        return at_once(self.algorithm.flow, state.states, state.now - state.last)
 
     def happened(self) -> Timeline:
         """The events up to now."""
@@ -102,7 +103,7 @@ class VirtualTime(PeersRun):
         ids = torch.from_numpy(np.concatenate([events.i[alone], self._ends(pairs)]))
         t = torch.from_numpy(np.concatenate([events.t[alone], events.t[pairs], events.t[pairs]]))
         rows = tree_map(lambda leaf: leaf[ids], states)
-        _write(states, ids, torch.func.vmap(self.algorithm.flow)(rows, t - last[ids]))
+        _write(states, ids, at_once(self.algorithm.flow, rows, t - last[ids]))
         last[ids] = t
 
     def _ends(self, pairs: np.ndarray) -> np.ndarray:
@@ -129,9 +130,9 @@ class VirtualTime(PeersRun):
             return offered
 
         here = tree_map(lambda leaf: leaf[ids], states)
-        offers = torch.func.vmap(offer)(here)
+        offers = at_once(offer, here)
         got = tree_map(lambda o: o.roll(len(which), 0), offers)  # each pair's ends lie half of the batch apart
-        _write(states, ids, torch.func.vmap(lambda peer, of: self.algorithm.meet(peer, of, rnd))(here, got))
+        _write(states, ids, at_once(lambda peer, of: self.algorithm.meet(peer, of, rnd), here, got))
         return size * len(ends)
 
 

@@ -12,10 +12,11 @@ from fedsim.schedule.rules import COHORT, Cyclic, Schedule, Uniform
 
 def cohort_of(schedule: Schedule, index: int, n: int, seed: int) -> tuple[int, ...]:
     """The cohort of a round; raises InputError where a user's own schedule fails at it, or names no clients."""
+    if built_in(schedule):
+        return schedule.clients(index, n, seed)
     with own_code("schedule", schedule):
         clients = schedule.clients(index, n, seed)
-    if not built_in(schedule):
-        require_cohort(clients, n, type(schedule).__name__, index)
+    require_cohort(clients, n, type(schedule).__name__, index)
     return clients
 
 

@@ -51,7 +51,7 @@ class LocalSGD(Declared):
 
     def rate(self, rnd: Round) -> float:
         """eta of this round, lr * lr_decay^t."""
-        return self.lr * self.lr_decay**rnd.index
+        return self.lr if self.lr_decay == 1 else self.lr * self.lr_decay**rnd.index
 
     def bounded(self, y: Tensor, direction: Tensor) -> Tensor:
         """``direction`` [d], the gradient with all the method's terms, clipped, then with weight decay at y [d]."""
