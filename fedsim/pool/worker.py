@@ -193,7 +193,7 @@ class Worker:
                     job.round.index + 1,
                     clients,
                 ) from error
-            weights = weights_of(self.setup.aggregate, np.array([self._size(i) for i in clients]))
+            weights = weights_of(self.setup.aggregate, self._sizes(clients))
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
             plain = message.sizes(out.messages, len(clients))
@@ -215,8 +215,10 @@ class Worker:
             yield clients, tree_map(lambda t, here=here: t[here], rows)
             at = here.stop
 
-    def _size(self, client: int) -> int:
-        return int(self.train_feed.start[client + 1] - self.train_feed.start[client])
+    def _sizes(self, clients: tuple[int, ...]) -> np.ndarray:
+        """[b] training samples of each."""
+        at, start = np.array(clients), self.train_feed.start
+        return start[at + 1] - start[at]
 
     @torch.no_grad()
     def evaluate(self, jobs: Sequence[EvalJob], x: Any) -> list[Scores]:
