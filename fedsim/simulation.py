@@ -16,7 +16,7 @@ from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
 from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.divide import load, unused_clients
-from fedsim.assembly.keeping import Kept, draw_pictures, keep, run_place, write_names
+from fedsim.assembly.keeping import Kept, keep, run_place, write_first
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
 from fedsim.callbacks.base import Callback, RunView
@@ -168,18 +168,17 @@ def simulate(
         dataset = load(parts)
         if run_dir is not None and not dataset.digest:  # a resumed run shall have the same data
             dataset = with_digest(dataset)
-        say("dividing the data")
-        assembled = assemble(parts, dataset)
+        assembled = assemble(parts, dataset, say)
         kept = Kept() if run_dir is None else keep(assembled, run_dir, config, resume=resume)
         if kept.folder:
             stack.enter_context(kept.folder)
-            if not kept.saved:
-                write_names(assembled, kept.folder)
-                draw_pictures(assembled, kept.folder)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
         with own_code("run"):
             backend = assembled.start()
             stack.callback(backend.close)
+        say("drawing who holds what")
+        write_first(assembled, kept)  # while Ray's actors, which are processes, import what they need
+        with own_code("run"):
             run = assembled.begin(backend, evaluate)
         if progress:
             warn(assembled, run)
@@ -187,6 +186,7 @@ def simulate(
         ledger, mark = assembled.ledger, kept.mark
         history = History(run, kept.folder, bar, kept.checkpoints, mark, points, ledger, begun, events=events)
         stack.callback(history.hooks.close)
+        say("testing the first model")
         take_up(history, assembled, kept, config)
         status, message = history.play(stopping)
         result = finish(history, assembled, kept, status, message)

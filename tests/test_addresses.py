@@ -44,7 +44,7 @@ def test_the_numbers_are_contractual() -> None:
 
 
 CARRIERS = {
-    "fedsim.ground.rng": ("key", "stream", "numpy_stream", "scoped"),
+    "fedsim.ground.rng": ("key", "stream", "streams", "numpy_stream", "scoped"),
     "fedsim.channel.noise": ("Addressed",),
     "fedsim.channel.channel": ("noises",),
 }

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.ground.console import Progress, error, headline, megabytes, number, report
+from fedsim.ground.later import importing
 
 SUMMARY = {
     "status": "finished",
@@ -100,6 +101,25 @@ def test_without_a_terminal_about_ten_plain_lines(rounds: int, shown: list[int] 
     assert at == shown or (shown is None and len(at) == 10)
     assert at[-1] == rounds
     assert "eta" not in said[-1]
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_says_what_is_imported_for_the_first_time_and_a_pipe_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    said, again, piped = Tty(), Tty(), io.StringIO()
+    with importing("no.such.module", "importing it", said):
+        assert said.getvalue() == "\rimporting it"
+    assert said.getvalue() == "\rimporting it\r\x1b[2K"
+    for stream, module in ((again, "os"), (piped, "no.such.module")):
+        with importing(module, "importing it", stream):
+            pass
+        assert stream.getvalue() == ""
 
 
 def test_headline_prefers_accuracy_and_skips_training_loss() -> None:

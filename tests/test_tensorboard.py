@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 
 from fedsim.ground.flat import flat_hyperparameters
 from fedsim.record.run_folder import RunFolder
-from fedsim.record.tensorboard import DPI, EventFile, charts
+from fedsim.record.tensorboard import DPI, EventFile, charts, png_of
 
 CONFIG = {"seed": 1, "algorithm": {"_target_": "fedsim.algorithms.FedDyn", "alpha": 0.1, "normalize": True}}
 RECORDS = [
@@ -145,3 +145,17 @@ def test_no_chart_without_curves() -> None:
 def test_flatten_names_classes_and_leaves_nothing_nested() -> None:
     config = {"_target_": "x", "a": {"_target_": "m.B", "k": None, "deep": {"v": [1, 2]}}, "empty": {}, "on": False}
     assert flat_hyperparameters(config) == {"_target_": "x", "a": "B", "a.deep.v": "[1, 2]", "on": False}
+
+
+def test_a_picture_is_what_savefig_writes() -> None:
+    """Drawn once, where savefig draws a figure with a layout twice."""
+    figures = []
+    for _ in range(2):
+        figure = Figure(figsize=(3, 2), layout="constrained", facecolor="#ddeeff")
+        figure.subplots().set(xlabel="client", ylabel="samples")
+        figure.suptitle("who holds what")
+        figures.append(figure)
+    png = io.BytesIO()
+    figures[0].savefig(png, format="png", dpi=DPI, facecolor="white")
+    assert png_of(figures[1]) == png.getvalue()
+    assert (figures[1].dpi, figures[1].get_facecolor()) == (figures[0].dpi, figures[0].get_facecolor())

@@ -5,6 +5,7 @@ Each stage is a file of its own, is visited once, and hands on what it made; wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedsim.assembly.choose import with_kernels
@@ -66,26 +67,31 @@ class Assembled:
 
 
 @own_code("run")
-def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
+def assemble(parts: Parts, dataset: Dataset | None = None, say: Callable[[str], None] = lambda text: None) -> Assembled:
     """A run that could start.
 
     Args:
         parts: what it is made of.
         dataset: what ``load(parts)`` gives, if that was called already.
+        say: is told what is being done, in a few words.
 
     Raises:
         InputError: the parts do not go together.
     """
     dataset = load(parts) if dataset is None else dataset
+    say("dividing the data")
     population = divided(parts, dataset)
     network = network_of(parts, len(population))
+    say("building the model")
     models = built(parts, dataset)
     algorithm, ledger = private(parts, population, network, models)
     require_server_rule(algorithm, parts.aggregate, parts.channel)
     algorithm, buffers = with_owner(parts, dataset, models, algorithm)
     initial = initial_states(algorithm, models, dataset, parts.dtype)
+    say("trying the model on samples")
     setup = set_up(parts, dataset, population, initial, buffers)
     setup, chosen = with_kernels(parts, setup, initial, dataset.input_shape)
+    say("trying a round")
     links, memory = linked(parts, setup, initial)
     rows = tuple(zip(initial.states, links, strict=True))
     setup = tuned(setup, network.graphs or network.mixing)

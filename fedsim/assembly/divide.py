@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.errors import InputError, require
 from fedsim.ground.own_code import built_in, own_code
 from fedsim.partition import Natural, Partition, Population
+from fedsim.partition.population import samples_of, sizes_of
 from fedsim.traits.declared import traits_of
 
 
@@ -37,8 +37,10 @@ def divided(parts: Parts, dataset: Dataset) -> Population:
     with own_code("partition", parts.partition):
         population = parts.partition.split(dataset, parts.seed)
     require_population(population, dataset, parts.partition)
-    if empty := [i for i, rows in enumerate(population.train) if not len(rows)]:
-        raise InputError(f"partition must give every client a training sample, got none for client {empty[0]}")
+    sizes = sizes_of(population.train)
+    if not sizes.all():
+        empty = int(sizes.argmin())
+        raise InputError(f"partition must give every client a training sample, got none for client {empty}")
     require(dataset.test is None or len(dataset.test) > 0, "data.test", "hold samples, or be None", 0)
     tested = any(len(rows) for rows in population.test or population.train)
     if "own" in traits_of(parts.algorithm).hooks and not tested:
@@ -67,12 +69,28 @@ def require_population(population: Population, data: Dataset, partition: Partiti
     must = f"give each of the {len(population)} clients a test split, or none a single one (test=())"
     require(len(population.test) in counts | {0}, where, must, len(population.test))
     for name, split, owned in (("train", data.train, population.train), ("test", data.test, population.test)):
-        most = 0 if split is None else len(split) - 1
-        for client, rows in enumerate(owned):
-            if len(rows) and (rows.min() < 0 or rows.max() > most):
-                got = f"{rows.min()}..{rows.max()} for client {client}"
-                raise InputError(f"{where} must give samples 0..{most} of data.{name}, got {got}")
-            if own and len(np.unique(rows)) < len(rows):
-                twice = int(min(row for row, times in Counter(rows.tolist()).items() if times > 1))
-                must = f"give a client each sample of data.{name} once"
-                raise InputError(f"{where} must {must}, got sample {twice} more than once for client {client}")
+        _require_samples(where, f"data.{name}", 0 if split is None else len(split) - 1, owned, once=own)
+
+
+def _require_samples(where: str, split: str, most: int, owned: tuple[np.ndarray, ...], *, once: bool) -> None:
+    """Raise InputError unless all clients' samples are 0..most, and none twice with one client where that is asked for.
+
+    All clients' are looked at together: a million of them one by one would take longer than all the rest of a start.
+    """
+    samples = samples_of(owned)
+    if len(samples) and (samples.min() < 0 or samples.max() > most):
+        wrong = (i for i, rows in enumerate(owned) if len(rows) and (rows.min() < 0 or rows.max() > most))
+        client = next(wrong)
+        rows = owned[client]
+        got = f"{rows.min()}..{rows.max()} for client {client}"
+        raise InputError(f"{where} must give samples 0..{most} of {split}, got {got}")
+    if not once:
+        return
+    owners = np.repeat(np.arange(len(owned)), sizes_of(owned))
+    order = np.lexsort((samples, owners))
+    samples, owners = samples[order], owners[order]
+    again = np.flatnonzero((np.diff(samples) == 0) & (np.diff(owners) == 0))
+    if len(again):
+        twice, client = int(samples[again[0]]), int(owners[again[0]])
+        must = f"give a client each sample of {split} once"
+        raise InputError(f"{where} must {must}, got sample {twice} more than once for client {client}")

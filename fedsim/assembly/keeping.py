@@ -54,6 +54,13 @@ def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | 
     return Kept(*opened(run_dir, written, machine, method, parts.checkpoint, parts.planned_rounds, resume=resume))
 
 
+def write_first(assembled: Assembled, kept: Kept) -> None:
+    """Write what the folder of a new run holds before the first round beside its configuration: names, pictures."""
+    if kept.folder and not kept.saved:
+        write_names(assembled, kept.folder)
+        draw_pictures(assembled, kept.folder)
+
+
 def draw_pictures(assembled: Assembled, folder: RunFolder) -> None:
     """Draw what is known before the first round: who holds what, and the graph of peers."""
     counts, mixing = assembled.population.counts(assembled.dataset), assembled.network.mixing

@@ -10,7 +10,7 @@ from fedsim.errors import require
 from fedsim.ground.own_code import built_in, own_code
 from fedsim.runs.events import Graphs, graphs_of
 from fedsim.runs.mixings import require_mixing
-from fedsim.schedule import Events, Schedule, as_accounted
+from fedsim.schedule import All, Events, Schedule, as_accounted
 from fedsim.schedule.cohorts import require_cohort
 from fedsim.schedule.delays import Asynchronous
 from fedsim.topology import Mixing, Topology
@@ -110,7 +110,7 @@ def require_matrix(mixing: Mixing, n: int, rule: str) -> None:
 
 def require_everyone(parts: Parts, schedule: Schedule, n: int) -> None:
     """Raise InputError when the algorithm needs all clients in every round and the schedule does not bring them."""
-    if traits_of(parts.algorithm).everyone:
+    if traits_of(parts.algorithm).everyone and type(schedule) is not All:
         everyone = all(len(schedule.clients(t, n, parts.seed)) == n for t in range(parts.planned_rounds))
         must = f"let all {n} clients take part in every round for {name_of(parts.algorithm)}"
         require(everyone, "schedule", must, schedule, "add schedule=all")

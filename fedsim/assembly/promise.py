@@ -11,6 +11,7 @@ from fedsim.assembly.network import Network
 from fedsim.assembly.parts import Parts
 from fedsim.ground.layout import Layout
 from fedsim.partition import Population
+from fedsim.partition.population import sizes_of
 from fedsim.privacy.config import promised
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.links import check_links, check_rule
@@ -27,7 +28,7 @@ def private(
     """
     if parts.privacy is None:
         return parts.algorithm, None
-    sizes = [len(rows) for rows in population.train]
+    sizes = sizes_of(population.train).tolist()
     d = Layout.of(models[0]).d if len(models) == 1 else None
     rounds, local, seed = parts.planned_rounds, parts.local, parts.seed
     algorithm, ledger = promised(parts.privacy, parts.algorithm, network.schedule, sizes, rounds, local, seed, d)

@@ -21,6 +21,7 @@ from fedsim.ground.own_code import FAILURES, said
 from fedsim.kernels.kernel import Kernel
 from fedsim.models import twin
 from fedsim.partition import Population
+from fedsim.partition.population import samples_of, sizes_of
 from fedsim.pool.worker import Setup
 
 
@@ -66,8 +67,8 @@ def _samples(
     data: Dataset, split: Split, owned: tuple[np.ndarray, ...], dtype: torch.dtype, *, augmented: bool
 ) -> Samples:
     """A split in client order, in the run's dtype; samples that nobody owns (test only) come last."""
-    order = np.concatenate(owned) if owned else np.empty(0, dtype=np.int64)
-    start = np.concatenate([[0], np.cumsum([len(rows) for rows in owned])]).astype(np.int64)
+    order = samples_of(owned)
+    start = np.concatenate([[0], np.cumsum(sizes_of(owned))]).astype(np.int64)
     if not augmented:
         order = np.concatenate([order, np.setdiff1d(np.arange(len(split)), order)])
     x = as_tensor(split.x).index_select(0, torch.from_numpy(order))  # memory of torch's is aligned as workers want it

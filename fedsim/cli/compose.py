@@ -25,6 +25,7 @@ from fedsim.cli.composer import composer_of
 from fedsim.cli.explain import COMPOSE_ERRORS, explained, require_values, unknown, without_hydra
 from fedsim.cli.folder import config_folder
 from fedsim.errors import InputError, require
+from fedsim.ground.later import importing
 
 
 class Ready(NamedTuple):
@@ -88,7 +89,8 @@ def _checked(composer: Hydra, args: argparse.Namespace) -> Ready | None:
         with collect(problems):
             config = _composed(composer, args.config_name, overrides)
             if not (args.help or args.cfg or args.info):
-                ready = Ready(overrides, config, build_run(config))
+                with importing("torch", "importing torch"):
+                    ready = Ready(overrides, config, build_run(config))
     if args.multirun:
         problems = [
             re.sub(r"^unknown key (\w+\.[\w.]+) .*", r"\g<0>; for one option only: \1@OPTION=...", p) for p in problems

@@ -11,6 +11,7 @@ so that their law is exact.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -125,7 +126,8 @@ class Work:
     def partial(self) -> tuple[bool, ...]:
         """[K] whether some client that works has fewer than m examples in its minibatch."""
         works = np.arange(self.counts.shape[1]) < self.steps[:, None]
-        return tuple(((self.counts < self.width) & works).any(0).tolist())
+        padded: list[bool] = ((self.counts < self.width) & works).any(0).tolist()
+        return tuple(padded)
 
     @cached_property
     def empty(self) -> tuple[bool, ...]:
@@ -160,51 +162,69 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     if local.batch_size == "full" and feed.augment is None:  # all examples in stored order at every step
         counts = np.where(np.arange(total) < steps[:, None], sizes[:, None], 0)
         return Work(clients, steps, sizes, expected, counts, None, None)
-    drawn = []  # of each client: what its minibatches hold [k], and which examples, padded to the largest [k, m]
-    for i, n, k, size in zip(clients, sizes.tolist(), steps.tolist(), expected.tolist(), strict=True):
-        generator = rng.stream(seed, addresses.BATCHES, index, i)
+    alike: dict[tuple[int, int, int], list[int]] = {}  # places in the block of clients with as much to draw
+    for b, shape in enumerate(zip(sizes.tolist(), steps.tolist(), expected.tolist(), strict=True)):
+        alike.setdefault(shape, []).append(b)
+    drawn: list[_Drawn] = []
+    for (n, k, size), who in alike.items():
+        generators = rng.streams(seed, addresses.BATCHES, index, last=[clients[b] for b in who])
         if local.sampling == "poisson" and size < n:
-            drawn.append(_poisson(generator, n, k, size / n))
+            drawn += [([b], *_poisson(g, n, k, size / n)) for b, g in zip(who, generators, strict=True)]
         else:
-            drawn.append(_shuffled(generator, n, k, size))
-    m = max(1, *(int(taken.max()) for taken, _ in drawn))
+            drawn.append((who, *_shuffled(generators, len(who), n, k, size)))
+    m = max(1, *(int(taken.max()) for _, taken, _ in drawn))
     counts = np.zeros((len(clients), total), dtype=np.int64)
     rows = np.repeat(starts, total * m).reshape(len(clients), total, m)  # padding: a row that exists
-    draws = None if feed.augment is None else torch.zeros(len(clients), total, m, 3, dtype=torch.int64)
-    for b, (i, k, (taken, chosen)) in enumerate(zip(clients, steps.tolist(), drawn, strict=True)):
-        counts[b, :k] = taken
-        size = chosen.shape[1]
-        if draws is not None and feed.augment is not None:  # by the client's own shape, whoever shares its block
-            decisions = feed.augment.draw(rng.stream(seed, addresses.AUGMENT, index, i), k * size)
-            draws[b, :k, :size] = decisions.view(k, size, -1)
-        rows[b, :k, :size] += chosen
+    for who, taken, chosen in drawn:
+        k, size = chosen.shape[1:]
+        counts[who, :k] = taken
+        rows[who, :k, :size] += chosen
     order = torch.from_numpy(rows).to(feed.device)
+    draws = None if feed.augment is None else _augmentations(feed.augment, drawn, clients, index, seed, order)
     return Work(clients, steps, sizes, expected, counts, order, None if draws is None else draws.to(feed.device))
 
 
-def _shuffled(generator: torch.Generator, n: int, steps: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes [k] and examples [k, size] of minibatches that go through n examples in random orders."""
+_Drawn = tuple[list[int], np.ndarray, np.ndarray]
+"""Of c clients with as much to draw: their places in the block, how many examples their minibatches hold, [c, k] or
+[k], and which examples these are, padded to the largest, [c, k, m]."""
+
+
+def _augmentations(
+    augment: Augment, drawn: list[_Drawn], clients: tuple[int, ...], index: int, seed: int, order: Tensor
+) -> Tensor:
+    """Draws [b, K, m, 3] for rows [b, K, m]: by each client's own shape, whoever shares its block."""
+    draws = torch.zeros(*order.shape, 3, dtype=torch.int64)
+    for who, _, chosen in drawn:
+        k, size = chosen.shape[1:]
+        generators = rng.streams(seed, addresses.AUGMENT, index, last=[clients[b] for b in who])
+        for b, generator in zip(who, generators, strict=True):
+            draws[b, :k, :size] = augment.draw(generator, k * size).view(k, size, -1)
+    return draws
+
+
+def _shuffled(
+    generators: Iterable[torch.Generator], clients: int, n: int, steps: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes [k] and examples [c, k, size] of minibatches that go through each client's n examples in random orders."""
     per_epoch = -(-n // size)
     taken = np.full(steps, size)
     taken[per_epoch - 1 :: per_epoch] = n - (per_epoch - 1) * size
-    chosen = np.zeros((steps, size), dtype=np.int64)
-    for first in range(0, steps, per_epoch):
-        epoch = np.zeros(per_epoch * size, dtype=np.int64)
-        epoch[:n] = torch.randperm(n, generator=generator).numpy()
-        last = min(first + per_epoch, steps)
-        chosen[first:last] = epoch.reshape(per_epoch, size)[: last - first]
-    return taken, chosen
+    orders = np.zeros((clients, -(-steps // per_epoch), per_epoch * size), dtype=np.int64)
+    for mine, generator in zip(orders, generators, strict=True):
+        for epoch in mine:
+            epoch[:n] = torch.randperm(n, generator=generator).numpy()
+    return taken, orders.reshape(clients, -1, size)[:, :steps]
 
 
 def _poisson(generator: torch.Generator, n: int, steps: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes [k] and examples [k, m] of minibatches that hold each of n examples with this probability."""
+    """Sizes [1, k] and examples [1, k, m] of minibatches that hold each of n examples with this probability."""
     chances = (torch.rand(n, generator=generator, dtype=torch.float64).numpy() for _ in range(steps))
     picked = [np.flatnonzero(u < rate) for u in chances]
     taken = np.array([len(rows) for rows in picked])
     chosen = np.zeros((steps, int(taken.max())), dtype=np.int64)
     for k, rows in enumerate(picked):
         chosen[k, : len(rows)] = rows
-    return taken, chosen
+    return taken[None], chosen[None]
 
 
 SWEEP = 256
@@ -253,7 +273,9 @@ class ClientMinibatches:
         first = k - k % PART
         if self._part[0] != first:
             steps = slice(first, first + PART)
-            part = {name: self.lane[name][steps].unbind() for name in ("rows", "draws", "keys") if name in self.lane}
+            part: dict[str, tuple[Tensor, ...]] = {
+                name: self.lane[name][steps].unbind() for name in ("rows", "draws", "keys") if name in self.lane
+            }
             if not self.alone and any(self.work.partial[steps]):
                 places = torch.arange(self.work.width, device=self.feed.device)
                 part["masks"] = (places < self.lane["counts"][steps, None]).to(self.feed.dtype).unbind()

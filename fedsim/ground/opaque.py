@@ -59,7 +59,7 @@ class _Few(NamedTuple):
     """The clients of one vmap that are computed."""
 
     level: int  # of that vmap
-    count: int
+    clients: int
 
 
 _FEW: ContextVar[_Few | None] = ContextVar("few", default=None)
@@ -105,8 +105,8 @@ def opaque(alone: Callable[..., Any], together: Callable[..., Any], *arguments: 
             for a, dim in unwrapped
         ]
         few = _FEW.get()
-        if few is not None and few.level == level and few.count < b:
-            out = _of_first(few.count, b, alone, together, stacked)
+        if few is not None and few.level == level and few.clients < b:
+            out = _of_first(few.clients, b, alone, together, stacked)
         else:
             out = opaque(together, _merged(together), *stacked)
     if isinstance(out, tuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +27,20 @@ def key(seed: int, purpose: str, *address: int) -> int:
 def stream(seed: int, purpose: str, *address: int) -> torch.Generator:
     """A torch generator (CPU) positioned at the start of its address."""
     return torch.Generator().manual_seed(key(seed, purpose, *address))
+
+
+def streams(seed: int, purpose: str, *address: int, last: Iterable[int]) -> Iterator[torch.Generator]:
+    """``stream(seed, purpose, *address, i)`` for each i of ``last``: one generator, put where one after another begins.
+
+    What a stream gives is drawn before the next one is asked for. For ten thousand clients a generator each would cost
+    as much as their shuffles.
+    """
+    begun = hashlib.blake2b(f"{':'.join((str(seed), purpose, *map(str, address)))}:".encode(), digest_size=8)
+    generator = torch.Generator()
+    for i in last:
+        hashed = begun.copy()
+        hashed.update(str(i).encode())
+        yield generator.manual_seed(int.from_bytes(hashed.digest(), "little") >> 1)
 
 
 def numpy_stream(seed: int, purpose: str, *address: int) -> np.random.Generator:

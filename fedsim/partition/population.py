@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,38 +33,64 @@ class Population:
 
     def __post_init__(self) -> None:
         for name in ("train", "test"):
-            rows = tuple(_indices(indices, f"Population.{name}[{i}]") for i, indices in enumerate(getattr(self, name)))
-            object.__setattr__(self, name, rows)
+            object.__setattr__(self, name, _rows(getattr(self, name), f"Population.{name}"))
 
     def __len__(self) -> int:
         return len(self.train)
 
     def counts(self, data: Dataset) -> np.ndarray:
         """Training samples of each client by class, [n, classes]; [n, 1] sizes when the task is not classification."""
-        sizes = np.array([len(indices) for indices in self.train], dtype=np.int64)
-        if not task_of(data.task).classes:
-            return sizes[:, None]
-        cells = np.repeat(np.arange(len(self)), sizes) * data.outputs + data.train.y[np.concatenate(self.train)]
-        return np.bincount(cells, minlength=len(self) * data.outputs).reshape(len(self), data.outputs)
+        return counts_of(self.train, data)
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the assignment: sizes and indices as little-endian int64, train then test."""
         sha = hashlib.sha256()
         for split in (self.train, self.test):
-            sizes = [len(split), *map(len, split)]
-            sha.update(np.concatenate([np.array(sizes, dtype=np.int64), *split]).astype("<i8").tobytes())
+            sizes = sizes_of(split)
+            sha.update(np.concatenate([[len(split)], sizes, samples_of(split)]).astype("<i8").tobytes())
         return sha.hexdigest()
 
 
+_INT64 = np.dtype(np.int64)
+
+
+def _rows(split: Sequence[Any], name: str) -> tuple[np.ndarray, ...]:
+    """Each client's samples as a read-only int64 array."""
+    rows = tuple(split)
+    # Of a million clients most are right as they come; only others are looked at in words.
+    if not all(type(one) is np.ndarray and one.dtype is _INT64 and one.ndim == 1 for one in rows):
+        rows = tuple(_indices(one, f"{name}[{i}]") for i, one in enumerate(rows))
+    for one in rows:
+        one.setflags(write=False)
+    return rows
+
+
 def _indices(indices: Any, name: str) -> np.ndarray:
-    """A client's samples as a read-only int64 array."""
+    """A client's samples as an int64 array."""
     array = np.asarray(indices)
     whole = array.ndim == 1 and (array.dtype.kind in "iu" or not array.size)
     require(whole, name, "be [samples] whole numbers", f"{array.dtype} {list(array.shape)}")
-    array = array.astype(np.int64, copy=False)
-    array.setflags(write=False)
-    return array
+    return array.astype(np.int64, copy=False)
+
+
+def sizes_of(split: Sequence[np.ndarray]) -> np.ndarray:
+    """[n] how many samples each client of a split has."""
+    return np.fromiter(map(len, split), np.int64, len(split))
+
+
+def samples_of(split: Sequence[np.ndarray]) -> np.ndarray:
+    """The samples of all clients of a split, one client after the other."""
+    return np.concatenate(split) if len(split) else np.empty(0, dtype=np.int64)
+
+
+def counts_of(train: Sequence[np.ndarray], data: Dataset) -> np.ndarray:
+    """Samples of each client by class, as ``Population.counts``, of a split that is not yet part of a population."""
+    n, sizes = len(train), sizes_of(train)
+    if not task_of(data.task).classes:
+        return sizes[:, None]
+    cells = np.repeat(np.arange(n), sizes) * data.outputs + data.train.y[samples_of(train)]
+    return np.bincount(cells, minlength=n * data.outputs).reshape(n, data.outputs)
 
 
 class Partition(Protocol):
@@ -132,9 +160,9 @@ def apportion(total: int, weights: np.ndarray, rng: np.random.Generator, at_leas
 
 def bundle(samples: np.ndarray, owners: np.ndarray, clients: int) -> tuple[np.ndarray, ...]:
     """The ascending samples of each client, from parallel arrays of samples [s] and their owners [s]."""
-    order = np.lexsort((samples, owners))
-    ends = np.cumsum(np.bincount(owners, minlength=clients))[:-1]
-    return tuple(np.split(samples[order], ends))
+    ordered = samples[np.lexsort((samples, owners))]
+    ends = np.cumsum(np.bincount(owners, minlength=clients)).tolist()
+    return tuple(ordered[a:b] for a, b in pairwise([0, *ends]))
 
 
 def refilled(y: np.ndarray, priors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -161,7 +189,7 @@ def populate(data: Dataset, train: tuple[np.ndarray, ...], rng: np.random.Genera
     """
     if data.test is None:
         return Population(train, ())
-    counts = Population(train, ()).counts(data)
+    counts = counts_of(train, data)
     y = data.test.y if task_of(data.task).classes else np.zeros(len(data.test), dtype=np.int64)
     owners = [
         np.repeat(np.arange(len(train)), apportion(size, column, rng) if column.any() else 0)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_banded
-from scipy.optimize import minimize
 
 from fedsim.errors import require
+
+# scipy.linalg and scipy.optimize are imported where a factor is computed: they take a tenth of the start of any run.
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ def banded_factor(rounds: int, bands: int, iterations: int = 500) -> BandedFacto
     """The banded factor of least total squared error; 1 band is independent noise. Cost O(T^2 b) an iteration."""
     require(rounds >= 1, "rounds", "be >= 1", rounds)
     require(1 <= bands <= rounds, "bands", f"be in 1..{rounds}", bands)
+    from scipy.optimize import minimize
+
     # the free entries: all of the band but the diagonal, which is 1 before the columns are normalised
     lag, at = np.nonzero(np.arange(rounds) >= np.arange(bands)[:, None])
     at, lag = at[lag > 0], lag[lag > 0]
@@ -89,6 +91,8 @@ def _normalised(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
 
 def _right_solve(a: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """A C^{-1}, from C^T Y = A^T."""
+    from scipy.linalg import solve_banded
+
     bands = rows.shape[1]
     upper = np.zeros((bands, len(rows)))
     for lag in range(bands):  # (C^T)[t - lag, t] = C[t, t - lag]
@@ -98,6 +102,8 @@ def _right_solve(a: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _right_solve_transposed(b: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """B C^{-T}, from C Y = B^T."""
+    from scipy.linalg import solve_banded
+
     bands = rows.shape[1]
     lower = np.zeros((bands, len(rows)))
     for lag in range(bands):

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import networkx as nx
 import numpy as np
 
 from fedsim.algorithms.kit.protocols import Constants
 from fedsim.errors import InputError
 from fedsim.ground import addresses
+from fedsim.ground.later import networkx as nx
 from fedsim.ground.rng import numpy_stream
 from fedsim.schedule import Events
 from fedsim.topology import Mixing, Topology, chi1, chi2, edge_rates

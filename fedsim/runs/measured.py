@@ -11,6 +11,9 @@ from fedsim.pool.block import to_numpy
 from fedsim.pool.worker import Backend, Models, Setup
 from fedsim.runs.evaluation import Evaluation, evaluate, gradient, peer_values, peers_scores
 
+TOGETHER = 2**15
+"""Numbers of models that are looked at together where each has few."""
+
 
 def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluate) -> Evaluation:
     """Metrics of the mean of the peers' models [n, d], and of their own models if asked for."""
@@ -36,7 +39,10 @@ def own(backend: Backend, models: Tensor) -> np.ndarray:
 def consensus(models: Tensor) -> float:
     """Root of the mean over peers of the squared distance to their mean, from [n, d]."""
     mean = torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64))
-    total = sum(float((model.double() - mean).square().sum()) for model in models)
+    # Large models one by one, as torch may cut a long sum into pieces; of small ones a call each would cost the most.
+    some = max(1, TOGETHER // len(mean))
+    parts = models.split(some) if some > 1 else models[:, None].unbind()
+    total = sum(value for part in parts for value in (part.double() - mean).square().sum(1).tolist())
     return float(np.sqrt(total / len(models)))
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import ClassVar
 
-import networkx as nx
 import numpy as np
 
 from fedsim.errors import require
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.graphs import RandomGraph, placed, require_peers
 
 

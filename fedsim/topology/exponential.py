@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 from scipy import sparse
 
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.graphs import circle, placed, require_peers
 from fedsim.topology.mixing import Mixing, checked, matrix
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.mixing import edge_array
 
 _COLOURS = "YlGnBu"

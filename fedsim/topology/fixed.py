@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 
 from fedsim.errors import require
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.graphs import FixedGraph, circle, placed, require_peers
 
 

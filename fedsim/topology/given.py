@@ -10,10 +10,9 @@ from importlib import import_module
 from pathlib import Path as FilePath
 from typing import Any
 
-import networkx as nx
-
 from fedsim.errors import InputError, first_line, require
 from fedsim.fields import hints_of
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.graphs import WeightedGraph, first_connected
 from fedsim.topology.mixing import Mixing
 from fedsim.topology.reading import numbered, read_graph

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import networkx as nx
 import numpy as np
 
 from fedsim.errors import InputError, require
 from fedsim.fields import check_fields
 from fedsim.ground import addresses
+from fedsim.ground.later import networkx as nx
 from fedsim.ground.rng import numpy_stream
 from fedsim.topology.mixing import Mixing
 from fedsim.topology.rates import Rates

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import networkx as nx
 import numpy as np
 from scipy import sparse
 
 from fedsim.errors import InputError
+from fedsim.ground.later import networkx as nx
 
 TOLERANCE = 1e-12  # of sums of rows and columns, and of symmetry
 

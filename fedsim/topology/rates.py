@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import networkx as nx
 import numpy as np
 
 from fedsim.errors import InputError
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.mixing import edge_array
 
 Rates = Literal["minimal", "optimal"] | float

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree
 
-import networkx as nx
-
 from fedsim.errors import InputError
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.graphs import connected
 
 TEXTS = ("", ".txt", ".csv", ".tsv", ".edges", ".edgelist", ".dat")

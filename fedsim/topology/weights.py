@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-import networkx as nx
 import numpy as np
 from scipy import sparse
 
 from fedsim.errors import InputError, first_line
+from fedsim.ground.later import networkx as nx
 from fedsim.topology.mixing import Mixing, checked, edge_array, matrix
 
 Weights = Literal["metropolis", "max_degree", "lazy", "uniform", "push_sum", "given", "fastest_mixing"]
