@@ -18,6 +18,9 @@ ratios, not the seconds. CPU seconds are those of all processes of a contender. 
     W6    DFedSAM on W1's CNN: 100 peers of a ring x 60 samples, batch 20
     W7    EControl around Top-K 1 % on W1
     W8    DP-SGD on W2
+    D1    D-PSGD on a ring, least squares with full gradients: 10 peers, 10 unknowns, 20 rows each, in float64
+    D2    likewise: 100 peers, 10 unknowns
+    D3    likewise: 100 peers, 200 unknowns, 200 rows each
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ RIVALS = {
     "flower": ("noop", "W1", "W1L", "W2", "W3", "WT", "WG"),
     "pfl": ("W1", "W1L", "W2", "W3"),
     "opacus": ("W8",),
-    "blazefl": ("W1", "W1L", "W2"),
+    "decent_bench": ("D1", "D2", "D3"),
 }
 """Which rows each rival's program knows."""
 
@@ -55,6 +58,7 @@ def command(who: str, name: str, backend: str, options: argparse.Namespace) -> l
     actors = 1 if backend == "serial" else options.actors
     if who == "fedsim":
         settings = {"backend": backend, "device": options.device, "block": options.block, "kernel": options.kernel}
+        settings |= {"dtype": "float64"} if WORKLOADS[name].method == "dpsgd" else {}
         settings |= {"batching": options.batching} | ({"actors": actors} if backend == "ray" else {})
         return [python, str(HERE / "by_fedsim.py"), name, *(f"{key}={value}" for key, value in settings.items())]
     if who == "pfl" and actors > 1:
@@ -81,7 +85,8 @@ def race(name: str, backend: str, options: argparse.Namespace, logs: Path) -> di
                 cost = one.step()
                 if r >= 2:  # the first two rounds do not count
                     costs[one.name].append(cost)
-    return {who: Cost(*map(statistics.median, zip(*mine, strict=True))) for who, mine in costs.items()}
+    medians = {who: map(statistics.median, zip(*mine, strict=True)) for who, mine in costs.items()}
+    return {who: Cost(*(value / load.rounds for value in both)) for who, both in medians.items()}
 
 
 def main() -> None:
@@ -101,7 +106,7 @@ def main() -> None:
     logs = options.logs or Path(tempfile.mkdtemp(prefix="fedsim-bench-"))
     logs.mkdir(parents=True, exist_ok=True)
     table = Table(title=machine(options.device))
-    for column in ("workload", "backend", "contender", "s/round", "CPU s/round", "fedsim is", "us per client"):
+    for column in ("workload", "backend", "contender", "s/round", "CPU s/round", "fedsim is", "CPU us per client"):
         table.add_column(column, justify="left" if column in ("workload", "backend", "contender") else "right")
     rows = [(name, backend) for name in options.only for backend in options.backends]
     for name, backend in track(rows, "rows", console=Console(stderr=True)):
@@ -114,7 +119,7 @@ def add(table: Table, name: str, load: Workload, backend: str, costs: dict[str, 
     where = "1 process" if backend == "serial" else f"{actors} processes"
     for who, cost in costs.items():
         times = "" if who == "fedsim" else f"{cost.seconds / costs['fedsim'].seconds:.2f} times"
-        micro = f"{1e6 * cost.seconds / load.cohort:,.0f}"
+        micro = f"{1e6 * cost.cpu / load.cohort:,.0f}"
         table.add_row(name, where, who, f"{cost.seconds:.4f}", f"{cost.cpu:.3f}", times, micro)
         name = where = ""
     table.add_section()

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 import yaml
 from contender import serve
-from workloads import CLIP, ETA, LR, NOISE, RATIO, RHO, WORKLOADS, Workload, samples
+from models import model_of
+from workloads import CLIP, ETA, LR, NOISE, RATIO, RHO, SLOW, WORKLOADS, Workload, samples
 
 from fedsim import Engine, Evaluate, Local
 from fedsim.aggregate import Mean
 from fedsim.algorithms.dfedsam import DFedSAM
 from fedsim.algorithms.dp_sgd import PrivateSGD
+from fedsim.algorithms.dpsgd import DPSGD
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.parts import Parts
@@ -27,6 +29,7 @@ from fedsim.channel.onion import Layer
 from fedsim.channel.topk import TopK
 from fedsim.data import Dataset, Split
 from fedsim.ground.process import claim
+from fedsim.models import linear_zero
 from fedsim.objective import Objective
 from fedsim.partition import Blocks
 from fedsim.schedule import All, Uniform
@@ -47,6 +50,7 @@ RULES: dict[str, Any] = {
     "fedavg": FedAvg(lr=LR),
     "nothing": NoOp(lr=LR),
     "dfedsam": DFedSAM(lr=LR, rho=RHO),
+    "dpsgd": DPSGD(lr=SLOW),
     "econtrol": FedAvg(lr=LR),
     "dp_sgd": PrivateSGD(lr=LR, clip=CLIP, noise_multiplier=NOISE),
 }
@@ -55,11 +59,12 @@ RULES: dict[str, Any] = {
 def parts_of(load: Workload, engine: Engine) -> Parts:
     """The run of a workload."""
     x, y = samples(load)
-    task = "next_token" if load.tokens else "classification"
+    task = "next_token" if load.tokens else "least_squares" if load.classes == 1 else "classification"
     data = Dataset("samples", Split(x, y), None, task, load.classes)
     torch.manual_seed(0)
+    model: Any = model_of(load) if load.model else linear_zero
     local = Local(batch_size=load.batch)
-    parts = Parts(RULES[load.method], data, Blocks(clients=load.clients), load.model(), 10**9, local=local)
+    parts = Parts(RULES[load.method], data, Blocks(clients=load.clients), model, 10**9, local=local)
     parts = replace(parts, engine=engine, schedule=All() if load.peers else Uniform(cohort=load.cohort))
     if load.method == "econtrol":
         return replace(parts, channel=Channel((Layer("econtrol", econtrol(eta=ETA)), Layer("topk", TopK(ratio=RATIO)))))
@@ -76,7 +81,8 @@ def main(name: str, *settings: str) -> None:
     assembled = assemble(parts, parts.data if isinstance(parts.data, Dataset) else None)
     backend = assembled.start()
     try:
-        serve(assembled.begin(backend, Evaluate(every=10**9)).step)
+        run, rounds = assembled.begin(backend, Evaluate(every=10**9)), WORKLOADS[name].rounds
+        serve(lambda: [run.step() for _ in range(rounds)])
     finally:
         backend.close()
 

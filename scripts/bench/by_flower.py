@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from models import model_of
 from workloads import WORKLOADS, Workload
 
 
@@ -61,7 +62,7 @@ def server(load: Workload) -> ServerApp:
                 raise Stopped
 
         strategy = FedAvg(load.cohort / load.clients, 0.0, load.cohort, 0, load.clients)
-        arrays = ArrayRecord(load.model().state_dict())
+        arrays = ArrayRecord(model_of(load).state_dict())
         try:
             strategy.start(grid, arrays, num_rounds=10**6, evaluate_fn=measured)
         except Stopped:

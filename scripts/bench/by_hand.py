@@ -11,11 +11,13 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from contender import serve
+from models import losses, model_of
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from workloads import CLIP, ETA, LR, NOISE, RATIO, RHO, WORKLOADS, Workload, losses, samples
+from workloads import CLIP, ETA, LR, NOISE, RATIO, RHO, SLOW, WORKLOADS, Workload, samples
 
 
 class Eager:
@@ -26,7 +28,7 @@ class Eager:
         x, y = samples(load)
         self.load, self.device = load, device
         self.x, self.y = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
-        self.model = load.model().to(device)
+        self.model = model_of(load).to(device)
         self.work = copy.deepcopy(self.model)
         self.links: dict[int, tuple[Tensor, Tensor]] = {}  # EControl's estimate and error of each client
         self.estimate: Any = 0.0  # EControl's mean estimate, at the server
@@ -157,6 +159,26 @@ class TwoProcesses:
         self.eager.put([[torch.from_numpy(t) for t in pipe.recv()] for pipe in self.pipes])
 
 
+class LeastSquares:
+    """D-PSGD in NumPy: peers of a ring, one after the other, with full gradients."""
+
+    def __init__(self, load: Workload):
+        a, b = samples(load)
+        self.a, self.b = a.reshape(load.clients, load.samples, -1), b.reshape(load.clients, -1)
+        self.x = np.zeros((load.clients, *load.shape))
+        self.load = load
+
+    def step(self) -> None:
+        """The rounds that are timed at once."""
+        n = self.load.clients
+        for _ in range(self.load.rounds):
+            old = self.x
+            self.x = np.empty_like(old)
+            for i, (a, b) in enumerate(zip(self.a, self.b, strict=True)):
+                mixed = (old[i] + old[i - 1] + old[(i + 1) % n]) / 3
+                self.x[i] = mixed - SLOW * (a.T @ (a @ old[i] - b))
+
+
 class Peers:
     """All models as the rows of one matrix; a ring's neighbours are averaged after local work."""
 
@@ -214,7 +236,9 @@ def main(name: str, processes: str, device: str = "cpu") -> None:
     """Race."""
     torch.set_num_threads(1)
     load, many = WORKLOADS[name], int(processes)
-    if load.peers:
+    if load.method == "dpsgd":
+        serve(LeastSquares(load).step)  # too little for a second process
+    elif load.peers:
         serve(Peers(load, many).step)
     else:
         serve((Eager(load, device) if many == 1 else TwoProcesses(load)).step)

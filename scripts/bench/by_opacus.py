@@ -10,9 +10,10 @@ import sys
 import torch
 from by_hand import Eager, TwoProcesses
 from contender import serve
+from models import losses
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from workloads import CLIP, LR, NOISE, WORKLOADS, Workload, losses
+from workloads import CLIP, LR, NOISE, WORKLOADS, Workload
 
 
 class Opacus(Eager):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from contender import asked
+from models import losses, model_of
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
@@ -24,7 +25,7 @@ from pfl.hyperparam import NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
-from workloads import LR, WORKLOADS, losses, samples
+from workloads import LR, WORKLOADS, samples
 
 FIRST = os.environ.get("RANK", "0") == "0"
 
@@ -78,7 +79,7 @@ def main(name: str) -> None:
     n = load.samples
     users = {i: Dataset((x[i * n : (i + 1) * n], y[i * n : (i + 1) * n]), user_id=str(i)) for i in range(load.clients)}
     data = FederatedDataset(users.__getitem__, get_user_sampler("random", list(users)))
-    module = Trained(load.model())
+    module = Trained(model_of(load))
     central = torch.optim.SGD(module.parameters(), lr=1.0)
     model = PyTorchModel(module, torch.optim.SGD, central)
     work = NNTrainHyperParams(

@@ -1,4 +1,4 @@
-"""What is measured: models, data and settings of every row, in torch and NumPy alone, so that any simulator reads them.
+"""What is measured: data and settings of every row, in NumPy alone, so that any simulator reads them.
 
 FedAvg with SGD of lr 0.05 and one local epoch unless a row says else; synthetic Gaussian classes or random tokens, a
 fresh order of samples for every client and round.
@@ -6,15 +6,15 @@ fresh order of samples for every client and round.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 LR = 0.05
+SLOW = 0.01
+"""D-PSGD's (D1 to D3)."""
+
 RHO = 0.01
 """Length of SAM's ascent step (W6)."""
 
@@ -36,9 +36,10 @@ class Workload:
         batch: minibatch, or "full".
         shape: of one input; of whole numbers where it has one dimension and ``tokens``.
         classes: number of classes (2: one logit), or of tokens.
-        model: makes the module.
+        model: its name among ``models.MODELS``; "" where there is no module.
         method: what clients do; ``nothing`` measures the engine alone.
         tokens: inputs are tokens, targets the next ones.
+        rounds: in what is timed at once, where one is too short.
     """
 
     clients: int
@@ -47,9 +48,10 @@ class Workload:
     batch: int | Literal["full"]
     shape: tuple[int, ...]
     classes: int
-    model: Callable[[], nn.Module]
-    method: Literal["fedavg", "nothing", "dfedsam", "econtrol", "dp_sgd"] = "fedavg"
+    model: str
+    method: Literal["fedavg", "nothing", "dfedsam", "dpsgd", "econtrol", "dp_sgd"] = "fedavg"
     tokens: bool = False
+    rounds: int = 1
 
     @property
     def size(self) -> int:
@@ -59,153 +61,41 @@ class Workload:
     @property
     def peers(self) -> bool:
         """Whether clients are peers on a ring, without a server."""
-        return self.method == "dfedsam"
-
-
-def cnn(channels: tuple[int, int], hidden: int | None) -> nn.Module:
-    """Two 5x5 convolutions without padding on 28x28, pooled; linear head, or one hidden layer before it."""
-    a, b = channels
-    body = [
-        nn.Conv2d(1, a, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(a, b, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-    ]
-    head = [nn.Linear(16 * b, 10)] if hidden is None else [nn.Linear(16 * b, hidden), nn.ReLU(), nn.Linear(hidden, 10)]
-    return nn.Sequential(*body, *head)
-
-
-def leaf_cnn() -> nn.Module:
-    """LEAF's FEMNIST network: padded convolutions, a hidden layer of 512."""
-    pool = nn.MaxPool2d(2)
-    body = [
-        nn.Conv2d(1, 32, 5, padding=2),
-        nn.ReLU(),
-        pool,
-        nn.Conv2d(32, 64, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-    ]
-    return nn.Sequential(*body, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 10))
-
-
-class Residual(nn.Module):
-    """ResNet's basic block, with groups of channels normalised."""
-
-    def __init__(self, a: int, b: int, stride: int):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.Conv2d(b, b, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList(nn.GroupNorm(2, b) for _ in range(2))
-        short = nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.GroupNorm(2, b))
-        self.short = short if stride > 1 or a != b else nn.Identity()
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[m, a, h, w] -> [m, b, h / stride, w / stride]."""
-        y = self.norms[1](self.second(self.relu(self.norms[0](self.first(x)))))
-        return self.relu(y + self.short(x))  # type: ignore[no-any-return]
-
-
-def resnet18() -> nn.Module:
-    """ResNet-18 for 32x32 images, GroupNorm of two groups."""
-    blocks: list[nn.Module] = []
-    a = 64
-    for b, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        blocks += [Residual(a, b, stride), Residual(b, b, 1)]
-        a = b
-    first = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(2, 64), nn.ReLU()]
-    return nn.Sequential(*first, *blocks, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, 10))
-
-
-class Sequence(nn.Module):
-    """Embedding, positions, a body of sequences, and a linear head at every place."""
-
-    def __init__(self, vocabulary: int, places: int, width: int, body: nn.Module, hidden: int):
-        super().__init__()
-        self.embedding, self.body = nn.Embedding(vocabulary, width), body
-        self.positions = nn.Parameter(0.02 * torch.randn(places, width))
-        self.head = nn.Linear(hidden, vocabulary)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[m, t] -> [m, t, vocabulary]."""
-        out = self.body(self.embedding(tokens) + self.positions)
-        return self.head(out[0] if isinstance(out, tuple) else out)  # type: ignore[no-any-return]
-
-
-def transformer() -> nn.Module:
-    """Two pre-norm layers of torch's encoder with a causal mask."""
-    layer = nn.TransformerEncoderLayer(64, 4, 256, 0.0, batch_first=True, norm_first=True)
-    return Sequence(1000, 32, 64, Causal(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), 32), 64)
-
-
-class Causal(nn.Module):
-    """An encoder in which no place sees a later one."""
-
-    def __init__(self, encoder: nn.Module, places: int):
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(places))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[m, t, f] -> [m, t, f]."""
-        return self.encoder(x, mask=self.mask, is_causal=True)  # type: ignore[no-any-return]
-
-
-def small_cnn() -> nn.Module:
-    """W1's network."""
-    return cnn((16, 32), None)
-
-
-def mlp() -> nn.Module:
-    """W2's network."""
-    return nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 10))
-
-
-def gru() -> nn.Module:
-    """WG's network."""
-    return Sequence(80, 40, 8, nn.GRU(8, 64, 2, batch_first=True), 64)
-
-
-def linear(features: int, outputs: int, bias: bool = True) -> nn.Module:
-    """One linear layer."""
-    return nn.Sequential(nn.Linear(features, outputs, bias=bias))
+        return self.method in ("dfedsam", "dpsgd")
 
 
 IMAGE: Any = (1, 28, 28)
 WORKLOADS = {
-    "noop": Workload(100, 2, 50, 2, (1000,), 100, lambda: linear(1000, 100, False), "nothing"),
-    "W1": Workload(100, 600, 10, 32, IMAGE, 10, small_cnn),
-    "W1L": Workload(100, 600, 10, 32, IMAGE, 10, leaf_cnn),
-    "W2": Workload(1000, 60, 100, 20, (784,), 10, mlp),
-    "W3": Workload(1000, 30, 1000, "full", (300,), 2, lambda: linear(300, 1)),
-    "WT": Workload(200, 50, 20, 10, (32,), 1000, transformer, tokens=True),
-    "WG": Workload(100, 60, 10, 10, (40,), 80, gru, tokens=True),
-    "W4": Workload(100, 50, 10, 50, (3, 32, 32), 10, resnet18),
-    "W6": Workload(100, 60, 100, 20, IMAGE, 10, small_cnn, "dfedsam"),
-    "W7": Workload(100, 600, 10, 32, IMAGE, 10, small_cnn, "econtrol"),
-    "W8": Workload(1000, 60, 100, 20, (784,), 10, mlp, "dp_sgd"),
+    "noop": Workload(100, 2, 50, 2, (1000,), 100, "zeros", "nothing"),
+    "W1": Workload(100, 600, 10, 32, IMAGE, 10, "cnn"),
+    "W1L": Workload(100, 600, 10, 32, IMAGE, 10, "leaf_cnn"),
+    "W2": Workload(1000, 60, 100, 20, (784,), 10, "mlp"),
+    "W3": Workload(1000, 30, 1000, "full", (300,), 2, "logistic"),
+    "WT": Workload(200, 50, 20, 10, (32,), 1000, "transformer", tokens=True),
+    "WG": Workload(100, 60, 10, 10, (40,), 80, "gru", tokens=True),
+    "W4": Workload(100, 50, 10, 50, (3, 32, 32), 10, "resnet18"),
+    "W6": Workload(100, 60, 100, 20, IMAGE, 10, "cnn", "dfedsam"),
+    "W7": Workload(100, 600, 10, 32, IMAGE, 10, "cnn", "econtrol"),
+    "W8": Workload(1000, 60, 100, 20, (784,), 10, "mlp", "dp_sgd"),
+    "D1": Workload(10, 20, 10, "full", (10,), 1, "", "dpsgd", rounds=100),
+    "D2": Workload(100, 20, 100, "full", (10,), 1, "", "dpsgd", rounds=20),
+    "D3": Workload(100, 200, 100, "full", (200,), 1, "", "dpsgd", rounds=20),
 }
 
 
 def samples(load: Workload, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Inputs [n, *shape] and targets of all clients, one after the other: around one random centre per class."""
+    """Inputs [n, *shape] and targets of all clients, one after the other: around one random centre per class;
+    one class is least squares, in float64."""
     random = np.random.default_rng(seed)
     n = load.clients * load.samples
     if load.tokens:
         text = random.integers(load.classes, size=(n, load.shape[0] + 1))
         return text[:, :-1], text[:, 1:]
-    y = random.integers(load.classes, size=n)
     width = int(np.prod(load.shape))
+    if load.classes == 1:
+        x = random.standard_normal((n, width)) / np.sqrt(load.samples)
+        return x, x @ random.standard_normal(width)
+    y = random.integers(load.classes, size=n)
     x = random.standard_normal((n, width), dtype=np.float32)
     x += 0.1 * random.standard_normal((load.classes, width), dtype=np.float32)[y]
     return x.reshape(n, *load.shape), y
-
-
-def losses(out: Tensor, target: Tensor) -> Tensor:
-    """The mean loss of a minibatch."""
-    if out.shape[1] == 1:
-        return nn.functional.binary_cross_entropy_with_logits(out[:, 0], target.to(out.dtype))
-    return nn.functional.cross_entropy(out.flatten(0, -2), target.flatten())
