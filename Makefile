@@ -40,4 +40,4 @@ soak: ## 2,000 rounds x 200 stateful clients on both backends: what grows, and h
 	$(PYTHON) scripts/soak.py
 
 bench: ## engine against hand-written loops, one table (a few minutes; close everything else)
-	$(PYTHON) scripts/bench.py
+	$(PYTHON) scripts/bench

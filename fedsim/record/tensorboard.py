@@ -76,7 +76,7 @@ def png_of(figure: Figure) -> bytes:
     try:
         figure.dpi = DPI
         figure.set_facecolor("white")
-        FigureCanvasAgg(figure).print_png(png)
+        FigureCanvasAgg(figure).print_png(png)  # type: ignore[no-untyped-call]
     finally:
         figure.dpi = dpi
         figure.set_facecolor(colour)

@@ -41,7 +41,7 @@ def consensus(models: Tensor) -> float:
     mean = torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64))
     # Large models one by one, as torch may cut a long sum into pieces; of small ones a call each would cost the most.
     some = max(1, TOGETHER // len(mean))
-    parts = models.split(some) if some > 1 else models[:, None].unbind()
+    parts = torch.split(models, some) if some > 1 else models[:, None].unbind()
     total = sum(value for part in parts for value in (part.double() - mean).square().sum(1).tolist())
     return float(np.sqrt(total / len(models)))
 
