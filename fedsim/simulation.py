@@ -19,6 +19,7 @@ from fedsim.assembly.divide import load, unused_clients
 from fedsim.assembly.keeping import Kept, draw_pictures, keep, run_place, write_names
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
+from fedsim.assembly.tables import with_table
 from fedsim.callbacks.base import Callback, RunView
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
@@ -160,6 +161,7 @@ def simulate(
     )
     require_kind(progress, "progress", bool, "be True or False")
     run_dir = run_place(run_dir, config, resume)
+    parts = with_table(parts, run_dir if resume else None)
     with ExitStack() as stack:
         stopping = stack.enter_context(Stopping())
         bar = stack.enter_context(Progress(parts.planned_rounds)) if progress else None
@@ -232,7 +234,7 @@ def view_of(assembled: Assembled, history: History, kept: Kept, config: Mapping[
     module = assembled.prepared.module
     return RunView(
         parts.called,
-        facts.with_name(assembled, config),
+        facts.filled_in(assembled, config),
         folder,
         parts.planned_rounds,
         before,

@@ -20,6 +20,7 @@ from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
 from fedsim.assembly.rule import require_server_rule
 from fedsim.assembly.setup import set_up
+from fedsim.assembly.tables import with_table
 from fedsim.data.dataset import Dataset
 from fedsim.errors import require
 from fedsim.evaluate import Evaluate
@@ -76,6 +77,7 @@ def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
     Raises:
         InputError: the parts do not go together.
     """
+    parts = with_table(parts)
     dataset = load(parts) if dataset is None else dataset
     population = divided(parts, dataset)
     network = network_of(parts, len(population))

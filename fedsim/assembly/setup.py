@@ -13,6 +13,7 @@ from fedsim.assembly.initial import Initial, cast
 from fedsim.assembly.measuring import measurable, measures_of
 from fedsim.assembly.network import is_peers
 from fedsim.assembly.parts import Parts
+from fedsim.assembly.tables import table_of
 from fedsim.channel.channel import Channel
 from fedsim.data.batches import Feed, Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split
@@ -56,6 +57,7 @@ def set_up(
         threads=engine.threads,
         seed=parts.seed,
         written=written,
+        wide=table_of(engine).wide,
     )
     for name, samples in (("train", train), ("test", test)):
         require_fit(setup, name, samples)

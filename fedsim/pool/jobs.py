@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from fedsim.errors import Diverged
-from fedsim.kernels.kernel import Kernel
+from fedsim.kernels.kernel import ALONE, Kernel
 from fedsim.pool.block import Job
 from fedsim.pool.plan import plan
 from fedsim.pool.worker import Backend, Done
@@ -51,7 +51,7 @@ class Jobs:
             at = [p for p, i in enumerate(clients) if i % len(rows) == k]
             if not at:
                 continue
-            block = 1 if self.kernels[k] == "loop" else self.blocks[k]
+            block = 1 if self.kernels[k] in ALONE else self.blocks[k]
             made = plan([clients[p] for p in at], [costs[p] for p in at], block, self.pieces)
             for blocks in made.jobs:
                 ids = tuple(i for piece in blocks for i in piece)
