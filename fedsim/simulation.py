@@ -19,7 +19,6 @@ from fedsim.assembly.divide import load, unused_clients
 from fedsim.assembly.keeping import Kept, draw_pictures, keep, run_place, write_names
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.tables import with_table
 from fedsim.callbacks.base import Callback, RunView
 from fedsim.channel.channel import Channel
 from fedsim.data.arrays import with_digest
@@ -161,7 +160,6 @@ def simulate(
     )
     require_kind(progress, "progress", bool, "be True or False")
     run_dir = run_place(run_dir, config, resume)
-    parts = with_table(parts, run_dir if resume else None)
     with ExitStack() as stack:
         stopping = stack.enter_context(Stopping())
         bar = stack.enter_context(Progress(parts.planned_rounds)) if progress else None
@@ -171,7 +169,7 @@ def simulate(
         if run_dir is not None and not dataset.digest:  # a resumed run shall have the same data
             dataset = with_digest(dataset)
         say("dividing the data")
-        assembled = assemble(parts, dataset)
+        assembled = assemble(parts, dataset, run_dir if resume else None)
         kept = Kept() if run_dir is None else keep(assembled, run_dir, config, resume=resume)
         if kept.folder:
             stack.enter_context(kept.folder)

@@ -6,6 +6,7 @@ Each stage is a file of its own, is visited once, and hands on what it made; wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedsim.assembly.choose import with_kernels
 from fedsim.assembly.curvature import tuned
@@ -67,17 +68,18 @@ class Assembled:
 
 
 @own_code("run")
-def assemble(parts: Parts, dataset: Dataset | None = None) -> Assembled:
+def assemble(parts: Parts, dataset: Dataset | None = None, before: Path | None = None) -> Assembled:
     """A run that could start.
 
     Args:
         parts: what it is made of.
         dataset: what ``load(parts)`` gives, if that was called already.
+        before: the folder of the run that goes on, whose constants it keeps.
 
     Raises:
         InputError: the parts do not go together.
     """
-    parts = with_table(parts)
+    parts = with_table(parts, before)
     dataset = load(parts) if dataset is None else dataset
     population = divided(parts, dataset)
     network = network_of(parts, len(population))
