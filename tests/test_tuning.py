@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.assemble import assemble
+from fedsim.assembly.kernel_table import with_table
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.tables import with_table
 from fedsim.data import Digits
 from fedsim.data.losses import cross_entropy
 from fedsim.errors import InputError
@@ -26,8 +26,8 @@ from fedsim.ground.layout import Layout
 from fedsim.kernels.choosing import Measured, Shape, Way, best, mean_seconds, way_of
 from fedsim.kernels.kernel import kernel_rule
 from fedsim.kernels.oracle import ModelOracle
-from fedsim.kernels.timing import CASES, measure, shape_of, ways_of
-from fedsim.kernels.tuning import BUILT_IN, MOST, Tuning, built_in
+from fedsim.kernels.timing import CASES, measure, rule_shape, ways_of
+from fedsim.kernels.tuning import BUILT_IN, MOST, Tuning, built_in_row
 from fedsim.kernels.tuning_file import read_table, users_file, write_table
 from fedsim.models import build, cnn, mlp, zero_sample
 from fedsim.partition import Iid
@@ -132,7 +132,7 @@ TABLES = [*BUILT_IN.values(), OTHER, Tuning(wide=16, alone=1), Tuning(numbers=1,
 def test_what_is_chosen_from_is_what_the_rule_takes(name: str) -> None:
     case = CASES[name]
     model = build(case.factory, case.shape, case.outputs, case.options, 0)
-    shape = shape_of(model, zero_sample(model, case.shape, tokens=case.tokens))
+    shape = rule_shape(model, zero_sample(model, case.shape, tokens=case.tokens))
     for table in TABLES:
         rule = next(kernel_rule(model, Layout.of(model), case.shape, "cpu", table))
         way = way_of(shape, table)
@@ -249,7 +249,7 @@ def mine(table: Tuning) -> Path:
 
 
 def test_auto_is_the_users_table_or_what_is_built_in(home: Path) -> None:
-    row = built_in(cpu_capability(), "cpu")
+    row = built_in_row(cpu_capability(), "cpu")
     assert with_table(parts()).engine.tuning == row
     (home / "fedsim").mkdir(parents=True)
     (home / "fedsim" / "tuning-VSX.json").write_text("of another machine with the same home")
@@ -258,8 +258,8 @@ def test_auto_is_the_users_table_or_what_is_built_in(home: Path) -> None:
     assert with_table(parts()).engine.tuning == OTHER
     assert with_table(parts(tuning="builtin")).engine.tuning == row
     assert with_table(parts(tuning=Tuning(clients=7))).engine.tuning == Tuning(clients=7)
-    assert built_in("VSX", "cpu") == built_in("AVX512", "cpu") == Tuning()
-    assert built_in("AVX2", "cuda") == BUILT_IN["cuda"]
+    assert built_in_row("VSX", "cpu") == built_in_row("AVX512", "cpu") == Tuning()
+    assert built_in_row("AVX2", "cuda") == BUILT_IN["cuda"]
 
 
 def test_a_run_is_computed_by_its_table(home: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_run_that_goes_on_keeps_its_table(home: Path, tmp_path: Path) -> None:
     mine(OTHER)
     again = simulate(**run, rounds=3, run_dir=tmp_path / "part", resume=True)
     assert again.summary["digest"] == whole.summary["digest"]
-    row = asdict(built_in(cpu_capability(), "cpu"))
+    row = asdict(built_in_row(cpu_capability(), "cpu"))
     assert yaml.safe_load((tmp_path / "part" / "config.yaml").read_text())["engine"]["tuning"] == row
     facts = json.loads((tmp_path / "part" / "provenance.json").read_text())
     assert facts["engine"]["tuning"] == facts["resumed"][0]["engine"]["tuning"] == row
@@ -325,7 +325,9 @@ def test_tune_measures_shows_and_writes(
     written = json.loads((tmp_path / "mine.json").read_text())
     assert {"processor", "capability", "torch", "made", "measured"} <= written.keys()
     assert written["measured"][0]["ways"][0]["seconds"] > 0
-    assert table.wide == built_in(cpu_capability(), "cpu").wide  # of which a model without convolutions says nothing
+    assert (
+        table.wide == built_in_row(cpu_capability(), "cpu").wide
+    )  # of which a model without convolutions says nothing
     assert not home.exists()
     assert console("tune", "--quick", "--models", "logistic") == 0
     assert [path.name for path in (home / "fedsim").iterdir()] == [f"tuning-{cpu_capability()}.json"]

@@ -12,6 +12,7 @@ from fedsim.assembly.choose import with_kernels
 from fedsim.assembly.curvature import tuned
 from fedsim.assembly.divide import divided, load
 from fedsim.assembly.initial import initial_states
+from fedsim.assembly.kernel_table import with_table
 from fedsim.assembly.link_memory import compression_notes, linked
 from fedsim.assembly.models import built
 from fedsim.assembly.network import Network, network_of
@@ -21,7 +22,6 @@ from fedsim.assembly.prepared import Prepared
 from fedsim.assembly.promise import private
 from fedsim.assembly.rule import require_server_rule
 from fedsim.assembly.setup import set_up
-from fedsim.assembly.tables import with_table
 from fedsim.data.dataset import Dataset
 from fedsim.errors import require
 from fedsim.evaluate import Evaluate

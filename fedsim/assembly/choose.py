@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fedsim.assembly.agreement import Agreement, trial
 from fedsim.assembly.conduct import padded, refuse_conduct
 from fedsim.assembly.initial import Initial
+from fedsim.assembly.kernel_table import table_of
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.tables import table_of
 from fedsim.assembly.uses import uses
 from fedsim.errors import InputError
 from fedsim.ground.layout import Layout

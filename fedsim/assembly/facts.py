@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from fedsim.assembly.assemble import Assembled
-from fedsim.assembly.tables import table_of
+from fedsim.assembly.kernel_table import table_of
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset
 from fedsim.data.own import Arrays

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedsim.assembly.initial import Initial, cast
+from fedsim.assembly.kernel_table import table_of
 from fedsim.assembly.measuring import measurable, measures_of
 from fedsim.assembly.network import is_peers
 from fedsim.assembly.parts import Parts
-from fedsim.assembly.tables import table_of
 from fedsim.channel.channel import Channel
 from fedsim.data.batches import Feed, Samples, as_tensor
 from fedsim.data.dataset import Dataset, Split

@@ -19,7 +19,7 @@ from fedsim.ground.console import Terminal, note
 from fedsim.kernels.choosing import Measured, Way, best, mean_seconds, way_of
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.timing import CASES, measure
-from fedsim.kernels.tuning import Tuning, built_in
+from fedsim.kernels.tuning import Tuning, built_in_row
 from fedsim.kernels.tuning_file import users_file, write_table
 from fedsim.record.provenance import cpu_capability, cpu_model
 
@@ -48,7 +48,7 @@ def tune(out: Path | None, names: Sequence[str], *, quick: bool = False) -> int:
     if path is None:
         raise InputError("--out must be given where there is no home folder, got nothing; add --out FILE")
     measured = _measured(list(dict.fromkeys(names)) or list(CASES), QUICK if quick else REPEATS)
-    before = built_in(capability, "cpu")
+    before = built_in_row(capability, "cpu")
     chosen = best(measured, before)
     _show(measured, before, chosen)
     about = {"capability": capability, "processor": cpu_model(), "torch": torch.__version__}

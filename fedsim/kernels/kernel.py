@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedsim.errors import first_line
 from fedsim.ground.layout import Layout
 from fedsim.kernels.stacked import Unstackable, stack
-from fedsim.kernels.stacked_ops import channels, with_keys
+from fedsim.kernels.stacked_ops import input_channels, with_keys
 from fedsim.kernels.tuning import Tuning
 from fedsim.models import twin, zero_sample
 from fedsim.models.dropout import trial_masks
@@ -166,7 +166,7 @@ def activations(model: nn.Module, sample: Tensor) -> tuple[int, int]:
 
 def widest(model: nn.Module, sample: Tensor, tuning: Tuning) -> int:
     """Numbers per example in the largest output of a wide convolution; 1 where there is none."""
-    return numbers(model, sample, lambda layer: isinstance(layer, nn.Conv2d) and channels(layer) >= tuning.wide)
+    return numbers(model, sample, lambda layer: isinstance(layer, nn.Conv2d) and input_channels(layer) >= tuning.wide)
 
 
 def numbers(

@@ -401,7 +401,7 @@ def _module_kernel(path: str, module: nn.Module, names: Names, wide: int) -> Ker
         raise Unstackable(f"Conv2d at {path} pads with {module.padding_mode}, which has no stacked kernel")
     if isinstance(module, nn.Embedding) and (option := _option(module)):
         raise Unstackable(f"Embedding at {path} has {option}, which has no stacked kernel")
-    if kind is nn.Conv2d:
+    if kind is nn.Conv2d and isinstance(module, nn.Conv2d):
         return ops.conv2d(module, names, wide)
     if kind in _WITH_PARAMETERS:
         return _WITH_PARAMETERS[kind](module, names)

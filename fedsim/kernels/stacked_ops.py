@@ -212,7 +212,7 @@ def _product(weight: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(2), weight, columns)
 
 
-def channels(module: nn.Conv2d) -> int:
+def input_channels(module: nn.Conv2d) -> int:
     """Input channels of each group, by which a convolution is wide or not."""
     return module.in_channels // module.groups
 
@@ -228,7 +228,7 @@ def conv2d(module: nn.Conv2d, names: Names, wide: int) -> Kernel:
     weight, bias = operand(module.weight, names), None if module.bias is None else operand(module.bias, names)
     constant_weight = id(module.weight) not in names
     simple = module.groups == 1 and module.dilation == (1, 1) and not isinstance(module.padding, str)
-    one_client_fills = channels(module) >= wide
+    one_client_fills = input_channels(module) >= wide
 
     def convolve(data: Tensor, w: Tensor, shift: Tensor | None, groups: int) -> Tensor:
         return F.conv2d(data, w, shift, module.stride, module.padding, module.dilation, groups)

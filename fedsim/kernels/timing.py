@@ -22,7 +22,7 @@ from fedsim.ground.process import keep_memory
 from fedsim.kernels.choosing import Measured, Shape, Way
 from fedsim.kernels.kernel import activations, layer_outputs
 from fedsim.kernels.oracle import ModelOracle
-from fedsim.kernels.stacked_ops import channels
+from fedsim.kernels.stacked_ops import input_channels
 from fedsim.kernels.tuning import MOST
 from fedsim.models import build, cnn, linear, mlp, twin, zero_sample
 from fedsim.models.recurrent import char_lstm
@@ -77,10 +77,10 @@ def ways_of(shape: Shape, blocks: tuple[int, ...]) -> list[Way]:
     return loops + [Way("stacked", b, apart) for apart in aparts for b in blocks]
 
 
-def shape_of(model: nn.Module, sample: Tensor) -> Shape:
+def rule_shape(model: nn.Module, sample: Tensor) -> Shape:
     """What the rule sees of a model."""
     given = layer_outputs(model, sample)
-    found = ((channels(layer), prod(shape[1:])) for layer, shape in given if isinstance(layer, nn.Conv2d))
+    found = ((input_channels(layer), prod(shape[1:])) for layer, shape in given if isinstance(layer, nn.Conv2d))
     return Shape(Layout.of(model).d, *activations(model, sample), tuple(sorted(found)))
 
 
@@ -94,7 +94,7 @@ def measure(name: str, repeats: int, told: Callable[[], None] = lambda: None) ->
     """
     case = CASES[name]
     model = build(case.factory, case.shape, case.outputs, case.options, seed=0)
-    shape = shape_of(twin(model), zero_sample(model, case.shape, tokens=case.tokens))
+    shape = rule_shape(twin(model), zero_sample(model, case.shape, tokens=case.tokens))
     ways = ways_of(shape, case.blocks)
     with _one_thread(), torch.no_grad():
         steps = {way: _step(case, model, shape, way) for way in ways}

@@ -23,7 +23,7 @@ MOST = 2**48
 class Tuning:
     """What decides how a model is computed, and how many clients a block holds.
 
-    >>> Tuning().wide, built_in("AVX2", "cpu").channels_last
+    >>> Tuning().wide, built_in_row("AVX2", "cpu").channels_last
     (32, True)
 
     Attributes:
@@ -79,6 +79,6 @@ BUILT_IN = {
 """{CPU capability, as torch names it, or cuda: its row}."""
 
 
-def built_in(capability: str, device: str) -> Tuning:
+def built_in_row(capability: str, device: str) -> Tuning:
     """The row of a device; of a CPU by its capability, that of AVX-512 where it has none of its own."""
     return BUILT_IN["cuda"] if device == "cuda" else BUILT_IN.get(capability, BUILT_IN["AVX512"])

@@ -9,7 +9,7 @@ import yaml
 
 from fedsim.assembly.parts import Parts
 from fedsim.errors import InputError
-from fedsim.kernels.tuning import Tuning, built_in
+from fedsim.kernels.tuning import Tuning, built_in_row
 from fedsim.kernels.tuning_file import read_table, users_file
 from fedsim.pool.engine import Engine
 from fedsim.record.provenance import cpu_capability
@@ -38,11 +38,13 @@ def table_of(engine: Engine) -> Tuning:
         return engine.tuning
     capability = "cuda" if engine.device == "cuda" else cpu_capability()
     if engine.tuning == "builtin":
-        return built_in(capability, engine.device)
+        return built_in_row(capability, engine.device)
     if engine.tuning != "auto":
         return read_table(Path(engine.tuning).expanduser(), capability)
     mine = users_file(capability)
-    return read_table(mine, capability) if mine is not None and mine.exists() else built_in(capability, engine.device)
+    return (
+        read_table(mine, capability) if mine is not None and mine.exists() else built_in_row(capability, engine.device)
+    )
 
 
 def recorded_table(folder: Path) -> Tuning | None:
