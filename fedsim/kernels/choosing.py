@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.tuning import MOST, Tuning
@@ -71,7 +71,7 @@ class Measured:
         for (before, first), (after, second) in pairwise(known):
             if way.block <= after:
                 part = math.log(way.block / before) / math.log(after / before)
-                return first ** (1 - part) * second**part
+                return float(first ** (1 - part) * second**part)
         return known[-1][1]
 
 
@@ -101,7 +101,7 @@ def best(measured: Sequence[Measured], start: Tuning) -> Tuning:
             return chosen
 
 
-def _groups(measured: Sequence[Measured], start: Tuning) -> Iterator[list[dict[str, int]]]:
+def _groups(measured: Sequence[Measured], start: Tuning) -> Iterator[list[dict[str, Any]]]:
     """Candidates: every value that tells the measured models apart, those near what is built in first."""
     widths = sorted({channels for one in measured for channels, _ in one.shape.convolutions})
     sizes = sorted({numbers for one in measured for _, numbers in one.shape.convolutions})
