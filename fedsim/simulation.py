@@ -168,7 +168,7 @@ def simulate(
         dataset = load(parts)
         if run_dir is not None and not dataset.digest:  # a resumed run shall have the same data
             dataset = with_digest(dataset)
-        assembled = assemble(parts, dataset, say)
+        assembled = assemble(parts, dataset, say, run_dir if resume else None)
         kept = Kept() if run_dir is None else keep(assembled, run_dir, config, resume=resume)
         if kept.folder:
             stack.enter_context(kept.folder)
@@ -232,7 +232,7 @@ def view_of(assembled: Assembled, history: History, kept: Kept, config: Mapping[
     module = assembled.prepared.module
     return RunView(
         parts.called,
-        facts.with_name(assembled, config),
+        facts.filled_in(assembled, config),
         folder,
         parts.planned_rounds,
         before,

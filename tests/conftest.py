@@ -16,6 +16,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module, invalidate_caches
@@ -41,6 +42,9 @@ with suppress(ImportError):
 
 # A shell's background jobs are started ignoring Ctrl-C, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Constants that somebody has measured on this machine (``fedsim tune``) are no part of a test.
+os.environ["XDG_CONFIG_HOME"] = os.path.join(tempfile.gettempdir(), "fedsim-tests")
 
 # A Ray that a test starts itself is told what fedsim tells those that it starts.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

@@ -20,6 +20,7 @@ from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.rng import scoped, stream
 from fedsim.kernels.kernel import kernel_rule
 from fedsim.kernels.stacked import StackedModel, Unstackable, stack
+from fedsim.kernels.tuning import built_in_row
 
 TOLERANCE = 1e-11
 
@@ -310,9 +311,9 @@ def test_the_rule(
     factory: Callable[..., nn.Module], shape: tuple[int, ...], outputs: int, kernel: str, block: int, reason: str
 ) -> None:
     model = models.build(factory, shape, outputs, {}, seed=0)
-    got = next(kernel_rule(model, Layout.of(model), shape, "cpu"))
+    got = next(kernel_rule(model, Layout.of(model), shape, "cpu", built_in_row("AVX512", "cpu")))
     assert got[:2] == (kernel, block)
     assert reason in got[2]
-    on_gpu = next(kernel_rule(model, Layout.of(model), shape, "cuda"))
+    on_gpu = next(kernel_rule(model, Layout.of(model), shape, "cuda", built_in_row("AVX512", "cuda")))
     assert on_gpu[0] == ("stacked" if "convolution" in reason else kernel)
     assert on_gpu[1] >= block

@@ -22,6 +22,7 @@ from fedsim.ground.layout import Layout, trained
 from fedsim.ground.rng import stream
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle, answer
+from fedsim.kernels.tuning import Tuning
 from fedsim.models import pure, twin
 from fedsim.models.dropout import Masks, draws
 from fedsim.models.mask_dims import mask_dims
@@ -101,10 +102,12 @@ class Agreement:
         loss: of each example.
         at: the two clients.
         written: buffers that forward writes, which are what they were at every question.
+        wide: as of ``kernels.tuning.Tuning``.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, at: Trial, written: Sequence[str] = ()):
-        self.model, self.loss, self.at, self.written = model, loss, at, written
+    def __init__(self, model: nn.Module, loss: Loss, at: Trial, written: Sequence[str] = (), wide: int = Tuning.wide):
+        self.model, self.loss, self.at = model, loss, at
+        self.written, self.wide = written, wide
         self.name, self.layout, self.draws = type(model).__name__, Layout.of(model), draws(model)
         self._bounds: dict[tuple[torch.dtype, int], float] = {}  # of gradients, and of their differences
         self._modules: dict[tuple[torch.dtype, int], nn.Module] = {}
@@ -128,7 +131,8 @@ class Agreement:
             dtype = at.x.dtype
             if dtype not in oracles:
                 model = twin(self.model).to(dtype)
-                oracles[dtype] = ModelOracle(model, self.loss, kernel, by_layer=by_layer, written=self.written)
+                both: dict[str, Any] = {"written": self.written, "wide": self.wide}
+                oracles[dtype] = ModelOracle(model, self.loss, kernel, by_layer=by_layer, **both)
             return self._asked(oracles[dtype], at, question)
 
         return next((found for q in sorted(questions) if (found := self._differs(ask, q))), "")
@@ -137,7 +141,8 @@ class Agreement:
         """What differs in evaluation mode, or ""; raises InputError as ``training``."""
 
         def ask(at: Trial, question: str) -> Answers:
-            oracle = ModelOracle(twin(self.model).to(at.x.dtype), self.loss, kernel, training=False)
+            mine = twin(self.model).to(at.x.dtype)
+            oracle = ModelOracle(mine, self.loss, kernel, training=False, wide=self.wide)
             return [[oracle.predict(at.x[i], at.inputs[i, 1:])] for i in range(2)]
 
         return self._differs(ask, "prediction")

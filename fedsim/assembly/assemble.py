@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedsim.assembly.choose import with_kernels
 from fedsim.assembly.curvature import tuned
 from fedsim.assembly.divide import divided, load
 from fedsim.assembly.initial import initial_states
+from fedsim.assembly.kernel_table import with_table
 from fedsim.assembly.link_memory import compression_notes, linked
 from fedsim.assembly.models import built
 from fedsim.assembly.network import Network, network_of
@@ -67,17 +69,24 @@ class Assembled:
 
 
 @own_code("run")
-def assemble(parts: Parts, dataset: Dataset | None = None, say: Callable[[str], None] = lambda text: None) -> Assembled:
+def assemble(
+    parts: Parts,
+    dataset: Dataset | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    before: Path | None = None,
+) -> Assembled:
     """A run that could start.
 
     Args:
         parts: what it is made of.
         dataset: what ``load(parts)`` gives, if that was called already.
         say: is told what is being done, in a few words.
+        before: the folder of the run that goes on, whose constants it keeps.
 
     Raises:
         InputError: the parts do not go together.
     """
+    parts = with_table(parts, before)
     dataset = load(parts) if dataset is None else dataset
     say("dividing the data")
     population = divided(parts, dataset)

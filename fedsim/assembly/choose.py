@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from fedsim.assembly.agreement import Agreement, trial
 from fedsim.assembly.conduct import padded, refuse_conduct
 from fedsim.assembly.initial import Initial
+from fedsim.assembly.kernel_table import table_of
 from fedsim.assembly.parts import Parts
 from fedsim.assembly.uses import uses
 from fedsim.errors import InputError
 from fedsim.ground.layout import Layout
-from fedsim.kernels.kernel import Choice, Kernel, block, kernel_rule, no_kernel
+from fedsim.kernels.kernel import ALONE, Choice, Kernel, block, kernel_rule, no_kernel
 from fedsim.models import twin, zero_sample
 from fedsim.pool.engine import Engine
 from fedsim.pool.worker import Setup
@@ -29,7 +30,7 @@ class Chosen:
         block: most clients at once.
         why: the reason, in a line.
         by_layer: whether sums of clipped gradients may be computed layer by layer.
-        prediction: the kernel of its predictions, in evaluation mode: ``stacked`` or ``loop``.
+        prediction: the kernel of its predictions, in evaluation mode: any but ``vmap``.
         note: what the user should know, or "".
     """
 
@@ -82,8 +83,8 @@ def choose(
             f"model.batchnorm must be groupnorm or frozen for a method that asks for gradients by example: {name} "
             "mixes the examples of a minibatch"
         )
-    agreement = Agreement(model, setup.loss, at, setup.written)
-    wide = [] if setup.written else [Agreement(model, setup.loss, p) for p in padded(setup, at)]
+    agreement = Agreement(model, setup.loss, at, setup.written, setup.wide)
+    wide = [] if setup.written else [Agreement(model, setup.loss, p, wide=setup.wide) for p in padded(setup, at)]
     rejected: list[str] = []
     alone = [Choice("loop", 1, "forward writes buffers, which each client has for itself")]
     for choice in alone if setup.written else _candidates(twin(model), input_shape, engine):
@@ -92,7 +93,7 @@ def choose(
         if not problem and "clipped_sum" in asked:
             by_layer = not agreement.training(choice.kernel, ["clipped_sum"])
             problem = "" if by_layer else agreement.training(choice.kernel, ["clipped_sum"], by_layer=False)
-        if not problem and choice.kernel != "loop":  # which pads nothing
+        if not problem and choice.kernel not in ALONE:  # which pads nothing
             problem = next((found for one in wide if (found := one.training(choice.kernel, ["outputs"]))), "")
         if not problem:
             break
@@ -104,10 +105,12 @@ def choose(
         raise InputError(
             f"model {name} cannot be trained with its own gradients, not even one client at a time: {problem}"
         )
-    prediction: Kernel = "stacked" if choice.kernel == "stacked" else "loop"
-    if prediction == "stacked" and (other := agreement.prediction("stacked")):
+    prediction: Kernel = "loop" if choice.kernel == "vmap" else choice.kernel
+    if prediction != "loop" and (other := agreement.prediction(prediction)):
+        rejected.append(
+            f"{prediction} is not right for {name} in evaluation mode, which is left to the module: {other}"
+        )
         prediction = "loop"
-        rejected.append(f"stacked is not right for {name} in evaluation mode, which is left to the module: {other}")
     if prediction == "loop" and (other := agreement.prediction("loop")):
         raise InputError(f"model {name} does not give the same numbers every time: {other}")
     why = "; ".join(part for part in (*rejected, choice.why) if part)
@@ -126,10 +129,10 @@ def _candidates(model: nn.Module, input_shape: tuple[int, ...], engine: Engine) 
     if engine.batching == "loop":
         return [Choice("loop", 1, "engine.batching=loop")]
     if engine.kernel == "auto":
-        return kernel_rule(model, layout, input_shape, engine.device)
+        return kernel_rule(model, layout, input_shape, engine.device, table_of(engine))
     sample = zero_sample(model, input_shape)
     if problem := no_kernel(engine.kernel, model, layout, sample):
         raise InputError(
             f"engine.kernel must be auto for model {type(model).__name__}, got {engine.kernel!r}: {problem}"
         )
-    return [Choice(engine.kernel, block(model, layout, sample, engine.device), "engine.kernel")]
+    return [Choice(engine.kernel, block(model, layout, sample, table_of(engine)), "engine.kernel")]

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from fedsim.assembly.assemble import Assembled
+from fedsim.assembly.kernel_table import table_of
 from fedsim.channel.channel import Channel
 from fedsim.data.dataset import Dataset
 from fedsim.data.own import Arrays
@@ -40,14 +41,23 @@ def config(assembled: Assembled) -> dict[str, Any]:
         given["data"] = assembled.dataset
     given["logger"] = {"trajectory": parts.trajectory, "events": parts.events}
     nodes = {name: as_node(part) for name, part in given.items()}
+    nodes["engine"]["tuning"] = table(assembled)
     return nodes | {"callbacks": callback_nodes(parts.callbacks), "name": parts.called}
 
 
-def with_name(assembled: Assembled, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What config.yaml holds: what was given, its name filled in, or else the parts themselves."""
+def filled_in(assembled: Assembled, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What config.yaml holds: what was given, its name and its table filled in, or else the parts themselves."""
     if given is None:
         return config(assembled)
-    return {**given, "name": assembled.parts.called} if "name" in given else given
+    found = {**given, "name": assembled.parts.called} if "name" in given else dict(given)
+    if "tuning" in (engine := found.get("engine") or {}):  # which configurations of earlier versions do not have
+        found["engine"] = {**engine, "tuning": table(assembled)}
+    return found
+
+
+def table(assembled: Assembled) -> dict[str, Any]:
+    """The constants of the kernel rule."""
+    return dataclasses.asdict(table_of(assembled.parts.engine))
 
 
 def callback_nodes(callbacks: Sequence[Any]) -> dict[str, Any]:
@@ -64,11 +74,12 @@ def machine(assembled: Assembled) -> dict[str, Any]:
     """The content of provenance.json: the machine, and what the run's parts came to on it."""
     parts, dataset, prepared = assembled.parts, assembled.dataset, assembled.prepared
     d = prepared.parameters
+    chosen = prepared.described() | {"tuning": table(assembled), "threads": parts.engine.threads}
     return provenance(
         parts.engine.device,
         data={"name": dataset.name, "digest": dataset.digest},
         partition={"clients": len(assembled.population), "digest": assembled.population.digest},
-        engine=prepared.described() | {"threads": parts.engine.threads} | _precision(parts.engine),
+        engine=chosen | _precision(parts.engine),
         parameters=d[0] if len(d) == 1 else list(d),
         **_origins(parts.factories),
         **_nodes(assembled),

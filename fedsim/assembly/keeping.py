@@ -49,7 +49,7 @@ def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | 
         InputError: the folder holds another run, one that is going on, or (without ``resume``) any run.
     """
     parts = assembled.parts
-    written = facts.with_name(assembled, config)
+    written = facts.filled_in(assembled, config)
     machine, method = facts.machine(assembled), facts.method(assembled)
     return Kept(*opened(run_dir, written, machine, method, parts.checkpoint, parts.planned_rounds, resume=resume))
 

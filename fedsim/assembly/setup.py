@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.assembly.initial import Initial, cast
+from fedsim.assembly.kernel_table import table_of
 from fedsim.assembly.measuring import measurable, measures_of
 from fedsim.assembly.network import is_peers
 from fedsim.assembly.parts import Parts
@@ -57,6 +58,7 @@ def set_up(
         threads=engine.threads,
         seed=parts.seed,
         written=written,
+        wide=table_of(engine).wide,
     )
     for name, samples in (("train", train), ("test", test)):
         require_fit(setup, name, samples)

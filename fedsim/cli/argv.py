@@ -14,6 +14,7 @@ COMMANDS = {
     "verify": "the same run at different parallelism, digests compared round by round",
     "replay": "one client of one round of a recorded run, in this process",
     "export": "the model of a run as a file for other programs",
+    "tune": "kernels measured on this processor, and the constants that suit it written for later runs",
 }
 """What ``fedsim`` does besides running: {word: what it shows or does}."""
 

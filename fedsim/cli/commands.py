@@ -1,4 +1,4 @@
-"""What ``fedsim`` does besides running: ``list``, ``presets``, ``download``, ``verify``, ``replay``, ``export``."""
+"""What ``fedsim`` does besides running: one function for each command of ``cli.argv.COMMANDS``."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def command(argv: Sequence[str]) -> int:
         )
         _, overrides = parser.parse_known_args(rest)
         return verify(overrides)
-    if name == "download":
-        return _download(parser, rest)
+    if name in ("download", "tune"):
+        return (_download if name == "download" else _tune)(parser, rest)
     return (_export if name == "export" else _replay)(parser, rest)
 
 
@@ -105,6 +105,18 @@ def _download(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     parser.add_argument("--mirror", metavar="URL", help="get URL/FILE instead of each file's public home")
     args = parser.parse_args(argv)
     return download(args.names, args.root, args.mirror)
+
+
+def _tune(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from fedsim.cli.tune import tune
+    from fedsim.kernels.timing import CASES
+
+    parser.epilog = f"Models: {', '.join(CASES)}. One core, of a machine with nothing else to do; a minute or two."
+    parser.add_argument("--out", type=Path, help="the file (default: fedsim/ in your configuration folder)")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="measure these only (see below)")
+    parser.add_argument("--quick", action="store_true", help="time everything a few times only")
+    args = parser.parse_args(argv)
+    return tune(args.out, args.models, quick=args.quick)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -65,8 +65,8 @@ def _words(command: str, given: Sequence[str], argv: Sequence[str]) -> list[str]
         return [name for name in DOWNLOADS if name not in given]
     if command == "replay":
         return [key for key in REPLAYED if not any(word.startswith(key) for word in given)] if given else []
-    if command == "export":
-        return []  # a folder, which the shell itself completes
+    if command in ("export", "tune"):
+        return []  # a folder or flags, which the shell itself completes
     return _options(["experiment", *given] if command == "presets" else given, [*_own(argv), config_folder()])
 
 

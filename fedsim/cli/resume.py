@@ -43,6 +43,7 @@ def stopped(argv: Sequence[str], configs: Path) -> tuple[dict[str, Any], Path]:
         raise InputError("\n".join(f"beside resume=FOLDER there may be {words}, got {text}" for text in wrong))
     folder = Path(folders[0]).absolute()
     config = _read(folder / "config.yaml")
+    config["engine"].setdefault("tuning", "builtin")  # all that earlier versions had
     for text in sorted(others, key=lambda text: not text.startswith("callbacks=")):  # chosen before they are changed
         key, _, value = text.partition("=")
         if key == "engine":

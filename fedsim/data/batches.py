@@ -126,8 +126,8 @@ class Work:
     def partial(self) -> tuple[bool, ...]:
         """[K] whether some client that works has fewer than m examples in its minibatch."""
         works = np.arange(self.counts.shape[1]) < self.steps[:, None]
-        padded = np.logical_and(self.counts < self.width, works)
-        return tuple(padded.any(0).tolist())
+        padded: list[bool] = np.any((self.counts < self.width) & works, axis=0).tolist()
+        return tuple(padded)
 
     @cached_property
     def empty(self) -> tuple[bool, ...]:

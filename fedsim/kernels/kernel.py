@@ -1,13 +1,14 @@
 """Which kernel computes a block, and how many clients it holds: a fixed rule by model, shape and device.
 
 Nothing is timed at run time, and the number of workers plays no part, so that the same configuration always gives the
-same bits. The numbers come from measurements of one gradient step (forward, backward, gradients gathered into [b, d])
-on one busy AVX-512 core, speed-up of the stacked kernels over a plain loop with the sizes b of the rule: logistic
-regression 40 to 60, MLP 784-200-10 2, MLP 784-512-256-10 1.4, CNN with 16 and 32 filters 1.6 (8x8 images: 2.4), the
-CNN of 1,663,370 parameters 1.3, LeNet 2.1, FedGH's CNNs 1.2 to 1.4, ResNet-18 1.4; but 0.85 with the stem for small
-images, whose wide convolutions on 32x32 pixels are the loop's exception. On a core shared with other work: a GRU of two
-layers of 64 units 2 with two clients, 3.2 with five; a transformer of two layers of width 64 over 1,000 words, whose
-products fill the CPU for one client already, 0.9 with two clients, 1.25 with five. Nothing is measured on a GPU.
+same bits. The constants are those of a ``kernels.tuning.Tuning``. Its built-in numbers come from measurements of one
+gradient step (forward, backward, gradients gathered into [b, d]) on one busy AVX-512 core, speed-up of the stacked
+kernels over a plain loop with the sizes b of the rule: logistic regression 40 to 60, MLP 784-200-10 2, MLP
+784-512-256-10 1.4, CNN with 16 and 32 filters 1.6 (8x8 images: 2.4), the CNN of 1,663,370 parameters 1.3, LeNet 2.1,
+FedGH's CNNs 1.2 to 1.4, ResNet-18 1.4; but 0.85 with the stem for small images, whose wide convolutions on 32x32 pixels
+are the loop's exception. On a core shared with other work: a GRU of two layers of 64 units 2 with two clients, 3.2 with
+five; a transformer of two layers of width 64 over 1,000 words, whose products fill the CPU for one client already, 0.9
+with two clients, 1.25 with five. Nothing is measured on a GPU.
 """
 
 from __future__ import annotations
@@ -24,18 +25,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedsim.errors import first_line
 from fedsim.ground.layout import Layout
 from fedsim.kernels.stacked import Unstackable, stack
-from fedsim.kernels.stacked_ops import WIDE, with_keys
+from fedsim.kernels.stacked_ops import input_channels, with_keys
+from fedsim.kernels.tuning import Tuning
 from fedsim.models import twin, zero_sample
 from fedsim.models.dropout import trial_masks
 
-Kernel = Literal["stacked", "vmap", "loop"]
-"""How clients are computed: many at once on stacked parameters, many at once under vmap, or one by one."""
+Kernel = Literal["stacked", "vmap", "loop", "loop_last"]
+"""How clients are computed: many at once on stacked parameters, many at once under vmap, or one by one, as the module
+is or with images channels last in memory."""
 
-_MOST_NUMBERS = 50_000
-"""Largest activation of a block on the CPU, in numbers per place in the minibatch."""
-
-_MOST_IN_ROWS = 320_000
-"""The same for sequences of rows, which are taken up in order: more clients share the cost of many small steps."""
+ALONE: tuple[Kernel, ...] = ("loop", "loop_last")
+"""One by one."""
 
 _SLOW_UNDER_VMAP = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -49,7 +49,9 @@ class Choice(NamedTuple):
     why: str  # in one line
 
 
-def kernel_rule(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], device: str) -> Iterator[Choice]:
+def kernel_rule(
+    model: nn.Module, layout: Layout, input_shape: tuple[int, ...], device: str, tuning: Tuning
+) -> Iterator[Choice]:
     """What ``engine.kernel=auto`` tries, the fastest first; the last is one client at a time.
 
     Stacked kernels where the model has them; else vmap, except for layers that vmap makes slow (recurrent layers and
@@ -60,25 +62,35 @@ def kernel_rule(model: nn.Module, layout: Layout, input_shape: tuple[int, ...], 
         layout: of its parameters.
         input_shape: shape of one sample.
         device: ``cpu`` or ``cuda``.
+        tuning: the constants.
     """
     sample = zero_sample(model, input_shape)
     reason = no_kernel("stacked", model, layout, sample)
     if not reason:
-        heavy = numbers(model, sample, _wide_convolution)
-        if device != "cuda" and heavy > _MOST_NUMBERS:
-            yield Choice("loop", 1, f"a wide convolution gives {heavy:,} numbers per example: one client fills the CPU")
+        heavy = widest(model, sample, tuning)
+        if heavy > tuning.alone:
+            why = f"a wide convolution gives {heavy:,} numbers per example: one client fills the CPU"
+            yield from _alone(model, device, tuning, why)
             return
-        yield Choice("stacked", block(model, layout, sample, device), "every layer has a stacked kernel")
+        yield Choice("stacked", block(model, layout, sample, tuning), "every layer has a stacked kernel")
     why = f"{reason}; " if reason else ""
     slow = _SLOW_UNDER_VMAP if device == "cuda" else (*_SLOW_UNDER_VMAP, *_CONVOLUTIONS)
     for path, module in model.named_modules():
         if isinstance(module, slow):
-            yield Choice("loop", 1, f"{why}{type(module).__name__} at {path or 'the top'} is slow under vmap")
+            why = f"{why}{type(module).__name__} at {path or 'the top'} is slow under vmap"
+            yield from _alone(model, device, tuning, why)
             return
     problem = no_kernel("vmap", model, layout, sample)
     if not problem:
-        yield Choice("vmap", block(model, layout, sample, device), reason)
-    yield Choice("loop", 1, f"{why}{problem}".removesuffix("; "))
+        yield Choice("vmap", block(model, layout, sample, tuning), reason)
+    yield from _alone(model, device, tuning, f"{why}{problem}".removesuffix("; "))
+
+
+def _alone(model: nn.Module, device: str, tuning: Tuning, why: str) -> Iterator[Choice]:
+    """One client at a time, with images channels last where that is faster."""
+    if tuning.channels_last and device != "cuda" and any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+        yield Choice("loop_last", 1, why)
+    yield Choice("loop", 1, why)
 
 
 def no_kernel(kernel: Kernel, model: nn.Module, layout: Layout, sample: Tensor) -> str:
@@ -145,33 +157,42 @@ class _Embeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def block(model: nn.Module, layout: Layout, sample: Tensor, device: str) -> int:
-    """Clients whose parameters and activations stay near the caches (CPU) or well inside the memory (GPU)."""
-    if device == "cuda":
-        return max(2, min(1000, 250_000_000 // layout.d, 16_000_000 // numbers(model, sample)))
-    largest = numbers(model, sample, kind=lambda out: out.dim() != 3)
-    rows = numbers(model, sample, kind=lambda out: out.dim() == 3)
-    return max(2, min(250, 4_000_000 // layout.d, _MOST_NUMBERS // largest, _MOST_IN_ROWS // rows))
+def block(model: nn.Module, layout: Layout, sample: Tensor, tuning: Tuning) -> int:
+    """Clients that a block of this model holds."""
+    return tuning.block(layout.d, *activations(model, sample))
 
 
-def _wide_convolution(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.in_channels // layer.groups >= WIDE
+def activations(model: nn.Module, sample: Tensor) -> tuple[int, int]:
+    """Numbers per example in the largest output of a layer: of any but sequences of rows, and of these."""
+    largest = numbers(model, sample, kind=lambda rank: rank != 3)
+    return largest, numbers(model, sample, kind=lambda rank: rank == 3)
+
+
+def widest(model: nn.Module, sample: Tensor, tuning: Tuning) -> int:
+    """Numbers per example in the largest output of a wide convolution; 1 where there is none."""
+    return numbers(model, sample, lambda layer: isinstance(layer, nn.Conv2d) and input_channels(layer) >= tuning.wide)
 
 
 def numbers(
     model: nn.Module,
     sample: Tensor,
     wanted: Callable[[nn.Module], bool] = lambda layer: True,
-    kind: Callable[[Tensor], bool] = lambda out: True,
+    kind: Callable[[int], bool] = lambda rank: True,
 ) -> int:
-    """Numbers per example in the largest output, of a kind, of the wanted layers that have parameters; at least 1."""
-    sizes = [1]
+    """Numbers per example in the largest output, of such a rank, of the wanted layers that have parameters; or 1."""
+    found = layer_outputs(model, sample)
+    return max((prod(shape[1:]) for layer, shape in found if wanted(layer) and kind(len(shape))), default=1)
+
+
+def layer_outputs(model: nn.Module, sample: Tensor) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """The layers that have parameters, and the shapes of the tensors that they give for a sample."""
+    found: list[tuple[nn.Module, tuple[int, ...]]] = []
 
     def note(layer: nn.Module, args: Any, out: Any) -> None:
-        if isinstance(out, Tensor) and kind(out):
-            sizes.append(prod(out.shape[1:]))
+        if isinstance(out, Tensor):
+            found.append((layer, tuple(out.shape)))
 
-    layers = (m for m in model.modules() if list(m.parameters(recurse=False)) and wanted(m))
+    layers = (m for m in model.modules() if list(m.parameters(recurse=False)))
     handles = [layer.register_forward_hook(note) for layer in layers]
     try:
         with torch.no_grad(), trial_masks(model):
@@ -179,4 +200,4 @@ def numbers(
     finally:
         for handle in handles:
             handle.remove()
-    return max(sizes)
+    return found

@@ -25,12 +25,14 @@ from fedsim.errors import InputError
 from fedsim.ground.buffers import Buffers
 from fedsim.ground.layout import Layout, aligned, trained
 from fedsim.ground.opaque import opaque
+from fedsim.kernels.channels_last import ChannelsLast
 from fedsim.kernels.example_pieces import NUMBERS
 from fedsim.kernels.example_sums import ExampleSums, factors
-from fedsim.kernels.kernel import Kernel
+from fedsim.kernels.kernel import ALONE, Kernel
 from fedsim.kernels.precision import in_lower
 from fedsim.kernels.stacked import StackedModel, Unstackable, stack
 from fedsim.kernels.stacked_ops import with_keys
+from fedsim.kernels.tuning import Tuning
 from fedsim.models import twin
 from fedsim.models.dropout import Masks, draws
 from fedsim.models.mask_dims import mask_dims
@@ -77,13 +79,14 @@ class ModelOracle:
     Args:
         model: the module; the oracle owns it and uses its parameters as scratch space.
         loss: per-example loss.
-        kernel: how blocks are computed under vmap; ``loop`` when they never are.
+        kernel: how blocks are computed under vmap; ``loop`` and ``loop_last`` when they never are.
         training: whether the module is in training mode, else in evaluation mode; for good, since a trace knows one
             mode only.
         by_layer: whether clipped sums may be computed layer by layer, where the layers allow it.
         lower: in which dtype the model computes, if not in that of its parameters.
         written: names of the buffers that forward writes in training mode; such a model is computed one client at a
             time. Every pass begins with ``held``, and what it leaves is forgotten unless ``keep`` follows.
+        wide: as of ``kernels.tuning.Tuning``, for ``stacked``.
     """
 
     def __init__(
@@ -96,9 +99,12 @@ class ModelOracle:
         by_layer: bool = True,
         lower: torch.dtype | None = None,
         written: Sequence[str] = (),
+        wide: int = Tuning.wide,
     ):
         model.train(training)
-        self.model, self.loss, self.kernel, self.by_layer = model, loss, kernel, by_layer
+        self.model, self.loss, self.by_layer, self.wide = model, loss, by_layer, wide
+        self.kernel: Kernel = "loop" if kernel in ALONE else kernel
+        self.images_last = kernel == "loop_last"
         self.layout = Layout.of(model)
         self.parameters = trained(model)
         self.draws = training and draws(model)
@@ -106,7 +112,7 @@ class ModelOracle:
         self.buffers = Buffers.of(model, written) if written else None
         self.held = self._left()  # [q] the written buffers of whoever is computed
         # Of a twin: what tracing leaves in a module must not be found in the one that computes.
-        self.stacked: StackedModel | None = stack(twin(model), self.layout) if kernel == "stacked" else None
+        self.stacked: StackedModel | None = stack(twin(model), self.layout, wide) if kernel == "stacked" else None
         if lower is not None:
             self.stacked = None if self.stacked is None else replace(self.stacked, lower=lower)
             model.forward = in_lower(model.forward, self.parameters[0].device, lower)
@@ -117,7 +123,7 @@ class ModelOracle:
         if not self.by_layer or (self.stacked is None and "forward" in vars(self.model)):  # of in_lower: no trace
             return None
         try:
-            stacked = self.stacked if self.stacked is not None else stack(twin(self.model), self.layout)
+            stacked = self.stacked if self.stacked is not None else stack(twin(self.model), self.layout, self.wide)
             return ExampleSums(stacked, self.model, self.layout, self.loss)
         except Unstackable:
             return None
@@ -191,7 +197,8 @@ class ModelOracle:
         times faster than the plain module (small CNN, CPU).
         """
         if self.stacked is None:
-            return torch.as_tensor(self.at(x)(inputs))
+            with self.around(None, ()):
+                return torch.as_tensor(self.at(x)(inputs))
         rows, m = len(inputs), -(-len(inputs) // LANES)
         # Every lane needs equally many examples. The last one again, not zeros: a valid input wherever that matters.
         padded = torch.cat([inputs, inputs[-1:].expand(m * LANES - rows, *inputs.shape[1:])])
@@ -205,9 +212,10 @@ class ModelOracle:
             self._dims[shape] = mask_dims(self.model, inputs)
         return self._dims.get(shape, ())
 
-    def masks(self, keys: Tensor | None, dims: Sequence[int]) -> AbstractContextManager[Any]:
-        """Around a forward pass of the module: dropout by the keys of its examples, which lie there."""
-        return Masks(keys, dims) if self.draws else nullcontext()
+    def around(self, keys: Tensor | None, dims: Sequence[int]) -> AbstractContextManager[Any]:
+        """Around a forward pass of the module: dropout by the keys of its examples, which lie there; channels last."""
+        masks = Masks(keys, dims) if self.draws else nullcontext()
+        return ChannelsLast(masks) if self.images_last else masks
 
     def _run(self, parameters: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> Tensor:
         self._require_pure()
@@ -216,7 +224,7 @@ class ModelOracle:
             return self.stacked(with_keys(parameters, keys, places), inputs)
 
         def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> Any:
-            with self.masks(keys, places):
+            with self.around(keys, places):
                 return functional_call(self.model, mine, (i,))
 
         dims = (0, 0, 0 if self.draws else None)
@@ -225,7 +233,7 @@ class ModelOracle:
 
     def _output(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
         model, places = self.at(x), self.dims(inputs)
-        with self.masks(keys, places):
+        with self.around(keys, places):
             return torch.as_tensor(model(inputs))
 
     def _outputs(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
@@ -253,7 +261,7 @@ class ModelOracle:
         """One client: gradient [d] (or with ``lr`` the new x) and plain loss, by autograd on the module itself."""
         model, places = self.at(x), self.dims(inputs)
         with torch.enable_grad():
-            with self.masks(keys, places):
+            with self.around(keys, places):
                 outputs, features = (model(inputs), None) if term is None else answer(model, model, inputs)
             minimised, loss = self._loss(outputs, features, y, mask, term, extras)
             grads = torch.autograd.grad(minimised, self.parameters, allow_unused=True, materialize_grads=True)
@@ -391,7 +399,7 @@ class ModelOracle:
             return self.stacked.answers(with_keys(parameters, keys, places), inputs)
 
         def one(mine: dict[str, Tensor], i: Tensor, keys: Tensor | None) -> tuple[Tensor, ...]:
-            with self.masks(keys, places):
+            with self.around(keys, places):
                 outputs, features = answer(self.model, lambda i: functional_call(self.model, mine, (i,)), i)
             return (outputs,) if features is None else (outputs, features)
 
@@ -407,7 +415,7 @@ class ModelOracle:
 
     def _body(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:
         model, places = self.at(x), self.dims(inputs)
-        with self.masks(keys, places):
+        with self.around(keys, places):
             return _there(answer(model, model, inputs)[1])
 
     def _bodies(self, x: Tensor, inputs: Tensor, keys: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ from fedsim.kernels import traced
 from fedsim.kernels.precision import lowered, raised
 from fedsim.kernels.stacked_ending import Ending
 from fedsim.kernels.stacked_ops import Act, Kernel, Names, Params, Unstackable
+from fedsim.kernels.tuning import Tuning
 
 __all__ = ["StackedModel", "Unstackable", "stack"]
 
@@ -149,12 +150,13 @@ class StackedModel:
         return [raised(ops.plain(values[name]), self.lower) for name in wanted]
 
 
-def stack(model: nn.Module, layout: Layout) -> StackedModel:
+def stack(model: nn.Module, layout: Layout, wide: int = Tuning.wide) -> StackedModel:
     """The stacked form of a model.
 
     Args:
         model: its structure is used, and its frozen parameters; those that are trained are not.
         layout: names of its parameters.
+        wide: from how many input channels convolutions run client by client, as of ``Tuning``.
 
     Raises:
         Unstackable: names the layer or call that has no stacked kernel.
@@ -200,7 +202,7 @@ def stack(model: nn.Module, layout: Layout) -> StackedModel:
     fixed: set[fx.Node] = set()
     dropouts = _dropouts(nodes, modules)
     kernels = {
-        n: dropouts[n] if n in dropouts else _kernel(n, modules, held, names, fixed)
+        n: dropouts[n] if n in dropouts else _kernel(n, modules, held, names, fixed, wide)
         for n in nodes[:-1]
         if n.op != "placeholder"
     }
@@ -264,7 +266,6 @@ def _modes() -> tuple[bool, bool, bool]:
 
 _WITH_PARAMETERS: dict[type[nn.Module], Callable[[Any, Names], Kernel]] = {
     nn.Linear: ops.linear,
-    nn.Conv2d: ops.conv2d,
     nn.GroupNorm: ops.group_norm,
     nn.LayerNorm: ops.layer_norm,
     nn.Embedding: ops.embedding,
@@ -332,6 +333,7 @@ def _kernel(
     held: dict[Any, Tensor],
     names: Names,
     fixed: set[fx.Node],
+    wide: int,
 ) -> Kernel:
     """The kernel of one node.
 
@@ -341,6 +343,7 @@ def _kernel(
         held: parameters and other tensors of the module that forward uses by themselves, by their paths.
         names: id of a trained parameter -> its name in the layout.
         fixed: nodes whose values are no client's own, as sizes and masks; extended by this node where its is.
+        wide: as of ``stack``.
 
     Raises:
         Unstackable: there is none.
@@ -364,7 +367,7 @@ def _kernel(
     if not inputs or not node.args or node.args[0] is not inputs[0] or not fixed.issuperset(inputs[1:]):
         raise Unstackable(f"{_describe(node, modules)} has no stacked kernel for these arguments")
     if node.op == "call_module":
-        kernel = _module_kernel(str(node.target), modules[str(node.target)], names)
+        kernel = _module_kernel(str(node.target), modules[str(node.target)], names, wide)
         return operands.positions(kernel) if inputs[0] in fixed else kernel
     if kind is getattr and node.args[1] in shapes.ATTRIBUTES:
         if node.args[1] in ("device", "dtype", "ndim"):
@@ -392,12 +395,14 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     return type(modules[str(node.target)]) if node.op == "call_module" else node.target
 
 
-def _module_kernel(path: str, module: nn.Module, names: Names) -> Kernel:
+def _module_kernel(path: str, module: nn.Module, names: Names, wide: int) -> Kernel:
     kind: Any = type(module)
     if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
         raise Unstackable(f"Conv2d at {path} pads with {module.padding_mode}, which has no stacked kernel")
     if isinstance(module, nn.Embedding) and (option := _option(module)):
         raise Unstackable(f"Embedding at {path} has {option}, which has no stacked kernel")
+    if kind is nn.Conv2d and isinstance(module, nn.Conv2d):
+        return ops.conv2d(module, names, wide)
     if kind in _WITH_PARAMETERS:
         return _WITH_PARAMETERS[kind](module, names)
     if isinstance(module, nn.Flatten):

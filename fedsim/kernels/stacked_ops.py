@@ -223,22 +223,23 @@ def _product(weight: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(2), weight, columns)
 
 
-WIDE = 32
-"""Input channels per group from which one client's convolution fills the CPU better than a grouped one."""
+def input_channels(module: nn.Conv2d) -> int:
+    """Input channels of each group, by which a convolution is wide or not."""
+    return module.in_channels // module.groups
 
 
-def conv2d(module: nn.Conv2d, names: Names) -> Kernel:
+def conv2d(module: nn.Conv2d, names: Names, wide: int) -> Kernel:
     """One convolution with b times the groups, or what is faster at its shape.
 
     Measured on one AVX-512 core, forward and backward: grouped channels last wins up to 16 input channels (1.2 to 2.5
-    times over one convolution per client), loses from ``WIDE`` on; at 2x2 pixels and less channels first is 1.8 times
-    faster; where only one pixel comes out, a matrix product of the taps that touch the image is 6 times faster. With a
-    constant weight the images of all clients are one batch.
+    times over one convolution per client), loses from 32 = ``wide`` on; at 2x2 pixels and less channels first is 1.8
+    times faster; where only one pixel comes out, a matrix product of the taps that touch the image is 6 times faster.
+    With a constant weight the images of all clients are one batch.
     """
     weight, bias = operand(module.weight, names), None if module.bias is None else operand(module.bias, names)
     constant_weight = id(module.weight) not in names
     simple = module.groups == 1 and module.dilation == (1, 1) and not isinstance(module.padding, str)
-    wide = module.in_channels // module.groups >= WIDE
+    one_client_fills = input_channels(module) >= wide
 
     def convolve(data: Tensor, w: Tensor, shift: Tensor | None, groups: int) -> Tensor:
         return F.conv2d(data, w, shift, module.stride, module.padding, module.dilation, groups)
@@ -261,7 +262,7 @@ def conv2d(module: nn.Conv2d, names: Names) -> Kernel:
         data, w = grouped(x), weight(params, x.b)
         if simple and _result(module, data) == (1, 1):
             out = _one_pixel(module, data, w, shift)
-        elif wide and not data.is_cuda:
+        elif one_client_fills and not data.is_cuda:
             out = one_by_one(data, w, shift)
         else:
             out = convolve(data, w.flatten(0, 1), None if shift is None else shift.reshape(-1), x.b * module.groups)

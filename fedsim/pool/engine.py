@@ -7,6 +7,7 @@ from typing import Literal
 
 from fedsim.errors import require
 from fedsim.fields import check_fields
+from fedsim.kernels.tuning import Tuning
 
 MOST_PROCESSES = 1024
 """Actors of a run, and threads of an actor, at most: more than the CPUs of any one machine, and each takes memory.
@@ -42,6 +43,9 @@ class Engine:
             More actors than pieces stay idle: give many actors as many jobs.
         batching: ``auto`` (many clients at once where the model allows) or ``loop`` (one by one).
         kernel: ``auto`` (a fixed rule by model, shape and device), ``stacked`` or ``vmap``.
+        tuning: constants of that rule: ``auto`` (those that ``fedsim tune`` measured on a processor of this
+            capability, if it has run, else ``builtin``), ``builtin``, a file of ``fedsim tune``, or the constants
+            themselves, as a run's config.yaml holds them.
         dtype: ``float32`` or ``float64``.
         precision: of products and convolutions: None, that of ``dtype``; else, for ``dtype=float32``, ``float32``
             itself, ``bf16`` (models compute in bfloat16 where ``torch.autocast`` does, parameters and messages stay
@@ -59,6 +63,7 @@ class Engine:
     jobs: int | Literal["auto"] = "auto"
     batching: Literal["auto", "loop"] = "auto"
     kernel: Literal["auto", "stacked", "vmap"] = "auto"
+    tuning: Tuning | str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["float32", "bf16", "tf32"] | None = None
     device: Literal["cpu", "cuda"] = "cpu"
@@ -72,6 +77,7 @@ class Engine:
             value = getattr(self, name)
             require(value >= 1, name, "be >= 1", value)
             require(value <= MOST_PROCESSES, name, f"be <= {MOST_PROCESSES}", value)
+        require(self.tuning != "", "tuning", "be auto, builtin or a file of `fedsim tune`", self.tuning)
         single = self.precision is None or self.dtype == "float32"
         require(single, "precision", f"be null for engine.dtype={self.dtype}", self.precision)
         there = self.precision != "tf32" or self.device == "cuda"

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from fedsim.errors import Diverged
-from fedsim.kernels.kernel import Kernel
+from fedsim.kernels.kernel import ALONE, Kernel
 from fedsim.pool.block import Job
 from fedsim.pool.plan import plan
 from fedsim.pool.worker import Backend, Done
@@ -57,7 +57,7 @@ class Jobs:
                 some, theirs = tuple(clients[p] for p in at), tuple(costs[p] for p in at)
             if not some:
                 continue
-            block = 1 if self.kernels[k] == "loop" else self.blocks[k]
+            block = 1 if self.kernels[k] in ALONE else self.blocks[k]
             made = _planned(some, theirs, block, self.pieces, self.least)
             for blocks in made.jobs:
                 ids = tuple(i for piece in blocks for i in piece)

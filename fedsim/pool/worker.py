@@ -31,6 +31,7 @@ from fedsim.ground.process import keep_memory
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle
+from fedsim.kernels.tuning import Tuning
 from fedsim.local import Local
 from fedsim.models import copied
 from fedsim.models.pure import Watch
@@ -66,6 +67,7 @@ class Setup:
     threads: int
     seed: int
     written: tuple[str, ...] = ()  # buffers that forward writes and that have an owner, of the one architecture
+    wide: int = Tuning.wide  # as of the run's ``Tuning``
 
     @property
     def task(self) -> Task:
@@ -146,7 +148,7 @@ class Worker:
         for model, kernel, by_layer, prediction in kinds:
             held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
             mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
-            both: dict[str, Any] = {"lower": lower, "written": setup.written}
+            both: dict[str, Any] = {"lower": lower, "written": setup.written, "wide": setup.wide}
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
         self.training = Watch([oracle.model for oracle in self.oracles], setup.written)

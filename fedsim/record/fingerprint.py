@@ -18,8 +18,9 @@ import torch
 from fedsim.errors import InputError
 from fedsim.ground.console import warning
 
+_TABLE = "engine.tuning"  # whose constants are among the engine's choices
 _ELSEWHERE = {f"engine.{key}" for key in ("backend", "actors", "address", "retries", "timeout_s")}
-FREE = {"rounds", "checkpoint", "callbacks", "name"} | _ELSEWHERE
+FREE = {"rounds", "checkpoint", "callbacks", "name", _TABLE} | _ELSEWHERE
 ROUNDING = {f"engine.{key}" for key in ("block", "jobs", "batching", "kernel", "device", "threads")}
 
 

@@ -50,6 +50,7 @@ UNBOUNDED = {
     **{("*", name): LATER for name in ("period", "start", "warmup", "every", "keep", "seed", "first", "factor")},
     **{("*", name): LATER for name in ("buffer", "common", "min_chars", "max_size", "compresses_from", "outputs")},
     ("EarlyStopping", "patience"): LATER,
+    **{("Tuning", name): LATER for name in ("parameters", "numbers", "rows", "wide", "alone")},
     ("Adapted", "output"): FITTED,
     **{("*", name): FITTED for name in ("rank", "chunk", "bucket", "batch_size", "min_separation", "bands")},
     **{(name, "k"): FITTED for name in ("RandK", "TopK")},

@@ -70,7 +70,8 @@ INTERNAL_PACKAGES = (
     "fedsim.kernels.",
     "fedsim.pool.",
     "fedsim.runs.",
-)  # but for the engine's settings
+)  # but for ``CHOSEN``
+CHOSEN = ("fedsim.pool.engine", "fedsim.kernels.tuning")
 REQUIRED: dict[str, Any] = {  # values of fields that have no default
     "lr": 0.1,
     "fn": len,
@@ -127,7 +128,7 @@ def constructible() -> list[type]:
     """Every public dataclass that is not internal."""
     found = []
     for module in pkgutil.walk_packages(fedsim.__path__, "fedsim."):
-        outside = module.name.startswith(INTERNAL_PACKAGES) and module.name != "fedsim.pool.engine"
+        outside = module.name.startswith(INTERNAL_PACKAGES) and module.name not in CHOSEN
         if outside or module.name.endswith("__main__"):
             continue
         own = vars(importlib.import_module(module.name)).values()
