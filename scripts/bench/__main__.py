@@ -123,7 +123,7 @@ def add(table: Table, name: str, load: Workload, backend: str, costs: dict[str, 
     for who, cost in costs.items():
         times = "" if who == "fedsim" else f"{cost.seconds / costs['fedsim'].seconds:.2f} times"
         micro = f"{1e6 * cost.cpu / load.cohort:,.0f}"
-        table.add_row(name, where, who, f"{cost.seconds:.4f}", f"{cost.cpu:.3f}", times, micro)
+        table.add_row(name, where, who, f"{cost.seconds:.4f}", f"{cost.cpu:.4f}", times, micro)
         name = where = ""
     table.add_section()
 
