@@ -279,16 +279,34 @@ def test_a_sweep_goes_on_after_jobs_that_fail(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # Python meets the full disk at the end, or at every write
+def test_a_full_disk_is_one_line(tmp_path: Path, unbuffered: str) -> None:
     command = [sys.executable, "-m", "fedsim", *SMALL, "hydra.run.dir=out"]
+    env = environment(tmp_path, "ray") | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment(tmp_path, "ray"), stdout=full, stderr=subprocess.PIPE, check=False
-        )
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.decode().splitlines()
     assert "No space left on device" in line
     assert status(tmp_path / "out") == "failed"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_is_lost_is_one_line_and_an_exit_code(tmp_path: Path, unbuffered: str) -> None:
+    env = environment(tmp_path, "ray") | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fedsim", "--version"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.stderr.decode().splitlines() == ["error: standard output must be writable, got No space left on device"]
+    assert done.returncode == 1
+
+
+def test_a_standard_output_that_is_closed_stops_nothing(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m fedsim {' '.join(SMALL)} hydra.run.dir=out >&-"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment(tmp_path, "ray"), check=False)
+    assert done.returncode == 0
+    assert status(tmp_path / "out") == "finished"
 
 
 @pytest.mark.parametrize(

@@ -35,27 +35,40 @@ from fedsim.errors import ClientError, InputError, Interrupted, JobFailed, PoolL
 from fedsim.ground.files import of_the_disk
 from fedsim.ground.version import __version__
 
+UNWRITABLE = "standard output must be writable, got"
 SHOWN = ("algorithm", "data", "partition", "model")  # choices in a run's final table
 
 
 def main() -> int:
     """The command line ``sys.argv``; returns the exit code, and the process as it was."""
-    if "--version" in sys.argv[1:]:
-        sys.stdout.write(f"fedsim {__version__}\n")
-        return 0
     with borrowed():
         try:
-            return _main()
+            code = _version() if "--version" in sys.argv[1:] else _main()
         finally:
-            _flush()
+            lost = _lost(sys.stdout)
+        return code if code or not lost else _complain(f"{UNWRITABLE} {lost}", 1)
 
 
-def _flush() -> None:
-    """Give up what standard output cannot take, on a full disk: Python would fail on it again as it ends."""
+def _version() -> int:
     try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.write(f"fedsim {__version__}\n")
+    except OSError as error:  # where output is not buffered
+        return _complain(f"{UNWRITABLE} {error.strerror or first_line(error)}", 1)
+    return 0
+
+
+def _lost(out: Any) -> str:
+    """Why standard output, None where it is closed, cannot take what was written, or "".
+
+    It is given up then, or Python would fail on it once more as it ends.
+    """
+    try:
+        if out is not None:
+            out.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return "" if isinstance(error, BrokenPipeError) else error.strerror or first_line(error)
+    return ""
 
 
 def _main() -> int:
@@ -79,7 +92,6 @@ def _main() -> int:
     except HydraException as error:  # a combination of a sweep's values that cannot be composed
         return _complain(translated(error), 2)
     except BrokenPipeError:  # `fedsim --info | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if any(frame.f_code is perform.__code__ for frame, _ in walk_tb(error.__traceback__)):
