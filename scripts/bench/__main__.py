@@ -49,6 +49,7 @@ HERE = Path(__file__).resolve().parent
 RIVALS = {
     "flower": ("noop", "W1", "W1L", "W2", "W3", "WT", "WG"),
     "pfl": ("W1", "W1L", "W2", "W3"),
+    "blazefl": ("W1", "W1L", "W2"),
     "opacus": ("W8",),
     "decent_bench": ("D1", "D2", "D3"),
 }

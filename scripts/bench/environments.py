@@ -23,6 +23,7 @@ ENVIRONMENTS = {
     "flower": Environment("python3.11", (TORCH, "flwr[simulation]==1.41.0")),
     "pfl": Environment("python3.11", (TORCH, "pfl[pytorch]==0.6.0")),
     "opacus": Environment("python3.11", (TORCH, "opacus==1.5.4")),
+    "blazefl": Environment("python3.13", (TORCH, "blazefl[contrib,reproducibility]==2.0.3")),
     "decent_bench": Environment("python3.13", ("decent-bench==0.3.0",)),
 }
 FOLDER = Path(os.environ.get("FEDSIM_BENCH_ENVIRONMENTS", Path.home() / ".cache" / "fedsim-bench"))
