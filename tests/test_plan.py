@@ -37,6 +37,13 @@ def test_equal_clients_are_never_alone_in_a_block(count: int, block: int, jobs: 
     assert all(len(piece) >= 2 for job in cut.jobs for piece in job)
 
 
+@given(st.integers(1, 200), st.integers(1, 16))
+def test_in_blocks_of_two_no_client_is_alone_but_one_of_an_odd_cohort(count: int, jobs: int) -> None:
+    # who is alone is computed twice (see ``fedsim.pool.block``): a fifth more work for ten clients in four jobs
+    cut = plan(range(count), [4] * count, 2, jobs)
+    assert [len(piece) for job in cut.jobs for piece in job].count(1) == count % 2
+
+
 def test_jobs_are_balanced_by_steps() -> None:
     steps = [100, 50, 50, 25, 25, 25, 25, 20, 20, 20, 20, 20]
     cut = plan(range(12), steps, 4, 4)

@@ -81,8 +81,12 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
         cut = int(np.searchsorted(total, total[-1] * j / wanted, side="left")) + 1
         # Enough clients before the cut and enough left for the jobs that follow: one alone in a job would be alone in
         # its block, where kernels of one client round differently (see ``fedsim.pool.block``).
-        low = (ends[-1] if ends else 0) + fewest
-        ends.append(min(max(cut, low), len(ids) - fewest * (wanted - j)))
+        start = ends[-1] if ends else 0
+        low, high = start + fewest, len(ids) - fewest * (wanted - j)
+        cut = min(max(cut, low), high)
+        if block == 2 and (cut - start) % 2:  # who is alone in a block is computed twice
+            cut += -1 if cut > low else 1 if cut < high else 0
+        ends.append(cut)
     bounds = [0, *ends, len(ids)]
     cut_up = [(ids[a:b], work[a:b]) for a, b in pairwise(bounds)]
     return Plan(

@@ -14,7 +14,8 @@ ratios, not the seconds. CPU seconds are those of all processes of a contender. 
     WT    transformer, 2 layers of width 64 with 4 heads, 32 tokens of 1,000, the next one predicted at every place;
           200 clients x 50 samples, 20 a round, batch 10
     WG    two-layer GRU of 64 units, 40 characters of 80, likewise; 100 clients x 60 samples, 10 a round, batch 10
-    W4    ResNet-18 with GroupNorm, 32x32 images; 10 of 100 clients a round, one step of batch 50
+    W4    ImageNet's ResNet-18 with GroupNorm on 32x32 images, as in FL-Simulator; 10 of 100 clients a round, one
+          step of batch 50
     W6    DFedSAM on W1's CNN: 100 peers of a ring x 60 samples, batch 20
     W7    EControl around Top-K 1 % on W1
     W8    DP-SGD on W2

@@ -40,6 +40,7 @@ from workloads import WORKLOADS
 import fedsim
 from fedsim import Engine, Evaluate
 from fedsim.assembly.assemble import assemble
+from fedsim.ground.process import claim
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "conv", "linear", "scaled_dot_product", "_sparse")
 PLACES = ("torch", "kernels", "pool", "ground", "algorithms", "channel", "schedule", "objective", "other")
@@ -75,6 +76,7 @@ def peak(dtype: torch.dtype) -> float:
 
 def measured(name: str, settings: list[str], rounds: int) -> dict[str, Any]:
     """What a round of a workload takes, in CPU seconds, by kind."""
+    claim()
     torch.set_num_threads(1)
     load = WORKLOADS[name]
     options = {key: yaml.safe_load(value) for key, value in (one.split("=") for one in settings)}
