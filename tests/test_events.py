@@ -23,7 +23,7 @@ from tests.virtual import FULL, Irregular, finish, virtual
 
 
 def timeline(n: int = 10, until: float = 200.0, seed: int = 0) -> Timeline:
-    return draw_events(n, graphs_of(Irregular(), n, seed, Events(until)).stretches, until, seed)
+    return draw_events(n, graphs_of(Irregular(), n, seed, Events(until)).periods, until, seed)
 
 
 def test_clocks_are_poisson() -> None:
@@ -152,13 +152,13 @@ def test_graphs_that_change_last_for_hold_units_of_time() -> None:
     """Every stretch has its own graph, and the constants are the worst."""
     topology = ErdosRenyi(p=0.4, fresh=True)
     graphs = graphs_of(topology, 8, 0, Events(5.0, hold=2.0))
-    assert [(s.start, s.end) for s in graphs.stretches] == [(0, 2), (2, 4), (4, 5)]
+    assert [(s.start, s.end) for s in graphs.periods] == [(0, 2), (2, 4), (4, 5)]
     mixings = [topology.mixing(8, r, 0) for r in range(3)]
     rates = [edge_rates(m.graph, "minimal") for m in mixings]
     assert graphs.constants.n == 8
     assert graphs.constants.chi1 == max(chi1(m.graph, r) for m, r in zip(mixings, rates, strict=True))
     assert graphs.constants.chi2 == max(chi2(m.graph, r) for m, r in zip(mixings, rates, strict=True))
-    events = draw_events(8, graphs.stretches, 5.0, 0)
+    events = draw_events(8, graphs.periods, 5.0, 0)
     for t, i, j in zip(*events, strict=True):
         if j >= 0:
             assert [i, j] in mixings[min(2, int(t // 2))].edges.tolist()

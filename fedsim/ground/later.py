@@ -40,10 +40,11 @@ def importing(module: str, text: str, stream: TextIO | None = None) -> Iterator[
     Args:
         module: which takes its time.
         text: what to say.
-        stream: where to, default standard output; nothing is said where that is no terminal.
+        stream: where to, default standard output; nothing is said where that is closed or no terminal.
     """
     stream = stream or sys.stdout
-    shown = module not in sys.modules and stream.isatty() and os.environ.get("TERM") != "dumb"
+    terminal = stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    shown = terminal and module not in sys.modules
     try:
         if shown:
             _shown(stream, f"\r{text}")

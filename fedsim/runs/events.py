@@ -35,7 +35,7 @@ class Timeline(NamedTuple):
     j: np.ndarray  # [m] int64: the other end; -1 for a gradient event
 
 
-class Stretch(NamedTuple):
+class Period(NamedTuple):
     """A graph for some time."""
 
     start: float
@@ -47,7 +47,7 @@ class Stretch(NamedTuple):
 class Graphs(NamedTuple):
     """The graphs of a run."""
 
-    stretches: tuple[Stretch, ...]
+    periods: tuple[Period, ...]
     constants: Constants  # the worst of theirs
 
 
@@ -61,15 +61,15 @@ def graphs_of(topology: Topology, n: int, seed: int, schedule: Events) -> Graphs
     first = topology.mixing(n, 0, seed)
     count = 1 if first.static else int(np.ceil(t_end / hold))
     known: dict[int, tuple[np.ndarray, np.ndarray, float, float]] = {}
-    stretches = []
+    periods = []
     for r in range(count):
         at = r % first.period if first.period else r
         if at not in known:
             known[at] = _constants(topology.mixing(n, at, seed), topology)
         edges, rates, *_ = known[at]
-        stretches.append(Stretch(r * hold if r else 0.0, t_end if r == count - 1 else (r + 1) * hold, edges, rates))
+        periods.append(Period(r * hold if r else 0.0, t_end if r == count - 1 else (r + 1) * hold, edges, rates))
     slowest, widest = max(found[2] for found in known.values()), max(found[3] for found in known.values())
-    return Graphs(tuple(stretches), Constants(n, chi1=slowest, chi2=widest))
+    return Graphs(tuple(periods), Constants(n, chi1=slowest, chi2=widest))
 
 
 def too_slow(algorithm: Any, constants: Constants) -> tuple[str, ...]:
@@ -93,12 +93,12 @@ def _constants(mixing: Mixing, topology: Topology) -> tuple[np.ndarray, np.ndarr
     return mixing.edges, rates, chi1(mixing.graph, rates), chi2(mixing.graph, rates)
 
 
-def draw_events(n: int, stretches: Sequence[Stretch], until: float, seed: int) -> Timeline:
-    """All events of n peers; random numbers of the stretches' edges are addressed by the number of the stretch."""
+def draw_events(n: int, periods: Sequence[Period], until: float, seed: int) -> Timeline:
+    """All events of n peers; random numbers of the periods' edges are addressed by the number of the stretch."""
     gaps, picks = numpy_stream(seed, addresses.EVENTS_PEER_GAPS), numpy_stream(seed, addresses.EVENTS_PEER_PICKS)
     t, i = _clocks(np.ones(n), 0.0, until, gaps, picks)
     times, ends = [t], [np.stack([i, np.full_like(i, -1)], axis=1)]
-    for r, (start, end, edges, rates) in enumerate(stretches):
+    for r, (start, end, edges, rates) in enumerate(periods):
         gaps = numpy_stream(seed, addresses.EVENTS_EDGE_GAPS, r)
         picks = numpy_stream(seed, addresses.EVENTS_EDGE_PICKS, r)
         t, which = _clocks(rates, start, min(end, until), gaps, picks)

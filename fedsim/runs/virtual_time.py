@@ -54,7 +54,7 @@ class VirtualTime(PeersRun):
         self.times = start.schedule.times(start.rounds)
         self.rounds = len(self.times)
         self.coupled = traits_of(self.algorithm).coupled
-        events = draw_events(n, self.graphs.stretches, self.times[-1], self.setup.seed)
+        events = draw_events(n, self.graphs.periods, self.times[-1], self.setup.seed)
         self.events = Timeline(*(column[events.j >= 0] for column in events)) if self.coupled else events
         self.levels = levels(self.events, n)
         self.notes = too_slow(self.algorithm, self.graphs.constants)

@@ -4,7 +4,8 @@ for every round.
     python by_blazefl.py WORKLOAD PROCESSES
 
 To its advantage the data lie in memory that the forked processes share, where its examples read a file for each
-client. Its DataLoader takes samples one by one, as in its examples.
+client, and what torch's optimizers import at their first step is imported before the fork: each process imports it anew
+in every round else, which takes seconds. Its DataLoader takes samples one by one, as in its examples.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from blazefl.contrib import FedAvgBaseClientTrainer, FedAvgBaseServerHandler, FedAvgProcessPoolClientTrainer
 from blazefl.core import IPCMode
 from contender import serve

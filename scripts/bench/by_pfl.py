@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import torch
-from contender import asked
+from contender import ANSWERS, asked
 from models import losses, model_of
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
@@ -56,6 +56,9 @@ class Asked(TrainingProcessCallback[Any]):  # type: ignore[misc]
 
     def on_train_begin(self, *, model: Any) -> Metrics:
         """Before the first round."""
+        if "RANK" in os.environ and FIRST:  # torchrun keeps the descriptor to itself
+            theirs = f"/proc/{os.getppid()}/fd/{os.environ[ANSWERS]}"
+            os.environ[ANSWERS] = str(os.open(theirs, os.O_WRONLY))
         self._further()
         return Metrics()
 
@@ -70,8 +73,8 @@ class Asked(TrainingProcessCallback[Any]):  # type: ignore[misc]
         return bool(go)
 
 
-def main(name: str) -> None:
-    """Race."""
+def main(name: str, processes: str = "1") -> None:
+    """Race; torchrun starts the processes, which this does not have to know."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     load = WORKLOADS[name]

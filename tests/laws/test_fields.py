@@ -41,7 +41,7 @@ INTERNAL = {  # what the program makes itself, from parts that were checked
     "fedsim.channel.sides": {"Positions", "Signs", "Levels", "Trits", "Seed"},
     "fedsim.record.checkpoint": {"Saved"},
     "fedsim.cli.catalogue": {"Option"},
-    "fedsim.data.batches": {"Samples"},
+    "fedsim.data.batches": {"Samples", "Work"},
     "fedsim.data.downloads": {"Download"},
     "fedsim.record.history": {"History"},
     "fedsim.ground.addresses": {"Purpose"},
