@@ -57,7 +57,7 @@ class Residual(nn.Module):
 
 
 def resnet18() -> nn.Module:
-    """ImageNet's ResNet-18 with GroupNorm of two groups, as FL-Simulator (FedSpeed's authors) has it on 32x32 images."""
+    """ImageNet's ResNet-18 with GroupNorm of two groups, which FL-Simulator (FedSpeed's code) has on 32x32 images."""
     blocks: list[nn.Module] = []
     a = 64
     for b, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):

@@ -122,13 +122,11 @@ def measured(name: str, settings: list[str], rounds: int) -> dict[str, Any]:
 
 def line(name: str, got: dict[str, Any]) -> list[str]:
     """A row of the table."""
-    whole, products, rest = got["whole"], got["operators"].get("products", 0.0), got["operators"].get("elementwise", 0.0)
-    left = max(0.0, whole - products - rest)
-    python = got["python"]
-    total = sum(python.values()) or 1.0
-    shares = {place: left * python.get(place, 0.0) / total / whole for place in PLACES}
-    others = shares["algorithms"] + shares["channel"] + shares["schedule"] + shares["objective"] + shares["other"]
-    kinds = [products / whole, rest / whole, shares["torch"], shares["kernels"], shares["pool"], shares["ground"], others]
+    whole, python = got["whole"], got["python"]
+    products, others = (got["operators"].get(kind, 0.0) for kind in ("products", "elementwise"))
+    left, total = max(0.0, whole - products - others), sum(python.values()) or 1.0
+    shares = [left * python.get(place, 0.0) / total / whole for place in PLACES]
+    kinds = [products / whole, others / whole, *shares[:4], sum(shares[4:])]
     rate = got["flop"] / products if products else 0.0
     last = [f"{rate / 1e9:.0f}", f"{rate / got['peak']:.0%}", f"{got['flop'] / whole / got['peak']:.0%}"]
     return [name, f"{1e3 * whole:.2f}", *(f"{share:.0%}" for share in kinds), *last]
