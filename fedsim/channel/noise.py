@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.ground import addresses, drawn
+from fedsim.ground import addresses, by_key
 from fedsim.ground.opaque import opaque
 from fedsim.ground.rng import key, stream
 from fedsim.ground.transfer import sent
@@ -41,19 +41,19 @@ class Addressed:
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), in the shape, dtype and device of ``like``."""
         shape = like.shape
-        draw = _Draw(lambda g: torch.rand(shape, generator=g), lambda keys: drawn.uniform(keys, shape))
+        draw = _Draw(lambda g: torch.rand(shape, generator=g), lambda keys: by_key.uniform(keys, shape))
         return self._draw("uniform", draw, like.device).to(like.dtype)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal, in the shape, dtype and device of ``like``."""
         shape = like.shape
-        draw = _Draw(lambda g: torch.randn(shape, generator=g), lambda keys: drawn.normal(keys, shape))
+        draw = _Draw(lambda g: torch.randn(shape, generator=g), lambda keys: by_key.normal(keys, shape))
         return self._draw("normal", draw, like.device).to(like.dtype)
 
     def subset(self, k: int, like: Tensor) -> Tensor:
         """k of the len(like) positions of a vector, drawn without replacement: [k] int64, ascending."""
         d = like.shape[0]
-        draw = _Draw(lambda g: torch.randperm(d, generator=g)[:k].sort().values, lambda keys: drawn.subset(keys, k, d))
+        draw = _Draw(lambda g: torch.randperm(d, generator=g)[:k].sort().values, lambda keys: by_key.subset(keys, k, d))
         return self._draw("subset", draw, like.device)
 
     def seed(self, like: Tensor) -> Tensor:

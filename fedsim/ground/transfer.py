@@ -1,6 +1,7 @@
 """Tensors to a device and back: small ones together in one copy, for each copy has a price of its own.
 
-Copies to a GPU come from pinned memory, and nobody waits for them; copies back are waited for. On the CPU nothing moves.
+Copies to a GPU come from pinned memory, and nobody waits for them; copies back are waited for. On the CPU nothing
+moves.
 """
 
 from __future__ import annotations

@@ -177,15 +177,15 @@ def activations(model: nn.Module, sample: Tensor) -> tuple[int, int]:
 
 def clients_on_gpu(model: nn.Module, sample: Tensor, batch: int) -> int:
     """Clients of a block on a GPU whose minibatches of this size leave memory free."""
-    return max(2, ON_GPU // (kept(model, sample) * batch))
+    return max(2, ON_GPU // (numbers_kept(model, sample) * batch))
 
 
 def samples_on_gpu(model: nn.Module, sample: Tensor, least: int) -> int:
     """Samples that a GPU takes at once where nothing is trained: at least so many."""
-    return max(least, min(AT_ONCE, ON_GPU // kept(model, sample)))
+    return max(least, min(AT_ONCE, ON_GPU // numbers_kept(model, sample)))
 
 
-def kept(model: nn.Module, sample: Tensor) -> int:
+def numbers_kept(model: nn.Module, sample: Tensor) -> int:
     """Numbers per example that a forward pass keeps for the backward pass, beside the parameters; at least 1."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[tuple[int, int], int] = {}

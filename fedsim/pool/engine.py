@@ -98,7 +98,7 @@ class Engine:
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """A note for each setting of Ray's actors that does nothing: those of a run without, and actors without jobs."""
+        """A note for each setting of Ray's actors that does nothing: in a run without, and of actors without jobs."""
         if self.backend == "ray":
             idle = self.device == "cuda" and self.pieces == 1 and self.actors > 1
             do = f"engine.jobs={self.actors} gives each one"

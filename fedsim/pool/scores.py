@@ -59,7 +59,7 @@ class Measures:
 
     def scores(self, loss: Loss, outputs: Tensor, y: Tensor) -> Scores:
         """What is kept of the outputs [n, ...] for some test samples."""
-        return fetched([self.found(loss, outputs, y)])[0]
+        return answered([self.found(loss, outputs, y)])[0]
 
     def found(self, loss: Loss, outputs: Tensor, y: Tensor) -> Found:
         """The same, still on the device."""
@@ -87,7 +87,7 @@ class Measures:
         return value(metric, predictions if metric.of == "classes" else predictions.double(), targets)
 
 
-def fetched(parts: Sequence[Found]) -> list[Scores]:
+def answered(parts: Sequence[Found]) -> list[Scores]:
     """Scores as workers send them, all in one copy from the device."""
     return [Scores(*arrays) for arrays in to_numpy(tuple(parts))]
 

@@ -39,7 +39,7 @@ from fedsim.models.pure import Watch
 from fedsim.pool.block import ClientSide, Job, Outcome, to_device, to_numpy
 from fedsim.pool.constants import constants
 from fedsim.pool.local_part import written
-from fedsim.pool.scores import Found, Measures, Scores, fetched, joined
+from fedsim.pool.scores import Found, Measures, Scores, answered, joined
 from fedsim.types import Batch, Message, State
 
 CHUNK = 512
@@ -170,17 +170,16 @@ class Worker:
     def _require_together(self) -> None:
         """Raise ClientError unless all that the models compute with is on the device."""
         sample = self.test_feed.inputs(self.test_feed.x[:1], None)
-        for oracle in self.evaluators:
-            try:
+        try:
+            for oracle in self.evaluators:
                 oracle.predict(oracle.layout.flatten(oracle.model, self.setup.dtype), sample)
-            except RuntimeError as error:
-                if "same device" not in str(error):
-                    raise
-                raise ClientError(
-                    f"model {type(oracle.model).__name__} computes with a tensor that is not on engine.device, for it "
-                    "is none of the module's own: keep it there, as self.register_buffer(name, tensor) does "
-                    f"({said(error)})"
-                ) from error
+        except RuntimeError as error:
+            if "same device" not in str(error):
+                raise
+            raise ClientError(
+                f"model {type(oracle.model).__name__} computes with a tensor that is not on engine.device, for it is "
+                f"none of the module's own: keep it there, as self.register_buffer(name, tensor) does ({said(error)})"
+            ) from error
 
     def train(self, jobs: Sequence[Job], broadcast: Any) -> list[Done]:
         """Local work of the clients of some jobs of a round."""
@@ -255,7 +254,7 @@ class Worker:
         """What is measured of each of the jobs' test samples at the model x [d], or [d + q] with written buffers."""
         model: Tensor = to_device(x, self.device)
         with _evaluating(), self.watched():
-            return fetched([self._scores(self.evaluators[0], model, job) for job in jobs])
+            return answered([self._scores(self.evaluators[0], model, job) for job in jobs])
 
     @torch.no_grad()
     def evaluate_models(self, jobs: Sequence[Models], shared: Any) -> list[np.ndarray]:
@@ -266,7 +265,7 @@ class Worker:
     def _overall(self, x: Tensor) -> list[float]:
         total, chunk = len(self.test_feed.x), self.setup.chunk
         parts = [self._scores(self.evaluators[0], x, EvalJob(a, min(a + chunk, total))) for a in range(0, total, chunk)]
-        found, measures = joined(fetched(parts)), self.setup.measures
+        found, measures = joined(answered(parts)), self.setup.measures
         values = [measures.of(metric, found, self.setup.test.y)[""] for metric in measures.shared]
         return [float(found.losses.astype(np.float64).mean()), *values]
 
@@ -301,7 +300,7 @@ class Worker:
         got = to_device(broadcast, self.device)
         with _evaluating(), self.watched():
             return [
-                joined(fetched([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]))
+                joined(answered([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]))
                 for job in jobs
             ]
 

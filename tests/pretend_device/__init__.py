@@ -1,8 +1,8 @@
 """A pretend GPU for tests: ``engine.device=cuda`` computes on host memory that torch takes for a device.
 
-Mixing tensors of the CPU with its tensors raises as CUDA would; launches, waits and copies are counted by fedsim's file
-and line. Numbers are the CPU's. ``build`` compiles ``pretend.cpp`` (half a minute), ``install`` makes the device of this
-process, for good: tests use it in processes of their own.
+Mixing tensors of the CPU with its tensors raises as CUDA would; launches, waits and copies are counted by fedsim's
+file and line. Numbers are the CPU's. ``build`` compiles ``pretend.cpp`` (half a minute), ``install`` makes the device
+of this process, for good: tests use it in processes of their own.
 """
 
 from __future__ import annotations
