@@ -26,13 +26,15 @@ class Addressed:
         run: its seed.
         purpose: of ``fedsim.ground.addresses``, down to the layer and field.
         index: round.
-        client: number of the client, int64 scalar, on the CPU: which stream it is must be known there.
+        client: number of the client, int64 scalar.
+        number: the same on the CPU, where streams are named; None: it is there.
     """
 
     run: int
     purpose: str
     index: int
     client: Tensor
+    number: Tensor | None = None
 
     def at(self, part: int) -> Addressed:
         """Other numbers for each part of the use: a local step, a chunk of examples."""
@@ -63,8 +65,12 @@ class Addressed:
         def together(clients: Tensor) -> Tensor:
             return self._keys("subset", clients, device)
 
-        named: Tensor = opaque(lambda client: together(client[None])[0], together, self.client)
+        named: Tensor = opaque(lambda client: together(client[None])[0], together, self._number)
         return named
+
+    @property
+    def _number(self) -> Tensor:
+        return self.client if self.number is None else self.number
 
     def _draw(self, kind: str, draw: _Draw, device: torch.device) -> Tensor:
         def alone(client: Tensor) -> Tensor:
@@ -77,7 +83,7 @@ class Addressed:
                 return draw.by_keys(self._keys(kind, clients, device))
             return torch.stack([alone(client) for client in clients])
 
-        found: Tensor = opaque(alone, together, self.client)
+        found: Tensor = opaque(alone, together, self._number)
         return found
 
     def _keys(self, kind: str, clients: Tensor, device: torch.device) -> Tensor:

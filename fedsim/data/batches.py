@@ -333,13 +333,13 @@ def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tenso
         keys: [b] int64, of which the clients' dropout follows; None where nothing is dropped.
     """
     arrays = {"start": feed.start[list(work.clients)], "steps": work.steps, "sizes": work.sizes}
-    arrays |= {"expected": work.expected, "counts": work.counts}
+    arrays |= {"client": np.array(work.clients), "expected": work.expected, "counts": work.counts}
     made = {name: torch.from_numpy(array) for name, array in arrays.items()}
     made |= {} if keys is None else {"dropout": keys}
     made |= {} if work.rows is None else {"rows": work.rows}
     made |= {} if work.draws is None else {"draws": work.draws}
     out = dict(zip(made, sent(list(made.values()), feed.device), strict=True))
-    out["client"] = torch.tensor(work.clients)  # on the CPU, where streams of random numbers are named
+    out["number"] = made["client"]  # on the CPU, where streams of random numbers are named
     if keys is not None:
         width = work.most if work.rows is None else work.rows.shape[2]
         out["keys"] = step_keys(out["dropout"], work.counts.shape[1], width)

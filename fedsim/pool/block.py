@@ -168,13 +168,13 @@ class ClientSide:
     def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
         batches = ClientMinibatches(self.feed, work, lane, alone=alone)
         everything = Everything(self.feed, work, lane, alone=alone)
-        noise = Addressed(self.seed, addresses.LOCAL, index, lane["client"])
+        noise = Addressed(self.seed, addresses.LOCAL, index, lane["client"], lane["number"])
         return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
 
     def _alone(self, work: Client, client: int, row: State, got: Message, rnd: Round) -> Any:
         drawn, lane = self._work((client,), rnd.index)
         lane = {name: t[0] for name, t in lane.items()}
-        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["client"], got, rnd)
+        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["number"], got, rnd)
 
     def _together(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
         index = rnd.index
@@ -182,7 +182,7 @@ class ClientSide:
 
         def all_of_them(rnd: Round, batched: dict[str, Tensor], rows: State, got: Message) -> Any:
             def one(lane: dict[str, Tensor], row: State) -> Any:
-                return work(self._objective(lane, drawn, index, alone=False), row, lane["client"], got, rnd)
+                return work(self._objective(lane, drawn, index, alone=False), row, lane["number"], got, rnd)
 
             return at_once(one, batched, rows)
 
