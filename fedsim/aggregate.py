@@ -26,7 +26,10 @@ Sums = dict[str, Any]
 """{field: array or ``Owned``}: what the clients of some jobs come to."""
 
 COLUMNS = 2**14
-"""Coordinates summed at once: their float64 copies stay in the cache."""
+"""Coordinates summed at once on the CPU: their float64 copies stay in the cache."""
+
+NUMBERS = 2**27
+"""Numbers summed at once on a GPU, where each sum has a price and float64 copies need memory."""
 
 
 class Aggregate(Protocol):
@@ -156,8 +159,9 @@ def _zeros(stacked: Tensor) -> Tensor:
 def _add(total: Tensor, stacked: Tensor, weights: Tensor) -> None:
     """total [...] += sum over the b clients of weight [b] times stacked [b, ...], in place."""
     by_client, flat = stacked.reshape(len(weights), -1), total.view(-1)
-    for first in range(0, len(flat), COLUMNS):
-        columns = slice(first, first + COLUMNS)
+    width = COLUMNS if total.device.type == "cpu" else max(COLUMNS, NUMBERS // len(weights))
+    for first in range(0, len(flat), width):
+        columns = slice(first, first + width)
         flat[columns].addmv_(by_client[:, columns].double().t(), weights)
 
 

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.pretend_device import compiler
 
 BENCH = Path(__file__).resolve().parents[1] / "scripts" / "bench"
 sys.path.insert(0, str(BENCH))
@@ -75,3 +78,29 @@ def test_a_table_comes_out(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--logs", str(tmp_path)], capture_output=True, text=True, check=True)
     assert all(row in done.stdout for row in rows)
     assert done.stdout.count("times") >= 3  # noop has no loop to be compared with
+
+
+def gpu(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCH / "gpu.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_script_ends_with_a_line() -> None:
+    done = gpu()
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: torch finds no GPU here; --pretend tries this program without one"
+    assert not done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="the pretend GPU needs a C++ compiler, and there is none")
+def test_the_script_for_a_gpu_runs_on_the_pretend_one_and_loses_nothing() -> None:
+    done = gpu("--pretend", "--only", "bits", "W2", "actors", "--minutes", "30")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
+    assert [row[0] for row in rows] == ["bits", "bits", "bits", "W2", "actors"]
+    assert rows[0][1:] == ["the same bits twice", "yes"]
+    assert float(rows[1][2]) < 1e-3
+    assert rows[2][1:] == ["the same bits after a resume", "yes"]
+    assert "ms a round (stacked, " in rows[3][2]

@@ -92,7 +92,7 @@ def test_evaluation_covers_every_sample_once(total: int, kernel: str) -> None:
     prepared = assemble(parts, data).prepared
     assert prepared.setup.kernels == (kernel,)
     backend = prepared.start(engine)
-    found = evaluate(backend, prepared.x0.numpy(), prepared.setup.test, prepared.setup.measures, clients=False)
+    found = evaluate(backend, prepared.x0.numpy(), prepared.setup, clients=False)
     backend.close()
     x = ((torch.from_numpy(prepared.setup.test.x).double() / 255) - data.mean[0]) / data.std[0]
     model = Layout.of(prepared.setup.models[0]).load(prepared.setup.models[0], prepared.x0)

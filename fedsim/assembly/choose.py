@@ -15,7 +15,7 @@ from fedsim.assembly.parts import Parts
 from fedsim.assembly.uses import uses
 from fedsim.errors import InputError
 from fedsim.ground.layout import Layout
-from fedsim.kernels.kernel import ALONE, Choice, Kernel, block, kernel_rule, no_kernel
+from fedsim.kernels.kernel import ALONE, Choice, Kernel, block, clients_on_gpu, kernel_rule, no_kernel, samples_on_gpu
 from fedsim.models import twin, zero_sample
 from fedsim.pool.engine import Engine
 from fedsim.pool.worker import Setup
@@ -56,7 +56,12 @@ def with_kernels(
     each = [choose(setup, k, initial.x0s[k], input_shape, parts.engine, what) for k, what in enumerate(asked)]
     kernels, by_layer = tuple(one.kernel for one in each), tuple(one.by_layer for one in each)
     predictions = tuple(one.prediction for one in each)
-    return replace(setup, kernels=kernels, by_layer=by_layer, predictions=predictions), tuple(each)
+    setup = replace(setup, kernels=kernels, by_layer=by_layer, predictions=predictions)
+    if parts.engine.device == "cuda":
+        models = (twin(model).eval() for model in setup.models)
+        most = (samples_on_gpu(model, zero_sample(model, input_shape), setup.chunk) for model in models)
+        setup = replace(setup, chunk=min(most))
+    return setup, tuple(each)
 
 
 def choose(
@@ -116,6 +121,9 @@ def choose(
     why = "; ".join(part for part in (*rejected, choice.why) if part)
     note = f"{'; '.join(rejected)}; kernel in use: {choice.kernel}" if rejected else ""
     most = choice.block if engine.block == "auto" else engine.block
+    if engine.device == "cuda" and engine.block == "auto" and choice.kernel not in ALONE:
+        batch = setup.local.batch(int(setup.train.sizes().max()))
+        most = min(most, clients_on_gpu(twin(model), zero_sample(model, input_shape), batch))
     return Chosen(choice.kernel, most, why, by_layer, prediction, note)
 
 

@@ -79,8 +79,7 @@ class Prepared:
         """The run, before its first round."""
         beginning = Beginning(self.x0, self.rows, self.memory)
         between = Between(self.channel, self.topology, self.graphs)
-        jobs = engine.jobs
-        start = Start(self.setup, schedule, evaluation, rounds, self.blocks, jobs, beginning, between)
+        start = Start(self.setup, schedule, evaluation, rounds, self.blocks, engine.pieces, beginning, between)
         return begin(start, backend)
 
     @property

@@ -59,9 +59,10 @@ class LowRank:
             return got, link, size
         a = pad(v, (0, m * p - d)).reshape(m, p)
         start = noise.normal(v.new_zeros(p * r)).reshape(p, r)
-        factors, _, size = send(one_by_one(low_rank_factors, a, start, self.iterations))
+        sent = one_by_one(low_rank_factors, a, start, self.iterations, at_once=low_rank_factors)
+        factors, _, size = send(sent)
         left, right = factors[: m * r].reshape(m, r), factors[m * r :].reshape(r, p)
-        return one_by_one(torch.mm, left, right).reshape(-1)[:d], link, size
+        return one_by_one(torch.mm, left, right, at_once=torch.bmm).reshape(-1)[:d], link, size
 
     def delta(self, d: int) -> float | None:
         """r / p in expectation; 1 for a vector sent as it is."""
@@ -82,15 +83,17 @@ def sides(d: int) -> tuple[int, int]:
 def low_rank_factors(a: Tensor, start: Tensor, iterations: int) -> Tensor:
     """a [m, p], start [p, r] -> left [m, r] (orthogonal) and right [r, p], flat in one vector; left right ~ a.
 
+    Or of b clients, each with a leading dimension [b].
+
     Both are multiplied by powers of two, which changes no bit of their product, so that they are of about the same
     magnitude, and zero where a is: layers further in see one vector, and would lose a factor that is far smaller.
     """
     # Orthogonal after each product: powers of a a^T alone would all turn into its first direction in floating point.
     left = torch.linalg.qr(a @ start).Q
     for _ in range(iterations):
-        left = torch.linalg.qr(a @ torch.linalg.qr(a.T @ left).Q).Q
-    right = left.T @ a
-    peak = right.abs().max()
-    half = torch.frexp(peak).exponent // 2
+        left = torch.linalg.qr(a @ torch.linalg.qr(a.mT @ left).Q).Q
+    right = left.mT @ a
+    peak = right.abs().amax((-2, -1), keepdim=True)
+    half = torch.frexp(peak).exponent >> 1
     left = torch.where(peak == 0, 0, torch.ldexp(left, half))
-    return torch.cat([left.reshape(-1), torch.ldexp(right, -half).reshape(-1)])
+    return torch.cat([left.flatten(-2), torch.ldexp(right, -half).flatten(-2)], -1)

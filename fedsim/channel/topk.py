@@ -53,7 +53,7 @@ class TopK:
         if k == d:
             got, _, size = send(v)
             return got, link, size
-        index = one_by_one(largest_positions, v, k)
+        index = one_by_one(largest_positions, v, k, at_once=largest_of_many)
         values, (positions,), size = send(v.gather(0, index), Positions(index, d))
         return torch.zeros_like(v).scatter(0, positions.tensor, values), link, size
 
@@ -79,6 +79,17 @@ def largest_positions(v: Tensor, k: int) -> Tensor:
     above, equal = values > threshold, values == threshold
     # Of equal magnitudes the first are taken, however torch orders them: the result is the same on every machine.
     return chosen[above | (equal & (equal.cumsum(0) <= k - above.sum()))]
+
+
+def largest_of_many(v: Tensor, k: int) -> Tensor:
+    """The same of each of b vectors [b, d]: [b, k]. On a GPU a guess would have to be looked at."""
+    magnitude = v.abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    threshold = magnitude.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above, equal = magnitude > threshold, magnitude == threshold
+    chosen = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    place = torch.where(chosen, chosen.cumsum(1) - 1, k)  # what is not chosen is written behind them
+    positions = torch.arange(v.shape[1], device=v.device).expand_as(place)
+    return place.new_empty(len(v), k + 1).scatter_(1, place, positions)[:, :k]
 
 
 def _candidates(magnitude: Tensor, k: int) -> Tensor:

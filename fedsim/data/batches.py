@@ -25,6 +25,7 @@ from fedsim.data.keys import pass_keys, step_keys
 from fedsim.ground import addresses, rng
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import opaque
+from fedsim.ground.transfer import sent
 from fedsim.local import Local
 from fedsim.types import Batch, Stretch
 
@@ -104,7 +105,7 @@ LONE = 100
 
 @dataclass(frozen=True)
 class Work:
-    """The minibatches of b clients in one round, padded to one shape.
+    """The minibatches of b clients in one round, padded to one shape; all of it on the CPU.
 
     ``rows`` is None when every step uses all of a client's examples.
     """
@@ -179,9 +180,9 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
         k, size = chosen.shape[1:]
         counts[who, :k] = taken
         rows[who, :k, :size] += chosen
-    order = torch.from_numpy(rows).to(feed.device)
+    order = torch.from_numpy(rows)
     draws = None if feed.augment is None else _augmentations(feed.augment, drawn, clients, index, seed, order)
-    return Work(clients, steps, sizes, expected, counts, order, None if draws is None else draws.to(feed.device))
+    return Work(clients, steps, sizes, expected, counts, order, draws)
 
 
 _Drawn = tuple[list[int], np.ndarray, np.ndarray]
@@ -306,7 +307,7 @@ class Everything:
 
     def __init__(self, feed: Feed, work: Work, lane: dict[str, Tensor], *, alone: bool):
         self.feed, self.lane, self.alone = feed, lane, alone
-        self.expected = lane["sizes"]
+        self.expected, self.most = lane["sizes"], work.most
         self.width = min(max(SWEEP, SWEEP_NUMBERS // feed.x[0].numel()), work.most)
         self.length = -(-work.most // self.width)
 
@@ -316,7 +317,7 @@ class Everything:
         # Alone: no padding, so that nothing is computed for nobody. In a block: one width for all, a client's padding
         # being its last example again, which the mask takes out.
         if self.alone:
-            at = at[: int(self.lane["sizes"]) - k * self.width]
+            at = at[: self.most - k * self.width]
         rows = self.lane["start"] + torch.minimum(at, self.lane["sizes"] - 1)
         x, y = opaque(self.feed.take, self.feed.take_many, rows, None)
         keys = pass_keys(self.lane["dropout"], at) if "dropout" in self.lane else None
@@ -331,22 +332,18 @@ def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tenso
         work: the clients' minibatches.
         keys: [b] int64, of which the clients' dropout follows; None where nothing is dropped.
     """
-    out = {
-        "client": torch.tensor(work.clients, device=feed.device),
-        "start": torch.from_numpy(feed.start[list(work.clients)]).to(feed.device),
-        "steps": torch.from_numpy(work.steps).to(feed.device),
-        "sizes": torch.from_numpy(work.sizes).to(feed.device),
-        "expected": torch.from_numpy(work.expected).to(feed.device),
-        "counts": torch.from_numpy(work.counts).to(feed.device),
-    }
+    arrays = {"start": feed.start[list(work.clients)], "steps": work.steps, "sizes": work.sizes}
+    arrays |= {"client": np.array(work.clients), "expected": work.expected, "counts": work.counts}
+    made = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    made |= {} if keys is None else {"dropout": keys}
+    made |= {} if work.rows is None else {"rows": work.rows}
+    made |= {} if work.draws is None else {"draws": work.draws}
+    out = dict(zip(made, sent(list(made.values()), feed.device), strict=True))
+    out["number"] = made["client"]  # on the CPU, where streams of random numbers are named
     if keys is not None:
         width = work.most if work.rows is None else work.rows.shape[2]
-        out["dropout"] = keys.to(feed.device)
         out["keys"] = step_keys(out["dropout"], work.counts.shape[1], width)
     if work.rows is not None:
-        out["rows"] = work.rows
-        if work.draws is not None:
-            out["draws"] = work.draws
         return out
     starts = [int(feed.start[i]) for i in work.clients]
     b, m = len(starts), work.most
@@ -355,7 +352,7 @@ def lanes(feed: Feed, work: Work, keys: Tensor | None = None) -> dict[str, Tenso
         x, y = feed.x[starts[0] : starts[0] + b * m], feed.y[starts[0] : starts[0] + b * m]
     else:
         rows = torch.from_numpy(np.array(starts)[:, None] + np.minimum(np.arange(m), work.sizes[:, None] - 1))
-        flat = rows.reshape(-1).to(feed.device)
+        (flat,) = sent([rows.reshape(-1)], feed.device)
         x, y = feed.x.index_select(0, flat), feed.y.index_select(0, flat)
     x = feed.inputs(x, None)
     return out | {"x": x.view(b, m, *x.shape[1:]), "y": y.view(b, m, *y.shape[1:])}

@@ -34,6 +34,13 @@ Kernel = Literal["stacked", "vmap", "loop", "loop_last"]
 """How clients are computed: many at once on stacked parameters, many at once under vmap, or one by one, as the module
 is or with images channels last in memory."""
 
+ON_GPU = 2**30
+"""Numbers that a block on a GPU may keep for its backward pass: 4 GiB of float32, about half of what it takes at its
+peak. The GPU's own memory plays no part, so that equal configuration gives equal bits; ``engine.block`` says else."""
+
+AT_ONCE = 8192
+"""Samples that a GPU evaluates at once, at most."""
+
 ALONE: tuple[Kernel, ...] = ("loop", "loop_last")
 """One by one."""
 
@@ -166,6 +173,33 @@ def activations(model: nn.Module, sample: Tensor) -> tuple[int, int]:
     """Numbers per example in the largest output of a layer: of any but sequences of rows, and of these."""
     largest = numbers(model, sample, kind=lambda rank: rank != 3)
     return largest, numbers(model, sample, kind=lambda rank: rank == 3)
+
+
+def clients_on_gpu(model: nn.Module, sample: Tensor, batch: int) -> int:
+    """Clients of a block on a GPU whose minibatches of this size leave memory free."""
+    return max(2, ON_GPU // (numbers_kept(model, sample) * batch))
+
+
+def samples_on_gpu(model: nn.Module, sample: Tensor, least: int) -> int:
+    """Samples that a GPU takes at once where nothing is trained: at least so many."""
+    return max(least, min(AT_ONCE, ON_GPU // numbers_kept(model, sample)))
+
+
+def numbers_kept(model: nn.Module, sample: Tensor) -> int:
+    """Numbers per example that a forward pass keeps for the backward pass, beside the parameters; at least 1."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[tuple[int, int], int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            found[tensor.data_ptr(), tensor.numel()] = tensor.numel()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), trial_masks(model):
+        out = model(sample)  # alive to the end, and with it what it keeps: no memory is used twice
+    total = sum(found.values())
+    del out
+    return max(1, total)
 
 
 def widest(model: nn.Module, sample: Tensor, tuning: Tuning) -> int:

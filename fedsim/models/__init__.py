@@ -10,6 +10,7 @@ from fedsim.models.build import Factory, build, copied, twin, zero_sample
 from fedsim.models.convolutional import cnn, cnn_bn, cnn_dropout, fedgh_cnn, lenet
 from fedsim.models.dense import linear, linear_zero, mlp
 from fedsim.models.lora import LoRA, without_adapters
+from fedsim.models.moved import moved
 from fedsim.models.output import Output
 from fedsim.models.pure import pure
 from fedsim.models.recurrent import char_lstm
@@ -35,6 +36,7 @@ __all__ = [
     "linear",
     "linear_zero",
     "mlp",
+    "moved",
     "pure",
     "resnet18_gn",
     "resnet18_gn_cifar",

@@ -17,6 +17,7 @@ from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import at_once
 from fedsim.ground.own_code import built_in
+from fedsim.ground.transfer import fetched, sent
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.local import Local
@@ -60,7 +61,7 @@ class Outcome(NamedTuple):
 
     def finite(self) -> Tensor:
         """[b] whether the client's loss and every number of its message are finite."""
-        sums = [t.reshape(len(self.losses), -1).double().sum(1) for t in leaves(self.messages)]
+        sums = [t.reshape(len(self.losses), -1).sum(1, dtype=torch.float64) for t in leaves(self.messages)]
         return torch.isfinite(torch.stack([self.losses.double(), *sums])).all(0)
 
 
@@ -105,7 +106,7 @@ class ClientSide:
         def local(obj: Objective, row: State, client: Tensor, got: Message, rnd: Round) -> Any:
             state, links = row
             message, state = self.algorithm.local(obj, state, got, rnd)
-            arrived, sent = message, torch.zeros_like(client)
+            arrived, sent = message, torch.zeros_like(obj.steps)
             if self.uplink:
                 noise = noises(self.seed, addresses.UPLINK, rnd.index, client)
                 sizes = tuple(self.oracle.layout.sizes)
@@ -167,13 +168,13 @@ class ClientSide:
     def _objective(self, lane: dict[str, Tensor], work: Work, index: int, *, alone: bool) -> Objective:
         batches = ClientMinibatches(self.feed, work, lane, alone=alone)
         everything = Everything(self.feed, work, lane, alone=alone)
-        noise = Addressed(self.seed, addresses.LOCAL, index, lane["client"])
+        noise = Addressed(self.seed, addresses.LOCAL, index, lane["client"], lane["number"])
         return Objective(self.oracle, batches, lane["steps"], lane["sizes"], noise, everything, self.oracles)
 
     def _alone(self, work: Client, client: int, row: State, got: Message, rnd: Round) -> Any:
         drawn, lane = self._work((client,), rnd.index)
         lane = {name: t[0] for name, t in lane.items()}
-        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["client"], got, rnd)
+        return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["number"], got, rnd)
 
     def _together(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
         index = rnd.index
@@ -181,7 +182,7 @@ class ClientSide:
 
         def all_of_them(rnd: Round, batched: dict[str, Tensor], rows: State, got: Message) -> Any:
             def one(lane: dict[str, Tensor], row: State) -> Any:
-                return work(self._objective(lane, drawn, index, alone=False), row, lane["client"], got, rnd)
+                return work(self._objective(lane, drawn, index, alone=False), row, lane["number"], got, rnd)
 
             return at_once(one, batched, rows)
 
@@ -225,9 +226,12 @@ def _checked(message: Any) -> Message:
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """A tree of numpy arrays -> tensors on the device, private copies (Ray's arrays are read-only)."""
-    return tree_map(lambda a: as_tensor(a).clone().to(device), tree)
+    tensors = [as_tensor(a) for a in leaves(tree)]
+    moved = iter([t.clone() for t in tensors] if device.type == "cpu" else sent(tensors, device))
+    return tree_map(lambda _: next(moved), tree)
 
 
 def to_numpy(tree: Any) -> Any:
     """A tree of tensors -> numpy arrays."""
-    return tree_map(lambda t: t.detach().cpu().numpy(), tree)
+    back = iter(fetched(leaves(tree)))
+    return tree_map(lambda _: next(back).numpy(), tree)

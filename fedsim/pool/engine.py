@@ -39,7 +39,7 @@ class Engine:
         address: ``null`` starts Ray on this machine; else the address of a running cluster.
         block: most clients computed at once, >= 2, or ``auto``: by the model's size.
         jobs: most pieces a cohort is cut into, >= 1, or ``auto``: 4, more for large cohorts, fewer for peers with
-            little work (``pool.plan.pieces``).
+            little work (``pool.plan.pieces``); on a GPU 1, which computes what it is given at once.
             More actors than pieces stay idle: give many actors as many jobs.
         batching: ``auto`` (many clients at once where the model allows) or ``loop`` (one by one).
         kernel: ``auto`` (a fixed rule by model, shape and device), ``stacked`` or ``vmap``.
@@ -92,10 +92,17 @@ class Engine:
             require(value == "auto" or value <= MOST_PIECES, name, f"be <= {MOST_PIECES} or auto", value)
 
     @property
+    def pieces(self) -> int | Literal["auto"]:
+        """Most pieces a cohort is cut into: ``jobs``, of which a GPU wants one, for every launch has its price."""
+        return 1 if self.jobs == "auto" and self.device == "cuda" else self.jobs
+
+    @property
     def without_effect(self) -> tuple[str, ...]:
-        """A note for each setting of Ray's actors that somebody chose for a run that has none."""
+        """A note for each setting of Ray's actors that does nothing: in a run without, and of actors without jobs."""
         if self.backend == "ray":
-            return ()
+            idle = self.device == "cuda" and self.pieces == 1 and self.actors > 1
+            do = f"engine.jobs={self.actors} gives each one"
+            return (f"one job a round keeps one actor busy, engine.actors={self.actors}: {do}",) if idle else ()
         chosen = [f for f in fields(self) if f.name in OF_RAY and getattr(self, f.name) != f.default]
         said = [f"engine.{f.name}={getattr(self, f.name)}" for f in chosen]
         return tuple(f"{one} has no effect: engine=serial computes in this process, without actors" for one in said)

@@ -94,7 +94,7 @@ class RayPool:
             else:
                 self._ray = begin_ray(engine, _room(setup, engine, message_bytes, row_bytes))
             self._watch = self._borrowed.enter_context(closing(watch()))
-            gpus = 1 / engine.actors if engine.device == "cuda" else 0
+            gpus = share_of_gpu(engine.actors, ray.cluster_resources().get("GPU", 0)) if engine.device == "cuda" else 0
             self._places = _reserve(engine, gpus)
             where = PlacementGroupSchedulingStrategy(self._places)
             remote = ray.remote(
@@ -208,6 +208,16 @@ def _room(setup: Setup, engine: Engine, message_bytes: int, row_bytes: int) -> i
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows = min(3 * row_bytes, memory // 4)  # sent, returned, and the last round's not yet collected
     return data + rows + 4 * (engine.actors + 2) * message_bytes + STORE_BYTES
+
+
+def share_of_gpu(actors: int, gpus: float) -> float:
+    """The part of a GPU that each actor asks for, so that they spread over all that there are.
+
+    Ray knows ten thousandths of a GPU and fills one after the other: a part that is rounded up would leave one actor
+    without.
+    """
+    sharing = -(-actors // max(1, int(gpus)))  # actors of one GPU
+    return 10_000 // sharing / 10_000
 
 
 def _reserve(engine: Engine, gpus: float) -> Any:

@@ -24,6 +24,10 @@ class Scores(NamedTuple):
     outputs: np.ndarray  # [rows, ...] outputs; likewise
 
 
+Found = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Scores as tensors, still on the device."""
+
+
 @dataclass(frozen=True)
 class Measures:
     """What is measured beside the loss.
@@ -55,13 +59,17 @@ class Measures:
 
     def scores(self, loss: Loss, outputs: Tensor, y: Tensor) -> Scores:
         """What is kept of the outputs [n, ...] for some test samples."""
+        return answered([self.found(loss, outputs, y)])[0]
+
+    def found(self, loss: Loss, outputs: Tensor, y: Tensor) -> Found:
+        """The same, still on the device."""
         values = [each(metric, outputs, y) for metric in self.examples]
         guesses = torch.empty(len(y), 0, dtype=torch.int64)
         if self.guesses:
             guesses = (outputs > 0).long() if self.task.outputs == "labels" else guess(outputs)
         kept = outputs if self.outputs else outputs.new_empty(len(y), 0)
         found = torch.stack(values, -1) if values else outputs.new_empty(len(y), 0)
-        return Scores(*to_numpy((loss(outputs, y), found, guesses, kept)))
+        return loss(outputs, y), found, guesses, kept
 
     def of(self, metric: Metric, found: Scores, y: np.ndarray) -> dict[str, float]:
         """A metric of some samples: its value under "", or several under their words."""
@@ -77,6 +85,11 @@ class Measures:
         if metric.of == "probabilities":
             predictions = probabilities(predictions, self.task.outputs)
         return value(metric, predictions if metric.of == "classes" else predictions.double(), targets)
+
+
+def answered(parts: Sequence[Found]) -> list[Scores]:
+    """Scores as workers send them, all in one copy from the device."""
+    return [Scores(*arrays) for arrays in to_numpy(tuple(parts))]
 
 
 def joined(parts: Sequence[Scores]) -> Scores:

@@ -25,24 +25,25 @@ from fedsim.channel.message import Sent
 from fedsim.data.batches import Feed, Samples
 from fedsim.data.losses import Loss, Task, loss_of
 from fedsim.errors import ClientError
+from fedsim.ground import transfer
 from fedsim.ground.layout import aligned
-from fedsim.ground.own_code import FAILURES, error_line
+from fedsim.ground.own_code import FAILURES, error_line, said
 from fedsim.ground.process import keep_memory
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.kernel import Kernel
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.kernels.tuning import Tuning
 from fedsim.local import Local
-from fedsim.models import copied
+from fedsim.models import copied, moved
 from fedsim.models.pure import Watch
-from fedsim.pool.block import ClientSide, Job, to_device, to_numpy
+from fedsim.pool.block import ClientSide, Job, Outcome, to_device, to_numpy
 from fedsim.pool.constants import constants
 from fedsim.pool.local_part import written
-from fedsim.pool.scores import Measures, Scores, joined
+from fedsim.pool.scores import Found, Measures, Scores, answered, joined
 from fedsim.types import Batch, Message, State
 
 CHUNK = 512
-"""Samples evaluated at once; fixed, so that no bit depends on the number of workers."""
+"""Samples evaluated at once on the CPU; fixed, so that no bit depends on the number of workers."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Setup:
     seed: int
     written: tuple[str, ...] = ()  # buffers that forward writes and that have an owner, of the one architecture
     wide: int = Tuning.wide  # as of the run's ``Tuning``
+    chunk: int = CHUNK  # samples evaluated at once
 
     @property
     def task(self) -> Task:
@@ -147,7 +149,7 @@ class Worker:
         self.evaluators: list[ModelOracle] = []  # in evaluation mode: whatever is measured
         for model, kernel, by_layer, prediction in kinds:
             held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
-            mine, measured = (copied(model, held).to(self.device, setup.dtype) for _ in range(2))
+            mine, measured = (moved(copied(model, held), self.device, setup.dtype) for _ in range(2))
             both: dict[str, Any] = {"lower": lower, "written": setup.written, "wide": setup.wide}
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
@@ -157,10 +159,27 @@ class Worker:
         self.sizes = setup.train.sizes()
         same = setup.test is setup.train
         self.test_feed = self.train_feed if same else Feed(setup.test, self.device, setup.dtype)
+        if self.device.type != "cpu":
+            self._require_together()
         self.blocks = [
             ClientSide(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.uplink, setup.seed)
             for k in range(len(self.oracles))
         ]
+
+    @torch.no_grad()
+    def _require_together(self) -> None:
+        """Raise ClientError unless all that the models compute with is on the device."""
+        sample = self.test_feed.inputs(self.test_feed.x[:1], None)
+        try:
+            for oracle in self.evaluators:
+                oracle.predict(oracle.layout.flatten(oracle.model, self.setup.dtype), sample)
+        except RuntimeError as error:
+            if "same device" not in str(error):
+                raise
+            raise ClientError(
+                f"model {type(oracle.model).__name__} computes with a tensor that is not on engine.device, for it is "
+                f"none of the module's own: keep it there, as self.register_buffer(name, tensor) does ({said(error)})"
+            ) from error
 
     def train(self, jobs: Sequence[Job], broadcast: Any) -> list[Done]:
         """Local work of the clients of some jobs of a round."""
@@ -182,10 +201,9 @@ class Worker:
     def _train(self, job: Job, got: Message) -> Done:
         """One job on its own."""
         sums: Sums = {}
-        weight = 0.0
-        sent: list[Sent] = []
-        states, losses = [], []
-        suspect: list[int] = []
+        weight, plain = 0.0, 0
+        sizes: list[Tensor] = []  # of messages: one number a block, looked at when the job is done
+        states, losses, fine = [], [], [torch.ones(0, dtype=torch.bool, device=self.device)]
         for clients, mine in self._blocks(job):
             try:
                 out = self.blocks[job.architecture].run(clients, mine, got, job.round)
@@ -198,28 +216,37 @@ class Worker:
                     clients,
                 ) from error
             weights = weights_of(self.setup.aggregate, self.sizes[list(clients)])
-            sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
+            (shares,) = transfer.sent([torch.from_numpy(weights)], self.device)
+            sums = self.setup.aggregate.add(sums, clients, out.messages, shares)
             weight += float(weights.sum())
-            plain = message.sizes(out.messages, len(clients))
-            size = int(out.sent.sum()) + message.owned(out.messages) if self.setup.uplink else plain
-            sent.append(Sent(size, plain))
+            plain += message.sizes(out.messages, len(clients))
+            owned = message.owned(out.messages) if self.setup.uplink else 0
+            sizes.append(out.sent.sum() + owned)
             states.append(out.states)
             losses.append(torch.where(out.counted, out.losses, math.nan))
+            fine.append(self._fine(out, sums, fine))
+        stacked = states[0] if len(states) == 1 else tree_map(lambda *t: torch.cat(t), *states)
+        found = to_numpy((sums, stacked, torch.cat(losses), torch.cat(fine), torch.stack(sizes).sum()))
+        diverged = tuple(i for i, good in zip(job.clients, found[3].tolist(), strict=True) if not good)
+        sent = Sent(int(found[4]) if self.setup.uplink else plain, plain)
+        return Done(found[0], 1, weight, found[1], found[2], diverged, sent)
+
+    def _fine(self, out: Outcome, sums: Sums, before: Sequence[Tensor]) -> Tensor:
+        """[b] whether a block's losses and messages are finite; on the CPU seen by the sums, as long as these are."""
+        if self.device.type == "cpu":  # on a GPU a look at a number would wait for all of them
             total = sum(float(t.sum()) for t in leaves(sums)) + float(out.losses.sum())
-            if not math.isfinite(total) and not suspect:  # one bad number makes every later sum non-finite
-                suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
-        stacked = to_numpy(states[0] if len(states) == 1 else tree_map(lambda *t: torch.cat(t), *states))
-        return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), Sent.sum(sent))
+            # One bad number makes every later sum non-finite.
+            if math.isfinite(total) or not all(bool(block.all()) for block in before):
+                return torch.ones(len(out.losses), dtype=torch.bool)
+        return out.finite()
 
     def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
         """The blocks of a job and their clients' rows."""
-        rows, at = to_device(job.rows, self.device), 0
-        if len(job.blocks) == 1:
-            yield job.blocks[0], rows
-            return
+        at = 0
         for clients in job.blocks:
             here = slice(at, at + len(clients))
-            yield clients, tree_map(lambda t, here=here: t[here], rows)
+            rows = job.rows if len(job.blocks) == 1 else tree_map(lambda a, here=here: a[here], job.rows)
+            yield clients, to_device(rows, self.device)
             at = here.stop
 
     @torch.no_grad()
@@ -227,7 +254,7 @@ class Worker:
         """What is measured of each of the jobs' test samples at the model x [d], or [d + q] with written buffers."""
         model: Tensor = to_device(x, self.device)
         with _evaluating(), self.watched():
-            return [self._scores(self.evaluators[0], model, job) for job in jobs]
+            return answered([self._scores(self.evaluators[0], model, job) for job in jobs])
 
     @torch.no_grad()
     def evaluate_models(self, jobs: Sequence[Models], shared: Any) -> list[np.ndarray]:
@@ -236,9 +263,9 @@ class Worker:
             return [np.array([self._overall(x) for x in to_device(job.x, self.device)]) for job in jobs]
 
     def _overall(self, x: Tensor) -> list[float]:
-        total = len(self.test_feed.x)
-        parts = [self._scores(self.evaluators[0], x, EvalJob(a, min(a + CHUNK, total))) for a in range(0, total, CHUNK)]
-        found, measures = joined(parts), self.setup.measures
+        total, chunk = len(self.test_feed.x), self.setup.chunk
+        parts = [self._scores(self.evaluators[0], x, EvalJob(a, min(a + chunk, total))) for a in range(0, total, chunk)]
+        found, measures = joined(answered(parts)), self.setup.measures
         values = [measures.of(metric, found, self.setup.test.y)[""] for metric in measures.shared]
         return [float(found.losses.astype(np.float64).mean()), *values]
 
@@ -258,12 +285,14 @@ class Worker:
         inputs = feed.inputs(feed.x[job.first : job.last], None)
         # Weights stand in for the mask of a mean over examples. That divides by their sum, but at least by 1 (an empty
         # minibatch); with the smallest weight scaled to 1 the sum is never below.
-        mask = aligned(torch.from_numpy(job.weights / job.weights.min())).to(self.device, self.setup.dtype)
+        shares = aligned(torch.from_numpy(job.weights / job.weights.min()).to(self.setup.dtype))
+        (mask,) = transfer.sent([shares], self.device)
         g, loss = self.evaluators[0].grad(
             self.evaluators[0].whole(x), Batch(inputs, feed.y[job.first : job.last], mask)
         )
         total = float(job.weights.sum())
-        return {"gradient": to_numpy(g.double()) * total, "loss": np.float64(float(loss) * total)}
+        slope, value = to_numpy((g.double(), loss.double()))
+        return {"gradient": slope * total, "loss": np.float64(float(value) * total)}
 
     @torch.no_grad()
     def evaluate_own(self, jobs: Sequence[Job], broadcast: Any) -> list[Scores]:
@@ -271,21 +300,23 @@ class Worker:
         got = to_device(broadcast, self.device)
         with _evaluating(), self.watched():
             return [
-                joined([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]) for job in jobs
+                joined(answered([s for block in self._blocks(job) for s in self._own_scores(job, *block, got)]))
+                for job in jobs
             ]
 
-    def _own_scores(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Scores]:
+    def _own_scores(self, job: Job, clients: tuple[int, ...], mine: State, got: Message) -> Iterator[Found]:
         models = self.blocks[job.architecture].models(clients, mine, got, job.round)
         for i, x in zip(clients, models, strict=True):
             first, last = (int(self.test_feed.start[j]) for j in (i, i + 1))
-            for a in range(first, last, CHUNK):
-                yield self._scores(self.evaluators[job.architecture], x, EvalJob(a, min(a + CHUNK, last)))
+            for a in range(first, last, self.setup.chunk):
+                here = EvalJob(a, min(a + self.setup.chunk, last))
+                yield self._scores(self.evaluators[job.architecture], x, here)
 
-    def _scores(self, oracle: ModelOracle, x: Tensor, job: EvalJob) -> Scores:
+    def _scores(self, oracle: ModelOracle, x: Tensor, job: EvalJob) -> Found:
         x = oracle.whole(aligned(x))  # one of several models is a row
         inputs = self.test_feed.inputs(self.test_feed.x[job.first : job.last], None)
         y = self.test_feed.y[job.first : job.last]
-        return self.setup.measures.scores(self.loss, oracle.predict(x, inputs), y)
+        return self.setup.measures.found(self.loss, oracle.predict(x, inputs), y)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from fedsim.data.metrics import Metric
 from fedsim.errors import ClientError
 from fedsim.ground.own_code import FAILURES, said
 from fedsim.pool.scores import Measures, Scores, joined
-from fedsim.pool.worker import CHUNK, Backend, EvalJob, ObjectiveJob
+from fedsim.pool.worker import Backend, EvalJob, ObjectiveJob, Setup
 
 
 class Evaluation(NamedTuple):
@@ -28,20 +28,19 @@ class Evaluation(NamedTuple):
     clients: Mapping[str, np.ndarray] | None = None  # of clients or peers, if asked for: see ``client_values``
 
 
-def evaluate(backend: Backend, x: np.ndarray, test: Samples, measures: Measures, *, clients: bool) -> Evaluation:
+def evaluate(backend: Backend, x: np.ndarray, setup: Setup, *, clients: bool) -> Evaluation:
     """Evaluate the global model.
 
     Args:
         backend: who computes.
         x: [d] model.
-        test: the test samples in client order; those that nobody owns come last.
-        measures: what is measured beside the loss.
+        setup: what is measured, of which test samples, and how many at once.
         clients: whether to add the metrics per client, each on its own test samples; clients without any do not count.
     """
-    total = len(test.x)
-    jobs = [EvalJob(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
+    total, chunk = len(setup.test.x), setup.chunk
+    jobs = [EvalJob(a, min(a + chunk, total)) for a in range(0, total, chunk)]
     parts: Sequence[Scores] = backend.map("evaluate", jobs, [job.last - job.first for job in jobs], x)
-    return summarise(joined(parts), test, measures, clients=clients)
+    return summarise(joined(parts), setup.test, setup.measures, clients=clients)
 
 
 def peers_scores(found: np.ndarray, metrics: Sequence[Metric], who: str) -> dict[str, float]:
@@ -59,20 +58,20 @@ def peers_scores(found: np.ndarray, metrics: Sequence[Metric], who: str) -> dict
     return out
 
 
-def gradient(backend: Backend, x: np.ndarray, train: Samples, shares: np.ndarray) -> dict[str, float]:
+def gradient(backend: Backend, x: np.ndarray, setup: Setup, shares: np.ndarray) -> dict[str, float]:
     """The training objective at a model and the squared norm of its gradient.
 
     Args:
         backend: who computes.
         x: [d] model.
-        train: the training samples in client order, augmentation left out.
+        setup: of the training samples, which are taken without augmentation, and how many at once.
         shares: [clients] weight of each client's mean loss, which sum to 1.
     """
-    sizes = train.sizes()
+    sizes, chunk = setup.train.sizes(), setup.chunk
     weights = np.repeat(shares / sizes, sizes)
     total = len(weights)
     jobs = [
-        ObjectiveJob(j, a, min(a + CHUNK, total), weights[a : a + CHUNK]) for j, a in enumerate(range(0, total, CHUNK))
+        ObjectiveJob(j, a, min(a + chunk, total), weights[a : a + chunk]) for j, a in enumerate(range(0, total, chunk))
     ]
     answers = backend.map("gradient", jobs, [job.last - job.first for job in jobs], x)
     sums = merge_all({(j, span): sums for j, (sums, span) in enumerate(answers) if span}, Mean().merge)

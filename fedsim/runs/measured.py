@@ -18,7 +18,7 @@ TOGETHER = 2**15
 def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluate) -> Evaluation:
     """Metrics of the mean of the peers' models [n, d], and of their own models if asked for."""
     mean = to_numpy(mean_of(models))
-    found = evaluate(backend, mean, setup.test, setup.measures, clients=False)
+    found = evaluate(backend, mean, setup, clients=False)
     metrics = found.metrics | {"gossip/consensus_distance": consensus(models)}
     table: dict[str, np.ndarray] | None = None
     if evaluation.clients:
@@ -26,7 +26,7 @@ def measured(backend: Backend, setup: Setup, models: Tensor, evaluation: Evaluat
         metrics |= peers_scores(scores, shared, "peer")
         table = peer_values(scores, shared, len(setup.test.x))
     if evaluation.gradient:
-        metrics |= gradient(backend, mean, setup.train, np.full(len(models), 1 / len(models)))
+        metrics |= gradient(backend, mean, setup, np.full(len(models), 1 / len(models)))
     return Evaluation(metrics, found.confusion, table)
 
 

@@ -41,7 +41,7 @@ class ServerRun(Run):
     def measure(self) -> Evaluation:
         """The global model on the test samples, and the training objective if asked for."""
         x, setup = to_numpy(self.model()), self.setup
-        found = evaluate(self.backend, x, setup.test, setup.measures, clients=self.evaluation.clients)
+        found = evaluate(self.backend, x, setup, clients=self.evaluation.clients)
         return found._replace(metrics=found.metrics | self.objective())
 
     def objective(self) -> dict[str, float]:
@@ -49,7 +49,7 @@ class ServerRun(Run):
         if not self.evaluation.gradient:
             return {}
         weights = weights_of(self.setup.aggregate, self.sizes)
-        return gradient(self.backend, to_numpy(self.model()), self.setup.train, weights / weights.sum())
+        return gradient(self.backend, to_numpy(self.model()), self.setup, weights / weights.sum())
 
     def point(self) -> Tensor:
         """The global model [d]."""
