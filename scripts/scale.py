@@ -113,6 +113,7 @@ def measured(kind: str, n: int, options: argparse.Namespace) -> dict[str, float]
     from torch import nn
 
     from fedsim import Local, simulate
+    from fedsim.aggregate import Mean
     from fedsim.algorithms.dpsgd import DPSGD
     from fedsim.algorithms.fedavg import FedAvg
     from fedsim.algorithms.scaffold import Scaffold
@@ -137,6 +138,7 @@ def measured(kind: str, n: int, options: argparse.Namespace) -> dict[str, float]
             partition=Iid(clients=n),
             model=Logistic,
             rounds=options.rounds,
+            aggregate=Mean(weights="uniform" if kind == "state" else "examples"),
             schedule=Uniform(cohort=cohort) if kind in ("clients", "state") else All(),
             local=Local(steps=1, batch_size=32),
             topology=Ring() if kind == "peers" else None,

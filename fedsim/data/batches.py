@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -209,11 +209,15 @@ def _shuffled(
     per_epoch = -(-n // size)
     taken = np.full(steps, size)
     taken[per_epoch - 1 :: per_epoch] = n - (per_epoch - 1) * size
-    orders = np.zeros((clients, -(-steps // per_epoch), per_epoch * size), dtype=np.int64)
-    for mine, generator in zip(orders, generators, strict=True):
-        for epoch in mine:
-            epoch[:n] = torch.randperm(n, generator=generator).numpy()
-    return taken, orders.reshape(clients, -1, size)[:, :steps]
+    epochs = -(-steps // per_epoch)
+    order = torch.empty(clients * epochs, n, dtype=torch.int64)
+    rows = iter(order.unbind())  # drawn in place: there may be ten thousand clients
+    for generator in generators:
+        for row in islice(rows, epochs):
+            torch.randperm(n, generator=generator, out=row)
+    padded = np.zeros((clients, epochs, per_epoch * size), dtype=np.int64)
+    padded[:, :, :n] = order.numpy().reshape(clients, epochs, n)
+    return taken, padded.reshape(clients, -1, size)[:, :steps]
 
 
 def _poisson(generator: torch.Generator, n: int, steps: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
