@@ -156,17 +156,19 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     ids = np.array(clients)
     starts = feed.start[ids]
     sizes = feed.start[ids + 1] - starts
-    steps = np.array([local.count(n) for n in sizes.tolist()], dtype=np.int64)
-    expected = np.array([local.batch(n) for n in sizes.tolist()], dtype=np.int64)
+    held = sizes.tolist()
+    work = {n: (local.count(n), local.batch(n)) for n in set(held)}  # whoever holds as much does as much
+    steps, expected = (np.array([work[n][at] for n in held], dtype=np.int64) for at in (0, 1))
     total = int(steps.max())
     if local.batch_size == "full" and feed.augment is None:  # all examples in stored order at every step
         counts = np.where(np.arange(total) < steps[:, None], sizes[:, None], 0)
         return Work(clients, steps, sizes, expected, counts, None, None)
-    alike: dict[tuple[int, int, int], list[int]] = {}  # places in the block of clients with as much to draw
-    for b, shape in enumerate(zip(sizes.tolist(), steps.tolist(), expected.tolist(), strict=True)):
-        alike.setdefault(shape, []).append(b)
+    alike: dict[int, list[int]] = {}  # places in the block of clients with as much to draw
+    for b, n in enumerate(held):
+        alike.setdefault(n, []).append(b)
     drawn: list[_Drawn] = []
-    for (n, k, size), who in alike.items():
+    for n, who in alike.items():
+        k, size = work[n]
         generators = rng.streams(seed, addresses.BATCHES, index, last=[clients[b] for b in who])
         if local.sampling == "poisson" and size < n:
             drawn += [([b], *_poisson(g, n, k, size / n)) for b, g in zip(who, generators, strict=True)]
