@@ -16,7 +16,7 @@ from fedsim.algorithms.kit.protocols import PeerAlgorithm, ServerAlgorithm
 from fedsim.assembly import facts
 from fedsim.assembly.assemble import Assembled, assemble
 from fedsim.assembly.divide import load, unused_clients
-from fedsim.assembly.keeping import Kept, keep, run_place, write_first
+from fedsim.assembly.keeping import Kept, keep, run_place, writing_first
 from fedsim.assembly.part_roles import require_kind
 from fedsim.assembly.parts import Parts
 from fedsim.callbacks.base import Callback, RunView
@@ -173,11 +173,11 @@ def simulate(
         if kept.folder:
             stack.enter_context(kept.folder)
         say(f"starting {engine.actors} Ray actors" if engine.backend == "ray" else "starting")
-        with own_code("run"):
-            backend = assembled.start()
-            stack.callback(backend.close)
-        say("drawing who holds what")
-        write_first(assembled, kept)  # while Ray's actors, which are processes, import what they need
+        with writing_first(assembled, kept):
+            with own_code("run"):
+                backend = assembled.start()
+                stack.callback(backend.close)
+            say("drawing who holds what")
         with own_code("run"):
             run = assembled.begin(backend, evaluate)
         if progress:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import math
 import runpy
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedsim import Local
+from fedsim import Local, simulate
+from fedsim.aggregate import Mean
+from fedsim.algorithms.dpsgd import DPSGD
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.algorithms.scaffold import Scaffold
 from fedsim.assembly.divide import require_population
+from fedsim.callbacks import Callback
 from fedsim.data.augment import Augment
 from fedsim.data.batches import Feed, Samples, work_of
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import InputError
 from fedsim.ground import addresses, rng
 from fedsim.ground.later import Later
-from fedsim.partition import Population
+from fedsim.partition import Iid, Population
 from fedsim.partition.population import bundle
 from fedsim.runs.measured import consensus
+from fedsim.schedule import All, Uniform
+from fedsim.topology import Ring
 
 SIZES = (5, 3, 5, 1, 8, 3, 5)
 
@@ -118,12 +129,65 @@ def test_the_first_client_with_wrong_samples_is_named(train: tuple[list[int], ..
         require_population(population, data, Own())  # type: ignore[arg-type]
 
 
+class Logistic(torch.nn.Linear):
+    def __init__(self, input_shape: Sequence[int], outputs: int):
+        super().__init__(math.prod(input_shape), outputs)
+
+
+class Calls(Callback):
+    """Counts the calls of functions, Python's and others, from one record to the next."""
+
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+        self.seen = 0
+
+    def heard(self, frame: FrameType, event: str, arg: Any) -> None:
+        self.seen += event in ("call", "c_call")
+
+    def record(self, record: Mapping[str, float]) -> None:
+        sys.setprofile(None)
+        self.rounds.append(self.seen)
+        self.seen = 0
+        sys.setprofile(self.heard)
+
+
+def calls_in_a_round(algorithm: Any, n: int, **parts: Any) -> int:
+    """Of n clients with a sample each, once every client or none of these has been heard of before."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n + 50, 4)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    data = Dataset("scale", Split(x[:n], y[:n]), Split(x[n:], y[n:]), "classification", 2)
+    local, calls, before = Local(steps=1, batch_size=32), Calls(), sys.getprofile()
+    run: dict[str, Any] = {"data": data, "partition": Iid(clients=n), "model": Logistic, "rounds": 3, "local": local}
+    try:
+        simulate(algorithm, **run, callbacks=[calls], **parts)
+    finally:
+        sys.setprofile(before)
+    return min(calls.rounds[2:])
+
+
+def test_a_round_makes_as_many_calls_whatever_the_population() -> None:
+    some = {"schedule": Uniform(cohort=20)}
+    assert calls_in_a_round(FedAvg(lr=0.1), 2_000, **some) == calls_in_a_round(FedAvg(lr=0.1), 500, **some)
+    some["aggregate"] = Mean(weights="uniform")  # type: ignore[assignment]
+    few, many = (calls_in_a_round(Scaffold(lr=0.1), n, **some) for n in (500, 2_000))
+    assert many <= 1.02 * few  # of clients whose state was seen before there are more among few
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "parts", "most"), [(FedAvg(lr=0.1), {}, 14), (DPSGD(lr=0.1), {"topology": Ring()}, 18)]
+)
+def test_a_client_more_costs_a_round_few_calls(algorithm: Any, parts: dict[str, Any], most: int) -> None:
+    few, many = (calls_in_a_round(algorithm, n, schedule=All(), **parts) for n in (500, 1_000))
+    assert (many - few) / 500 <= most  # most of them draw its minibatch, from a stream of its own
+
+
 def test_the_exponent_of_a_curve() -> None:
     script = runpy.run_path(str(Path(__file__).parents[1] / "scripts/scale.py"))
     ns = [10**3, 10**4, 10**6]
     assert script["exponent"](ns, [3 * n**0.5 for n in ns]) == pytest.approx(0.5)
     assert script["exponent"](ns, [2.0] * 3) == pytest.approx(0)
-    figures = {"start_s": 1.5, "round_s": 0.25, "evaluate_s": 0.125, "memory_mb": 300.0}
+    figures = dict.fromkeys(script["COLUMNS"], 0.25) | {"start_s": 1.5}
     found = [
         {"kind": kind, "clients": n, **figures} for kind, n in (("clients", 1000), ("clients", 2000), ("peers", 10))
     ]

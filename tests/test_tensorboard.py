@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 
 from fedsim.ground.flat import flat_hyperparameters
 from fedsim.record.run_folder import RunFolder
-from fedsim.record.tensorboard import DPI, EventFile, charts, png_of
+from fedsim.record.tensorboard import DPI, EventFile, Picture, charts, png_of
 
 CONFIG = {"seed": 1, "algorithm": {"_target_": "fedsim.algorithms.FedDyn", "alpha": 0.1, "normalize": True}}
 RECORDS = [
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
             folder.write(record)
         figure = Figure(figsize=(3, 2))
         figure.subplots().plot([0, 1])
-        folder.figure("data/split", figure, 2)
+        folder.picture("data/split", Picture.of(figure), 2)
         folder.text("notes", "*hello*")
         folder.finish({"status": "finished"})
     return tmp_path

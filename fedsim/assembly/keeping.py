@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
@@ -12,9 +14,10 @@ from fedsim.assembly.assemble import Assembled
 from fedsim.assembly.part_roles import require_kind
 from fedsim.errors import require
 from fedsim.record.checkpoint import Checkpoints, Saved
-from fedsim.record.drawings import draw_network, draw_split
+from fedsim.record.drawings import network_picture, split_picture
 from fedsim.record.opening import opened
 from fedsim.record.run_folder import RunFolder
+from fedsim.record.tensorboard import Picture
 
 
 class Kept(NamedTuple):
@@ -54,19 +57,30 @@ def keep(assembled: Assembled, run_dir: str | Path, config: Mapping[str, Any] | 
     return Kept(*opened(run_dir, written, machine, method, parts.checkpoint, parts.planned_rounds, resume=resume))
 
 
-def write_first(assembled: Assembled, kept: Kept) -> None:
-    """Write what the folder of a new run holds before the first round beside its configuration: names, pictures."""
-    if kept.folder and not kept.saved:
-        write_names(assembled, kept.folder)
-        draw_pictures(assembled, kept.folder)
+@contextmanager
+def writing_first(assembled: Assembled, kept: Kept) -> Iterator[None]:
+    """Write what the folder of a new run holds before the first round beside its configuration: names, pictures.
+
+    The pictures are drawn while the block runs, in a thread: what it waits for when Ray begins are other processes.
+    """
+    if not kept.folder or kept.saved:
+        yield
+        return
+    write_names(assembled, kept.folder)
+    with ThreadPoolExecutor(1) as aside:
+        drawn = aside.submit(pictures, assembled)
+        yield
+    for tag, picture in drawn.result().items():
+        kept.folder.picture(tag, picture)
 
 
-def draw_pictures(assembled: Assembled, folder: RunFolder) -> None:
-    """Draw what is known before the first round: who holds what, and the graph of peers."""
+def pictures(assembled: Assembled) -> dict[str, Picture]:
+    """What is known before the first round: who holds what, and the graph of peers."""
     counts, mixing = assembled.population.counts(assembled.dataset), assembled.network.mixing
-    draw_split(folder, counts)
+    found = {"data/split": split_picture(counts)}
     if mixing is not None:
-        draw_network(folder, type(assembled.parts.topology).__name__, mixing, counts)
+        found["topology/graph"] = network_picture(type(assembled.parts.topology).__name__, mixing, counts)
+    return found
 
 
 def write_names(assembled: Assembled, folder: RunFolder) -> None:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -157,17 +157,19 @@ def work_of(clients: tuple[int, ...], index: int, feed: Feed, local: Local, seed
     ids = np.array(clients)
     starts = feed.start[ids]
     sizes = feed.start[ids + 1] - starts
-    steps = np.array([local.count(n) for n in sizes.tolist()], dtype=np.int64)
-    expected = np.array([local.batch(n) for n in sizes.tolist()], dtype=np.int64)
+    held = sizes.tolist()
+    work = {n: (local.count(n), local.batch(n)) for n in set(held)}  # whoever holds as much does as much
+    steps, expected = (np.array([work[n][at] for n in held], dtype=np.int64) for at in (0, 1))
     total = int(steps.max())
     if local.batch_size == "full" and feed.augment is None:  # all examples in stored order at every step
         counts = np.where(np.arange(total) < steps[:, None], sizes[:, None], 0)
         return Work(clients, steps, sizes, expected, counts, None, None)
-    alike: dict[tuple[int, int, int], list[int]] = {}  # places in the block of clients with as much to draw
-    for b, shape in enumerate(zip(sizes.tolist(), steps.tolist(), expected.tolist(), strict=True)):
-        alike.setdefault(shape, []).append(b)
+    alike: dict[int, list[int]] = {}  # places in the block of clients with as much to draw
+    for b, n in enumerate(held):
+        alike.setdefault(n, []).append(b)
     drawn: list[_Drawn] = []
-    for (n, k, size), who in alike.items():
+    for n, who in alike.items():
+        k, size = work[n]
         generators = rng.streams(seed, addresses.BATCHES, index, last=[clients[b] for b in who])
         if local.sampling == "poisson" and size < n:
             drawn += [([b], *_poisson(g, n, k, size / n)) for b, g in zip(who, generators, strict=True)]
@@ -210,11 +212,15 @@ def _shuffled(
     per_epoch = -(-n // size)
     taken = np.full(steps, size)
     taken[per_epoch - 1 :: per_epoch] = n - (per_epoch - 1) * size
-    orders = np.zeros((clients, -(-steps // per_epoch), per_epoch * size), dtype=np.int64)
-    for mine, generator in zip(orders, generators, strict=True):
-        for epoch in mine:
-            epoch[:n] = torch.randperm(n, generator=generator).numpy()
-    return taken, orders.reshape(clients, -1, size)[:, :steps]
+    epochs = -(-steps // per_epoch)
+    order = torch.empty(clients * epochs, n, dtype=torch.int64)
+    rows = iter(order.unbind())  # drawn in place: there may be ten thousand clients
+    for generator in generators:
+        for row in islice(rows, epochs):
+            torch.randperm(n, generator=generator, out=row)
+    padded = np.zeros((clients, epochs, per_epoch * size), dtype=np.int64)
+    padded[:, :, :n] = order.numpy().reshape(clients, epochs, n)
+    return taken, padded.reshape(clients, -1, size)[:, :steps]
 
 
 def _poisson(generator: torch.Generator, n: int, steps: int, rate: float) -> tuple[np.ndarray, np.ndarray]:

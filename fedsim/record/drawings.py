@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.record.run_folder import RunFolder
+from fedsim.record.tensorboard import Picture
 from fedsim.topology import Mixing
 
 # matplotlib is imported where something is drawn: a run without a folder needs none of it.
 
 
-def draw_split(folder: RunFolder, counts: np.ndarray) -> None:
+def split_picture(counts: np.ndarray) -> Picture:
     """Training samples [clients, classes] that every client holds."""
     from fedsim.record.figures import split_by_client
 
-    folder.figure("data/split", split_by_client(counts, "training samples by client"))
+    return Picture.of(split_by_client(counts, "training samples by client"))
 
 
-def draw_network(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarray) -> None:
+def network_picture(name: str, mixing: Mixing, counts: np.ndarray) -> Picture:
     """The graph of the first round, its peers coloured by how far their labels are from everybody's.
 
     Args:
-        folder: of the run.
         name: of the topology.
         mixing: W of the first round.
         counts: [clients, classes] samples that every client holds.
@@ -32,12 +31,11 @@ def draw_network(folder: RunFolder, name: str, mixing: Mixing, counts: np.ndarra
     skew = np.abs(counts / counts.sum(1, keepdims=True) - counts.sum(0) / counts.sum()).sum(1) / 2
     title = f"{name}, {n} peers, {len(mixing.edges)} edges" + ("" if mixing.static else ", round 1")
     several = counts.shape[1] > 1
-    figure = draw_graph(mixing.graph, skew if several else None, title, "label skew" if several else "")
-    folder.figure("topology/graph", figure)
+    return Picture.of(draw_graph(mixing.graph, skew if several else None, title, "label skew" if several else ""))
 
 
-def draw_confusion(folder: RunFolder, matrix: np.ndarray, done: int) -> None:
+def confusion_picture(matrix: np.ndarray) -> Picture:
     """Which class was taken for which after the last round: [classes, classes]."""
     from fedsim.record.figures import confusion
 
-    folder.figure("eval/confusion", confusion(matrix), done)
+    return Picture.of(confusion(matrix))

@@ -19,7 +19,7 @@ from fedsim.ground.interrupts import Stopping, uninterrupted
 from fedsim.privacy.ledger import Ledger
 from fedsim.record.checkpoint import Checkpoints, Saved
 from fedsim.record.clients_file import ClientsFile
-from fedsim.record.drawings import draw_confusion
+from fedsim.record.drawings import confusion_picture
 from fedsim.record.hooks import Hooks
 from fedsim.record.kept_models import KeptModels
 from fedsim.record.provenance import cpu_capability
@@ -114,7 +114,7 @@ class History:
             self.finish(status, first_line(error))
             raise
         if self.folder and self.run.confusion is not None and status != "interrupted":  # that one may go on
-            draw_confusion(self.folder, self.run.confusion, self.run.done)
+            self.folder.picture("eval/confusion", confusion_picture(self.run.confusion), self.run.done)
         return status, message
 
     def loop(self, stopping: Stopping) -> tuple[Status, str]:

@@ -28,7 +28,7 @@ from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -40,10 +40,7 @@ from fedsim.ground.files import atomic_file, is_own_file, leftovers
 from fedsim.record.clients_file import CLIENTS
 from fedsim.record.kept_models import BEST, LAST
 from fedsim.record.papers import papers
-from fedsim.record.tensorboard import EventFile, own_event_files
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fedsim.record.tensorboard import EventFile, Picture, own_event_files
 
 Status = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
 
@@ -160,9 +157,9 @@ class RunFolder:
         self._append(line)
         self._events.scalars({tag: value for tag, value in record.items() if "/" in tag}, int(record["round"]))
 
-    def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
-        """Write a matplotlib figure as a TensorBoard image."""
-        self._events.figure(tag, figure, step)
+    def picture(self, tag: str, picture: Picture, step: int = 0) -> None:
+        """Write a picture for TensorBoard."""
+        self._events.picture(tag, picture, step)
 
     def text(self, tag: str, text: str) -> None:
         """Write Markdown to TensorBoard's text page."""

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.ground.files import is_own_file
 from fedsim.ground.flat import flat_hyperparameters
@@ -81,6 +81,20 @@ def png_of(figure: Figure) -> bytes:
         figure.dpi = dpi
         figure.set_facecolor(colour)
     return png.getvalue()
+
+
+class Picture(NamedTuple):
+    """A figure that is drawn; ``width`` and ``height`` in pixels."""
+
+    png: bytes
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, figure: Figure) -> Picture:
+        """Draw a figure, which takes about as long as some rounds of a small run."""
+        width, height = (int(inches * DPI) for inches in figure.get_size_inches())
+        return cls(png_of(figure), width, height)
 
 
 class EventFile:
@@ -147,12 +161,12 @@ class EventFile:
                 self._add(summary.custom_scalars(charts(self._tags)))  # type: ignore[no-untyped-call]
                 self._laid_out = True
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Write a matplotlib figure as a PNG image."""
+    def picture(self, tag: str, picture: Picture, step: int) -> None:
+        """Write a picture."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        width, height = (int(inches * DPI) for inches in figure.get_size_inches())
-        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png_of(figure))
+        png, width, height = picture
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
         self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def text(self, tag: str, text: str) -> None:

@@ -13,7 +13,7 @@ from fedsim.evaluate import lower_is_better
 from fedsim.ground.files import atomic_file
 from fedsim.record.figures import curves
 from fedsim.record.hparams_page import experiment
-from fedsim.record.tensorboard import PICTURES, EventFile, own_event_files
+from fedsim.record.tensorboard import PICTURES, EventFile, Picture, own_event_files
 from fedsim.report.axes import Axis
 from fedsim.report.compare import Comparison
 from fedsim.report.curves import smoothing
@@ -42,7 +42,7 @@ def write_charts(report: Report, folder: Path) -> list[Path]:
     with atomic_file(folder / "curves.pdf") as file, PdfPages(file, metadata={"CreationDate": None}) as pages:
         for tag, axis, figure in charts:
             if axis.name == "rounds":
-                events.figure(tag, figure, 0)
+                events.picture(tag, Picture.of(figure), 0)
                 figure.set_layout_engine("none")  # it has its layout now, and finding one is half of the work
             pages.savefig(figure)
     events.close()

@@ -57,7 +57,7 @@ class Mixings:
             if self.period is None:
                 self._known.clear()
                 self._gaps.clear()
-            found = self.topology.mixing(self.n, at, self.seed)
+            found = self.first if at == 0 else self.topology.mixing(self.n, at, self.seed)
             require_mixing(self.algorithm, found)
             to = receivers(found).astype(np.int64)
             self._known[at] = Links(found, found.w.astype(self.dtype), torch.from_numpy(to), int(to.sum()))

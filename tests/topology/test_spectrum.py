@@ -31,6 +31,7 @@ from fedsim.topology import (
     lam,
     minimal_rates,
     spectral_gap,
+    spectrum,
 )
 
 
@@ -208,3 +209,23 @@ def test_without_cvxpy_the_error_says_what_to_install(monkeypatch):
         Ring(weights="fastest_mixing").mixing(5, 0, 0)
     with pytest.raises(InputError, match=r"^topology.rates=optimal needs the package cvxpy"):
         edge_rates(nx.cycle_graph(5), "optimal")
+
+
+@pytest.mark.parametrize("n", [499, 500, 501, 10_000])
+def test_lambda_of_a_large_ring_is_the_closed_form_and_takes_no_iteration(n, monkeypatch):
+    monkeypatch.setattr(spectrum, "eigsh", None)
+    assert lam(w_of(Ring(), n)) == pytest.approx(1 / 3 + 2 / 3 * cos(2 * pi / n), abs=1e-12)
+
+
+def test_circulant_matrices_of_many_peers_have_the_lambda_of_a_dense_decomposition(monkeypatch):
+    families = [[w_of(Exponential(), 64)], [w_of(ExponentialDirected(), 48)], period_of(OnePeerExponential(), 24)]
+    dense = [lam(*ws) for ws in families]
+    monkeypatch.setattr(spectrum, "_DENSE", 0)
+    monkeypatch.setattr(spectrum, "eigsh", None)
+    assert [lam(*ws) for ws in families] == pytest.approx(dense, abs=1e-12)
+
+
+@pytest.mark.parametrize("topology", [Path(), Grid(), Star(), Barbell(), RandomRegular(degree=3), BaseKPlus1()])
+def test_what_is_not_circulant_is_not_taken_for_it(topology):
+    assert spectrum.circulant(w_of(Ring(), 24))
+    assert not spectrum.circulant(w_of(topology, 24))
