@@ -100,7 +100,7 @@ def table_of(found: Sequence[dict[str, Any]]) -> Table:
     """A row for each run, and below those of a kind their exponents."""
     table = Table(title="fedsim, by the number of clients")
     for name in ("run", "clients", *COLUMNS.values()):
-        table.add_column(name, justify="left" if name == "run" else "right")
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name in ("run", "clients"))
     for kind in dict.fromkeys(one["kind"] for one in found):
         runs = [one for one in found if one["kind"] == kind]
         for one in runs:
@@ -108,7 +108,7 @@ def table_of(found: Sequence[dict[str, Any]]) -> Table:
         if len({one["clients"] for one in runs}) > 1:
             ns = [one["clients"] for one in runs]
             slopes = [f"{exponent(ns, [one[name] for one in runs]):.2f}" for name in COLUMNS]
-            table.add_row("", "exponent", *slopes, style="bold", end_section=True)
+            table.add_row("exponent", "", *slopes, style="bold", end_section=True)
     return table
 
 

@@ -192,8 +192,8 @@ def test_the_exponent_of_a_curve() -> None:
         {"kind": kind, "clients": n, **figures} for kind, n in (("clients", 1000), ("clients", 2000), ("peers", 10))
     ]
     assert [list(column.cells) for column in script["table_of"](found).columns[:3]] == [
-        ["clients", "clients", "", "peers"],
-        ["1,000", "2,000", "exponent", "10"],
+        ["clients", "clients", "exponent", "peers"],
+        ["1,000", "2,000", "", "10"],
         ["1.5", "1.5", "0.00", "1.5"],
     ]
 
