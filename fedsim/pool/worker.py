@@ -39,7 +39,8 @@ from fedsim.pool.block import ClientSide, Job, to_device, to_numpy
 from fedsim.pool.constants import constants
 from fedsim.pool.local_part import written
 from fedsim.pool.scores import Measures, Scores, joined
-from fedsim.types import Batch, Message, State
+from fedsim.pool.several import Came, RoundsAtOnce, Several
+from fedsim.types import Batch, Message, Round, State
 
 CHUNK = 512
 """Samples evaluated at once; fixed, so that no bit depends on the number of workers."""
@@ -161,6 +162,7 @@ class Worker:
             ClientSide(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.uplink, setup.seed)
             for k in range(len(self.oracles))
         ]
+        self.rounds_at_once = RoundsAtOnce(self.blocks[0])
 
     def train(self, jobs: Sequence[Job], broadcast: Any) -> list[Done]:
         """Local work of the clients of some jobs of a round."""
@@ -187,16 +189,8 @@ class Worker:
         states, losses = [], []
         suspect: list[int] = []
         for clients, mine in self._blocks(job):
-            try:
+            with self._failing(job.round, clients):
                 out = self.blocks[job.architecture].run(clients, mine, got, job.round)
-            except FAILURES as error:
-                name = name_of(written(self.setup.algorithm))
-                raise ClientError(
-                    f"{name} failed in round {job.round.index + 1} for clients {clients}: "
-                    f"{error_line(error)}. To debug, add engine=serial engine.batching=loop",
-                    job.round.index + 1,
-                    clients,
-                ) from error
             weights = weights_of(self.setup.aggregate, self.sizes[list(clients)])
             sums = self.setup.aggregate.add(sums, clients, out.messages, torch.from_numpy(weights).to(self.device))
             weight += float(weights.sum())
@@ -210,6 +204,29 @@ class Worker:
                 suspect = [i for i, fine in zip(clients, out.finite().tolist(), strict=True) if not fine]
         stacked = to_numpy(states[0] if len(states) == 1 else tree_map(lambda *t: torch.cat(t), *states))
         return Done(to_numpy(sums), 1, weight, stacked, to_numpy(torch.cat(losses)), tuple(suspect), Sent.sum(sent))
+
+    def rounds(self, jobs: Sequence[Several], shared: Any) -> list[Came | None]:
+        """Several rounds of peers, each job; None where these cannot be made without the driver."""
+        answers = []
+        with self.training():
+            for job in jobs:
+                with self._failing(job.rounds[0], job.clients):
+                    answers.append(self.rounds_at_once(job))
+        return answers
+
+    @contextmanager
+    def _failing(self, rnd: Round, clients: tuple[int, ...]) -> Iterator[None]:
+        """Whoever fails in here is named."""
+        try:
+            yield
+        except FAILURES as error:
+            name = name_of(written(self.setup.algorithm))
+            raise ClientError(
+                f"{name} failed in round {rnd.index + 1} for clients {clients}: "
+                f"{error_line(error)}. To debug, add engine=serial engine.batching=loop",
+                rnd.index + 1,
+                clients,
+            ) from error
 
     def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
         """The blocks of a job and their clients' rows."""
