@@ -110,11 +110,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def called(self, function: Callable[..., Tensor], given: tuple[Tensor, ...]) -> Tensor:
         """What a function gives that is called as a whole."""
-        self.__exit__(None, None, None)  # what happens inside is its own
+        mode: Any = self  # whose methods torch does not annotate
+        mode.__exit__(None, None, None)  # what happens inside is the function's own
         try:
             out = function(*given)
         finally:
-            self.__enter__()
+            mode.__enter__()
         self.seen[id(out)] = self.graph.create_node("call_function", function, self._nodes(given), {}, "outside"), out
         return out
 

@@ -24,9 +24,14 @@ from tests.laws import test_replay_catalogue
 from tests.laws.test_catalogue import PEERS, cohorts, everything, working
 from tests.laws.test_replay_catalogue import run
 
+slow = pytest.mark.slow
 ROUNDS = 33
-EACH = [name for name in PEERS if not isinstance(cohorts(name), Events)]
 FAST = {"dpsgd", "dfedavg", "gradient_tracking"}
+EACH = [
+    pytest.param(name, marks=() if name in ("dpsgd", "sgp") else slow)
+    for name in PEERS
+    if not isinstance(cohorts(name), Events)
+]
 
 
 @pytest.fixture
@@ -83,8 +88,9 @@ def test_rounds_at_once_are_those_made_one_by_one(
     assert lengths[len(made) :] == [1] * ROUNDS
 
 
-@pytest.mark.parametrize("name", sorted(FAST))
-@pytest.mark.parametrize("call", [9, 17])
+@pytest.mark.parametrize(
+    ("name", "call"), [("dpsgd", 9), *(pytest.param(name, 17, marks=slow) for name in sorted(FAST))]
+)
 def test_a_run_that_is_stopped_between_them_goes_on_to_the_same_bits(
     name: str, call: int, tmp_path: Path, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
