@@ -128,7 +128,7 @@ def test_servers_are_their_event_loops(algorithm: Any, concurrency: int) -> None
     run = asynchronous(algorithm, schedule, 40, data=data)
     np.testing.assert_allclose(finish(run), loop(algorithm, schedule, 40, data), rtol=0, atol=1e-10)
     assert run.state.now > 0
-    assert run.record["round"] == 40
+    assert run.recent[-1]["round"] == 40
 
 
 def test_a_buffer_of_all_clients_that_are_equally_fast_is_fedavg() -> None:
@@ -151,7 +151,7 @@ def test_a_buffer_of_all_clients_that_are_equally_fast_is_fedavg() -> None:
         )
         assert rounds.trajectory is not None
         np.testing.assert_allclose(finish(run), rounds.trajectory[1:], rtol=0, atol=1e-12)
-        assert run.record["async/staleness_max"] == 0
+        assert run.recent[-1]["async/staleness_max"] == 0
         seconds = 5 * local.count(7)  # rounds, local steps of one second
         assert run.state.now == pytest.approx(seconds)
 

@@ -7,6 +7,7 @@ as long as the operations. Recorded they are the same operations of torch in the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from operator import getitem
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.ground.as_function import as_function
 from fedsim.ground.tree import leaves, tree_map
 
 MOST = 500
@@ -40,14 +42,17 @@ def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[.
     """
     given = leaves(trees)
     recorder = _Recorder(given)
-    with recorder:
-        out = function(*trees)
+    token = _RECORDER.set(recorder)
+    try:
+        with recorder:
+            out = function(*trees)
+    finally:
+        _RECORDER.reset(token)
     results = [recorder.node(leaf) for leaf in leaves(out)]
     if any(node.op == "get_attr" for node in results):
         raise Unrecordable("a constant is given back, into which somebody may write")
     recorder.graph.output(results)
-    recorder.graph.eliminate_dead_code()
-    run = fx.GraphModule(recorder.constants, recorder.graph).forward
+    run = as_function(recorder.graph, recorder.constants, dict(recorder.seen.values()))
     form = tree_map(lambda leaf: None, out)
 
     def again(*others: Any) -> Any:
@@ -55,6 +60,17 @@ def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[.
         return tree_map(lambda _: next(values), form)
 
     return out, again
+
+
+def outside(function: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """``function(*given)``, which computes with something else than torch: recordings call it as it is.
+
+    Args:
+        function: returns a new tensor, which depends on what is given and on nothing that changes.
+        given: tensors.
+    """
+    recorder = _RECORDER.get()
+    return function(*given) if recorder is None else recorder.called(function, given)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -66,7 +82,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, given: list[Tensor]):
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph, self.constants = fx.Graph(), torch.nn.Module()
+        self.graph: fx.Graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
         self.seen: dict[int, tuple[fx.Node, Tensor]] = {}  # by id, and alive, so that no other tensor gets the id
         for number, tensor in enumerate(given):
             self.seen[id(tensor)] = self.graph.placeholder(f"given_{number}"), tensor
@@ -91,17 +108,31 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unrecordable(str(func))
         return out
 
+    def called(self, function: Callable[..., Tensor], given: tuple[Tensor, ...]) -> Tensor:
+        """What a function gives that is called as a whole."""
+        mode: Any = self  # whose methods torch does not annotate
+        mode.__exit__(None, None, None)  # what happens inside is the function's own
+        try:
+            out = function(*given)
+        finally:
+            mode.__enter__()
+        self.seen[id(out)] = self.graph.create_node("call_function", function, self._nodes(given), {}, "outside"), out
+        return out
+
     def node(self, value: Any) -> Any:
         """The node of a tensor; anything else stays what it is."""
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.seen:
             name = f"constant_{len(self.seen)}"
-            self.constants.register_buffer(name, value)
-            self.seen[id(value)] = self.graph.get_attr(name), value
+            self.constants[name] = value
+            self.seen[id(value)] = self.graph.create_node("get_attr", name), value
         return self.seen[id(value)][0]
 
     def _nodes(self, value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return type(value)(self._nodes(v) for v in value)
         return {k: self._nodes(v) for k, v in value.items()} if isinstance(value, dict) else self.node(value)
+
+
+_RECORDER: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)

@@ -24,8 +24,9 @@ from fedsim.local import Local
 from fedsim.objective import Objective
 from fedsim.pool.local_part import written
 from fedsim.pool.recurring import Replay, Same, shares_memory
+from fedsim.pool.returned import check_message, check_model, check_returned
 from fedsim.traits.declared import traits_of
-from fedsim.types import Message, Owned, Round, State
+from fedsim.types import Message, Round, State
 
 Client = Callable[[Objective, State, Tensor, Message, Round], Any]
 """What one client computes, from its objective, its row of the store, its number, the broadcast and the round.
@@ -100,25 +101,42 @@ class ClientSide:
 
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
         """``algorithm.local`` of these clients, then the channel; ``rows`` is a tree of [b, ...] tensors."""
-
         got = tree_map(aligned, got)
-
-        def local(obj: Objective, row: State, client: Tensor, got: Message, rnd: Round) -> Any:
-            state, links = row
-            message, state = self.algorithm.local(obj, state, got, rnd)
-            arrived, sent = message, torch.zeros_like(obj.steps)
-            if self.uplink:
-                noise = noises(self.seed, addresses.UPLINK, rnd.index, client)
-                sizes = tuple(self.oracle.layout.sizes)
-                arrived, links, size = self.uplink.send(_checked(message), links, noise, sizes)
-                sent = sent + size
-            if self.settle is not None:
-                state = self.settle(state, message, arrived, rnd)
-            return arrived, (state, links), *obj.loss, sent
-
-        out = Outcome(*self._of_clients(local, clients, rows, got, rnd))
+        out = Outcome(*self._of_clients(self._local, clients, rows, got, rnd))
         check_returned(out.messages, out.states, rows)
         return out._replace(messages=tree_map(aligned, self.uplink.decoded(out.messages)))
+
+    def _local(self, obj: Objective, row: State, client: Tensor, got: Message, rnd: Round) -> Any:
+        """What one client computes, the fields of ``Outcome``."""
+        state, links = row
+        message, state = self.algorithm.local(obj, state, got, rnd)
+        arrived, sent = message, torch.zeros_like(obj.steps)
+        if self.uplink:
+            noise = noises(self.seed, addresses.UPLINK, rnd.index, client)
+            sizes = tuple(self.oracle.layout.sizes)
+            arrived, links, size = self.uplink.send(check_message(message), links, noise, sizes)
+            sent = sent + size
+        if self.settle is not None:
+            state = self.settle(state, message, arrived, rnd)
+        return arrived, (state, links), *obj.loss, sent
+
+    def each_round(self, clients: tuple[int, ...], index: int) -> Callable[[Round, State], Outcome] | None:
+        """Local work of clients who get nothing, as a function of the round and their rows alone.
+
+        None where it is not known to do the same in every round, the round's own part in it aside.
+        """
+        if not self.replays or len(clients) < 2 or self.uplink:
+            return None
+        drawn, lane = self._work(clients, index)
+        if clients not in self._same:
+            return None
+
+        def work(rnd: Round, rows: State) -> Outcome:
+            out = Outcome(*self._stacked(self._local, index, drawn, lane, rows, {}, rnd))
+            check_returned(out.messages, out.states, rows)
+            return out
+
+        return work
 
     def models(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Tensor:
         """``algorithm.own`` of these clients: the model [b, d + q] that each predicts with, and its written buffers."""
@@ -177,14 +195,10 @@ class ClientSide:
         return work(self._objective(lane, drawn, rnd.index, alone=True), row, lane["number"], got, rnd)
 
     def _together(self, work: Client, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Any:
-        index = rnd.index
-        drawn, batched = self._work(clients, index)
+        drawn, batched = self._work(clients, rnd.index)
 
-        def all_of_them(rnd: Round, batched: dict[str, Tensor], rows: State, got: Message) -> Any:
-            def one(lane: dict[str, Tensor], row: State) -> Any:
-                return work(self._objective(lane, drawn, index, alone=False), row, lane["number"], got, rnd)
-
-            return at_once(one, batched, rows)
+        def all_of_them(known: Round, batched: dict[str, Tensor], rows: State, got: Message) -> Any:
+            return self._stacked(work, rnd.index, drawn, batched, rows, got, known)
 
         if clients not in self._same or not self.replays:
             return all_of_them(rnd, batched, rows, got)
@@ -193,35 +207,15 @@ class ClientSide:
         kind = (work.__name__, drawn.counts.shape, drawn.stretches, drawn.partial, drawn.empty, drawn.most, shapes)
         return self._replays.setdefault(kind, Replay())(all_of_them, rnd, batched, rows, got)
 
+    def _stacked(
+        self, work: Client, index: int, drawn: Work, batched: dict[str, Tensor], rows: State, got: Message, rnd: Round
+    ) -> Any:
+        """What ``work`` gives for all clients of a block at once."""
 
-def check_model(models: Any, b: int, d: int, method: str) -> None:
-    """Raise TypeError unless these are the models [b, d] that b clients predict with."""
-    if not isinstance(models, Tensor) or models.shape != (b, d):
-        found = list(models.shape[1:]) if isinstance(models, Tensor) else type(models).__name__
-        raise TypeError(f"{method} must return the client's model [{d}], got {found}")
+        def one(lane: dict[str, Tensor], row: State) -> Any:
+            return work(self._objective(lane, drawn, index, alone=False), row, lane["number"], got, rnd)
 
-
-def check_returned(message: Any, new: State, old: State, method: str = "local") -> None:
-    """Raise TypeError unless b clients' message and new states are of the kinds that travel and fit the store."""
-    _checked(message)
-    before, after = (tree_map(_kind, state) for state in (old, new))
-    if before != after:
-        was, now = (tree_map(_said, state) for state in (old, new))
-        raise TypeError(f"{method} must return a client state like the one it got, {was}, got {now}")
-
-
-def _kind(rows: Any) -> Any:
-    return (rows.dtype, rows.shape[1:]) if isinstance(rows, Tensor) else type(rows)
-
-
-def _said(rows: Any) -> str:
-    return f"{str(rows.dtype)[6:]}{list(rows.shape[1:])}" if isinstance(rows, Tensor) else type(rows).__name__
-
-
-def _checked(message: Any) -> Message:
-    if not isinstance(message, dict) or not all(isinstance(t, (Tensor, Owned)) for t in message.values()):
-        raise TypeError("local must return a message of tensors by name, and the client's new state")
-    return message
+        return at_once(one, batched, rows)
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

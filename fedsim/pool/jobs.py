@@ -65,6 +65,14 @@ class Jobs:
             totals += made.costs
         return jobs, totals
 
+    def one_block(self, clients: Sequence[int], costs: Sequence[int]) -> bool:
+        """Whether these are one block of one job, in their order."""
+        if len(self.kernels) > 1 or self.kernels[0] in ALONE:
+            return False
+        all_of_them = tuple(clients)
+        made = _planned(all_of_them, tuple(costs), self.blocks[0], self.pieces, self.least)
+        return made.jobs == ((all_of_them,),)
+
     def train(self, jobs: Sequence[Job], costs: Sequence[int], broadcast: Any) -> list[Done]:
         """Local work; raises Diverged when a loss or message is not finite."""
         answers: list[Done] = self.backend.map("train", jobs, costs, broadcast)

@@ -85,6 +85,11 @@ class Replay:
         self._recording: Callable[..., Any] | None = None
         self.trusted = False
 
+    @property
+    def refused(self) -> bool:
+        """Whether there was a recording and it cannot take the place of the function."""
+        return self.computed >= FIRST and self._recording is None
+
     def __call__(self, function: Callable[..., Any], rnd: Round, *trees: Any) -> Any:
         """``function(rnd, *trees)``; the function may be another object each time, if it does the same."""
         if self.trusted and self._recording is not None:

@@ -29,8 +29,8 @@ from fedsim.ground.own_code import FAILURES, said
 from fedsim.ground.tree import tensors, tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.objective import Objective
-from fedsim.pool.block import check_model, check_returned
 from fedsim.pool.local_part import LocalPart, written
+from fedsim.pool.returned import check_model, check_returned
 from fedsim.pool.worker import Setup
 from fedsim.traits.declared import traits_of
 from fedsim.types import Batch, Known, Message, Owned, Round, State, Stretch

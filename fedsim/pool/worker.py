@@ -40,7 +40,8 @@ from fedsim.pool.block import ClientSide, Job, Outcome, to_device, to_numpy
 from fedsim.pool.constants import constants
 from fedsim.pool.local_part import written
 from fedsim.pool.scores import Found, Measures, Scores, answered, joined
-from fedsim.types import Batch, Message, State
+from fedsim.pool.several import Came, RoundsAtOnce, Several
+from fedsim.types import Batch, Message, Round, State
 
 CHUNK = 512
 """Samples evaluated at once on the CPU; fixed, so that no bit depends on the number of workers."""
@@ -165,6 +166,7 @@ class Worker:
             ClientSide(setup.algorithm, self.oracles, k, self.train_feed, setup.local, setup.uplink, setup.seed)
             for k in range(len(self.oracles))
         ]
+        self.rounds_at_once = RoundsAtOnce(self.blocks[0])
 
     @torch.no_grad()
     def _require_together(self) -> None:
@@ -205,16 +207,8 @@ class Worker:
         sizes: list[Tensor] = []  # of messages: one number a block, looked at when the job is done
         states, losses, fine = [], [], [torch.ones(0, dtype=torch.bool, device=self.device)]
         for clients, mine in self._blocks(job):
-            try:
+            with self._failing(job.round, clients):
                 out = self.blocks[job.architecture].run(clients, mine, got, job.round)
-            except FAILURES as error:
-                name = name_of(written(self.setup.algorithm))
-                raise ClientError(
-                    f"{name} failed in round {job.round.index + 1} for clients {clients}: "
-                    f"{error_line(error)}. To debug, add engine=serial engine.batching=loop",
-                    job.round.index + 1,
-                    clients,
-                ) from error
             weights = weights_of(self.setup.aggregate, self.sizes[list(clients)])
             (shares,) = transfer.sent([torch.from_numpy(weights)], self.device)
             sums = self.setup.aggregate.add(sums, clients, out.messages, shares)
@@ -239,6 +233,29 @@ class Worker:
             if math.isfinite(total) or not all(bool(block.all()) for block in before):
                 return torch.ones(len(out.losses), dtype=torch.bool)
         return out.finite()
+
+    def rounds(self, jobs: Sequence[Several], shared: Any) -> list[Came | None]:
+        """Several rounds of peers, each job; None where these cannot be made without the driver."""
+        answers = []
+        with self.training():
+            for job in jobs:
+                with self._failing(job.rounds[0], job.clients):
+                    answers.append(self.rounds_at_once(job))
+        return answers
+
+    @contextmanager
+    def _failing(self, rnd: Round, clients: tuple[int, ...]) -> Iterator[None]:
+        """Whoever fails in here is named."""
+        try:
+            yield
+        except FAILURES as error:
+            name = name_of(written(self.setup.algorithm))
+            raise ClientError(
+                f"{name} failed in round {rnd.index + 1} for clients {clients}: "
+                f"{error_line(error)}. To debug, add engine=serial engine.batching=loop",
+                rnd.index + 1,
+                clients,
+            ) from error
 
     def _blocks(self, job: Job) -> Iterator[tuple[tuple[int, ...], State]]:
         """The blocks of a job and their clients' rows."""

@@ -18,6 +18,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -113,6 +114,10 @@ class Checkpoints:
         """Whether a run that has done so many rounds shall save now."""
         wait = max(self.policy.seconds, PRICE * self._cost) if self.policy.seconds else 0.0
         return done - self._last >= self.policy.every and time.monotonic() - self._since >= wait
+
+    def left(self, done: int) -> int:
+        """Rounds until a run that has done so many shall save, where rounds alone say when; else any number."""
+        return sys.maxsize if self.policy.seconds else max(1, self.policy.every - (done - self._last))
 
     def save(self, done: int, state: Any, notes: Mapping[str, Any], *, last: bool = False) -> bool:
         """Write a checkpoint; a disk that is full costs the checkpoint and one line, not the run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ from fedsim.record.hooks import Hooks
 from fedsim.record.kept_models import KeptModels
 from fedsim.record.provenance import cpu_capability
 from fedsim.record.run_folder import RunFolder, Status, run_summary
+from fedsim.runs.evaluation import require_finite
 from fedsim.runs.run import Run
 from fedsim.runs.traffic import Record
 from fedsim.types import SavedRows, State
@@ -129,13 +129,14 @@ class History:
                 due = run.evaluation.due(run.done, run.rounds)
                 why = self.told(self.open | (run.evaluate() if due else {}))
             while run.done < run.rounds:
-                _require_finite(self.records[-1])
+                require_finite(self.records[-1])
                 if why:
                     return "stopped", why
-                why = self.told(run.step())
+                for record in run.go(self._unseen()):
+                    why = self.told(record)
                 if self.checkpoints and self.checkpoints.due(run.done):
                     self.save()
-            _require_finite(self.records[-1])
+            require_finite(self.records[-1])
         except Diverged as error:
             return "diverged", first_line(error)
         except KeyboardInterrupt as stop:
@@ -168,11 +169,20 @@ class History:
                 self.bar.update(record)
 
     def catch_up(self) -> None:
-        """Take down a round that was done when the run was stopped, if only its evaluation is missing."""
-        if self.records and self.run.done > self.records[-1]["round"]:
-            record = self.run.record if self.open is None else self.open
+        """Take down rounds that were done when the run was stopped, the last of which may lack its evaluation."""
+        if not self.records or self.run.done == self.records[-1]["round"]:
+            return
+        done = self.run.recent if self.open is None else [self.open]
+        for record in [one for one in done if one["round"] > self.records[-1]["round"]]:
             self.add(record)
-            self.open = record
+        self.open = done[-1]
+
+    def _unseen(self) -> int:
+        """How many rounds may be done before anybody but the run looks at what they came to."""
+        if self.points is not None or self.hooks.listening:
+            return 1
+        left = self.run.rounds - self.run.done
+        return min(left, self.checkpoints.left(self.run.done)) if self.checkpoints else left
 
     def save(self, *, last: bool = False) -> None:
         """Write a checkpoint, unless the run has not begun or the last one says it all.
@@ -238,9 +248,3 @@ class History:
             values = torch.stack(self.points[:points]) if points else self.run.point()[None][:0]
             kept = SavedRows(np.arange(len(values)), values)
         return {"run": self.run.snapshot(), "points": kept}
-
-
-def _require_finite(record: Record) -> None:
-    """Raise Diverged when the model was evaluated and its loss has no value, though its parameters may have."""
-    if not math.isfinite(record.get("eval/loss", 0.0)):
-        raise Diverged(f"the loss on the test samples is not finite after round {record['round']:.0f}")

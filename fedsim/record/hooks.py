@@ -18,6 +18,11 @@ class Hooks:
     def __init__(self) -> None:
         self._live: list[Callback] = []
 
+    @property
+    def listening(self) -> bool:
+        """Whether anybody does."""
+        return bool(self._live)
+
     def begin(self, callbacks: Sequence[Callback], run: RunView) -> None:
         """Tell these callbacks, in the order in which they will be called, what the run is.
 

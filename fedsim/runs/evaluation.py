@@ -5,6 +5,7 @@ It knows what workers answer and what is made of it; when to evaluate is ``fedsi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from fedsim.aggregate import Mean, merge_all
 from fedsim.data.batches import Samples
 from fedsim.data.metrics import Metric
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, Diverged
 from fedsim.ground.own_code import FAILURES, said
 from fedsim.pool.scores import Measures, Scores, joined
 from fedsim.pool.worker import Backend, EvalJob, ObjectiveJob, Setup
@@ -107,6 +108,12 @@ def summarise(found: Scores, test: Samples, measures: Measures, *, clients: bool
     classes = int(max(found.guesses.max(), test.y.max())) + 1
     cells = np.bincount(y * classes + found.guesses, minlength=classes**2)
     return Evaluation(out, cells.reshape(classes, classes), table)
+
+
+def require_finite(record: Mapping[str, float]) -> None:
+    """Raise Diverged when the model was evaluated and its loss has no value, though its parameters may have."""
+    if not math.isfinite(record.get("eval/loss", 0.0)):
+        raise Diverged(f"the loss on the test samples is not finite after round {record['round']:.0f}")
 
 
 def client_values(found: Scores, test: Samples, measures: Measures) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from fedsim.channel.channel import Channel, noises
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import at_once
+from fedsim.ground.recorded import outside
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round, State
@@ -67,9 +68,13 @@ class Gossip:
         n = w.shape[0]
         pieces = [self._held(*self._some(a, peers, links), rnd, step) for a in range(0, n, self._at_once(n))]
         peers, links, held, sent, plain = pieces[0] if len(pieces) == 1 else _joined(pieces)
-        mixed = {name: product(w, value) for name, value in held.items()}
+        mixed = {name: outside(partial(product, w), value) for name, value in held.items()}
         new = at_once(lambda peer, got: self.algorithm.mix(peer, got, rnd), peers, mixed)
         return Exchanged(new, links, sent, plain)
+
+    def free(self, n: int) -> bool:
+        """Whether what n peers exchange goes through nothing that has a memory, or numbers of its own in each round."""
+        return not self.channel and self._at_once(n) >= n
 
     def _at_once(self, n: int) -> int:
         return TOGETHER if self.channel or self.publish is not None else n
@@ -104,6 +109,27 @@ class Gossip:
 
         states, ends, held, sent = at_once(one, peers, links, ids)
         return states, ends, held, sent, plain
+
+
+@dataclass(frozen=True)
+class Exchanges:
+    """All exchanges of a round, where ``Gossip.free``: from the peers' states after local work to their new ones.
+
+    Attributes:
+        gossip: how peers exchange.
+        steps: exchanges in a round.
+        each: W of the rounds of a period.
+    """
+
+    gossip: Gossip
+    steps: int
+    each: tuple[sparse.csr_matrix, ...]
+
+    def __call__(self, peers: State, rnd: Round, at: int) -> State:
+        """Those of a round at this place of the period."""
+        for step in range(self.steps):
+            peers = self.gossip.exchange(peers, ({}, {}), self.each[at], rnd, step).peers
+        return peers
 
 
 def _joined(pieces: list[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +13,11 @@ import torch
 from fedsim.channel.message import Sent
 from fedsim.ground.layout import Layout, aligned
 from fedsim.ground.tree import leaves, tree_map
+from fedsim.pool.block import to_numpy
+from fedsim.pool.several import Came, Several
 from fedsim.pool.worker import Backend
 from fedsim.runs.evaluation import peers_scores
-from fedsim.runs.gossip import Gossip
+from fedsim.runs.gossip import Exchanges, Gossip
 from fedsim.runs.measured import consensus, own
 from fedsim.runs.mixings import Mixings
 from fedsim.runs.of_peers import PeersRun, in_order, repeated
@@ -22,7 +26,13 @@ from fedsim.runs.start import Start
 from fedsim.runs.traffic import Record, Traffic
 from fedsim.schedule.cohorts import cohort_of
 from fedsim.traits.declared import traits_of
-from fedsim.types import State
+from fedsim.types import Round, State
+
+BLINK_S = 0.05
+"""Seconds that rounds at once may take: progress is shown and a run is stopped between them."""
+
+PERIOD = 16
+"""Longest period of W of which every round is recorded by itself."""
 
 
 class PeersState(NamedTuple):
@@ -46,6 +56,65 @@ class Peers(PeersRun):
         self.graphs = Mixings(self.algorithm, between.topology, n, setup.seed, _dtype(state.states))
         self.steps = self.algorithm.gossip_steps if "gossip_steps" in traits_of(self.algorithm).hooks else 1
         self.notes = self.graphs.first.warnings
+        free = self.gossip.free(n) and self.graphs.period is not None and self.graphs.period <= PERIOD
+        self._free = free and self.jobs.one_block(range(n), self.local_steps.tolist())  # to do rounds at once
+        self._pace = 1  # of them
+        self._plain = 0  # bytes of a peer's messages of a round to one neighbour, known after the first
+
+    def ahead(self, most: int) -> Sequence[Step]:
+        """Some rounds at once where all peers do the same in each and nothing of it is looked at, else one."""
+        begun = time.perf_counter()
+        rounds = self._alike(min(most, self._pace)) if self._free and self._plain else []
+        came = self._several(rounds) if rounds else None
+        if came is None:
+            return [self.advance()]
+        took = time.perf_counter() - begun
+        if took > BLINK_S:
+            self._pace = max(1, self._pace // 2)
+        elif took < BLINK_S / 2 and len(rounds) == self._pace:
+            self._pace *= 2
+        steps = [
+            Step(
+                None, losses=[losses], sent={"edge": sent}, counted={"edges": edges}, record=self.graphs.gaps(rnd.index)
+            )
+            for rnd, losses in zip(rounds, came.losses, strict=True)
+            for sent, edges in [self._usual(rnd.index)]
+        ]
+        last, at = steps[-1], rounds[-1].index
+        new, before = (tree_map(lambda a: aligned(torch.from_numpy(a)), rows) for rows in (came.rows, came.before))
+        record = {**last.record, **(self._before(before) if self.due(at + 1) else {})}
+        return [*steps[:-1], replace(last, state=PeersState(new, self.state.links), record=record)]
+
+    def _alike(self, most: int) -> list[Round]:
+        """The next rounds in which all peers compute, the last one at most of them with an evaluation after it."""
+        rounds: list[Round] = []
+        for index in range(self.done, self.done + most):
+            rnd = self.round(index, cohort_of(self.schedule, index, len(self.sizes), self.setup.seed))
+            if not in_order(rnd.clients, len(self.sizes)):
+                break
+            rounds.append(rnd)
+            if self.due(index + 1):
+                break
+        return rounds
+
+    def _several(self, rounds: Sequence[Round]) -> Came | None:
+        """What these rounds come to, all computed by one worker; None where they must be made one by one."""
+        each = tuple(self.graphs.links(t).w for t in range(self.graphs.period or 1))
+        after = Exchanges(self.gossip, self.steps, each)
+        job = Several(tuple(rounds), to_numpy(self.state.states), after, len(each))
+        came: Came | None = self.backend.map("rounds", [job], [len(rounds)], {})[0]
+        if came is None:
+            self._free = False
+        elif not came.fine:
+            self._pace = 1  # the round at fault is found one by one
+            return None
+        return came
+
+    def _usual(self, index: int) -> tuple[Sent, int]:
+        """What a round sends where no channel changes it, and over how many edges in all exchanges."""
+        links = self.graphs.links(index)
+        size = self._plain * links.messages
+        return Sent(size, size), self.steps * len(links.mixing.edges)
 
     def advance(self) -> Step:
         """One round."""
@@ -60,6 +129,7 @@ class Peers(PeersRun):
         for q in range(self.steps):
             states, links, sizes, plain = self.gossip.exchange(states, links, w, rnd, q)
             sent.append(Sent(int(sizes @ degrees), plain * messages))
+            self._plain = self.steps * plain
         return Step(
             PeersState(states, links),
             losses=[answer.losses for _, answer in worked],

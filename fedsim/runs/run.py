@@ -76,7 +76,7 @@ class Run(ABC):
     Attributes:
         done: steps done.
         notes: what the user should know, one sentence each.
-        record: of the last step, without its evaluation.
+        recent: records of the steps that were done at once with the last one, and its own, without its evaluation.
         confusion: of the last evaluation.
         clients: likewise, by column, or None: see ``fedsim.runs.evaluation.client_values``.
         sizes: [n] training samples of each client.
@@ -92,7 +92,7 @@ class Run(ABC):
         self.state, self.traffic, self._stores = state, traffic, tuple(stores)
         self.done = 0
         self.notes: tuple[str, ...] = ()
-        self.record: Record = {}
+        self.recent: list[Record] = [{}]
         self.confusion: np.ndarray | None = None
         self.clients: Mapping[str, np.ndarray] | None = None
         self.sizes = start.setup.train.sizes()
@@ -134,30 +134,48 @@ class Run(ABC):
         """The server's state, or () where there is none."""
         return ()
 
+    def ahead(self, most: int) -> Sequence[Step]:
+        """What the next steps come to, one or some, but no more than ``most``; changes nothing of the run's state.
+
+        Of all but the last one ``state`` says nothing, and none of them needs an evaluation.
+        """
+        return [self.advance()]
+
     def step(self) -> Record:
-        """One step, and its evaluation where that is due.
+        """One step, as ``go`` makes it."""
+        return self.go(1)[0]
+
+    def go(self, most: int) -> list[Record]:
+        """One step or some, but no more than ``most``, and the evaluation of the last one where that is due.
 
         Returns:
-            Every scalar of the step by its TensorBoard tag, and ``round``, the number of steps done.
+            For each every scalar of the step by its TensorBoard tag, and ``round``, the number of steps done.
 
         Raises:
             Diverged: a loss, a message or the new state is not finite; everything stays as after the last step.
         """
         begun = time.perf_counter()
-        step = self.advance()
-        if not _finite(getattr(step.state, self.vital)):
+        ahead = self.ahead(most)
+        if not _finite(getattr(ahead[-1].state, self.vital)):
             raise Diverged(f"{VITAL[self.vital]} is not finite {self.when()}")
-        state = tree_map(_as_restored, step.state)
+        state = tree_map(_as_restored, ahead[-1].state)
         with uninterrupted():
-            self.state, self.done = state, self.done + 1
-            for number, clients, rows in step.rows:
-                self._stores[number].write(clients, rows)
-            for store in self._stores:
-                store.commit()
-            sent = self.traffic.add(step.sent, step.counted)
-            clock = {"time/round_s": time.perf_counter() - begun}
-            self.record = {"round": self.done, **mean_loss(step.losses), **sent, **step.record, **clock}
-        return self.record | (self.evaluate() if self.due(self.done) else {})
+            self.recent = [self._kept(step) for step in ahead]
+            self.state = state
+            for record in self.recent:
+                record["time/round_s"] = (time.perf_counter() - begun) / len(ahead)
+        evaluated = self.evaluate() if self.due(self.done) else {}
+        return [*map(dict, self.recent[:-1]), self.recent[-1] | evaluated]
+
+    def _kept(self, step: Step) -> Record:
+        """Count a step, keep its clients' rows and return its record."""
+        self.done += 1
+        for number, clients, rows in step.rows:
+            self._stores[number].write(clients, rows)
+        for store in self._stores:
+            store.commit()
+        sent = self.traffic.add(step.sent, step.counted)
+        return {"round": self.done, **mean_loss(step.losses), **sent, **step.record}
 
     def when(self) -> str:
         """When the step under way ends, for messages."""
