@@ -192,7 +192,7 @@ def test_outside_vmap_there_is_one_client() -> None:
 
 @given(st.lists(st.integers(1, 5000), max_size=60), st.integers(LONG, 5000))
 def test_light_models_share_blocks_whatever_the_steps(others: list[int], longest: int) -> None:
-    """A step saved is worth more than a client: one block a job, and no job below twice the longest client's work."""
+    """A step saved is worth more than a client: one block a job, and no job below four times the longest client's work."""
     steps = [longest, *others]
     cut = plan(range(len(steps)), steps, LIGHT, "auto")
     assert all(len(job) == 1 for job in cut.jobs)

@@ -21,7 +21,12 @@ PADDING = 0.7
 
 LIGHT = 100
 """Where a block may hold this many clients, a step costs about as much for one of them as for a few, and steps are what
-can be saved: clients of all lengths share a block, and every job has at least twice the work of the longest client."""
+can be saved: clients of all lengths share a block, and every job has at least ``FULL`` times the work of the longest
+client."""
+
+FULL = 4
+"""Clients that work from the first to the last step of a job on average; where there would be fewer, two jobs would end
+little earlier on two workers than one job on one (ten silos of a9a: 365 steps one after the other instead of 209)."""
 
 LONG = 100
 """Local steps that a client of a round must make for that: short rounds are cut as those of heavy models."""
@@ -74,7 +79,7 @@ def plan(clients: Sequence[int], steps: Sequence[int], block: int, jobs: int | L
     wanted = pieces(len(ids), block, jobs, sum(work) // least if least else None)
     light = block >= LIGHT and work[0] >= LONG
     if light and jobs == "auto":
-        wanted = min(wanted, _power(sum(work) // (2 * max(work))))
+        wanted = min(wanted, _power(sum(work) // (FULL * max(work))))
     total = np.cumsum(work)
     ends: list[int] = []
     for j in range(1, wanted):
