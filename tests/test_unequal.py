@@ -28,7 +28,7 @@ from fedsim.kernels.oracle import ModelOracle
 from fedsim.models import build, mlp
 from fedsim.objective import Objective
 from fedsim.pool.block import ClientSide
-from fedsim.pool.plan import LIGHT, LONG, pieces, plan
+from fedsim.pool.plan import FULL, LIGHT, LONG, pieces, plan
 from fedsim.types import Batch, Message, Round
 
 SIZES = (40, 3, 17, 9, 9, 1, 64)
@@ -192,11 +192,11 @@ def test_outside_vmap_there_is_one_client() -> None:
 
 @given(st.lists(st.integers(1, 5000), max_size=60), st.integers(LONG, 5000))
 def test_light_models_share_blocks_whatever_the_steps(others: list[int], longest: int) -> None:
-    """A step saved is worth more than a client: one block a job, and no job below four times the longest client's work."""
+    """A step saved is worth more than a client: one block a job, and no job below FULL times the longest work."""
     steps = [longest, *others]
     cut = plan(range(len(steps)), steps, LIGHT, "auto")
     assert all(len(job) == 1 for job in cut.jobs)
-    assert len(cut.jobs) == 1 or sum(steps) >= 2 * max(steps) * len(cut.jobs)
+    assert len(cut.jobs) == 1 or sum(steps) >= FULL * max(steps) * len(cut.jobs)
 
 
 @given(st.integers(1, 2000), st.integers(2, 300), st.integers(1, 50))
