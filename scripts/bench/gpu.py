@@ -64,13 +64,14 @@ MARK = "ROW "
 
 def synchronize() -> None:
     """Wait until the GPU is done."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 
 
 def peak() -> str:
     """Most memory that was in use on the GPU at once."""
-    return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB" if torch.cuda.is_initialized() else "-"
+    there: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB" if there else "-"
 
 
 def timed(parts: Parts, what: str, seconds: float) -> Iterator[tuple[str, str, str]]:
