@@ -64,13 +64,14 @@ MARK = "ROW "
 
 def synchronize() -> None:
     """Wait until the GPU is done."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 
 
 def peak() -> str:
     """Most memory that was in use on the GPU at once."""
-    return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB" if torch.cuda.is_initialized() else "-"
+    there: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB" if there else "-"
 
 
 def timed(parts: Parts, what: str, seconds: float) -> Iterator[tuple[str, str, str]]:
@@ -119,8 +120,12 @@ def bits(seconds: float, pretend: bool) -> Iterator[Row]:
 
     def result(device: Any, rounds: int, folder: Path | None = None, resume: bool = False) -> Any:
         parts = parts_of(load, Engine(backend="serial", device=device))
-        given = {name: getattr(parts, name) for name in ("data", "partition", "model", "schedule", "local", "engine")}
-        saved = {"run_dir": folder, "checkpoint": Checkpointing(every=1), "resume": resume} if folder else {}
+        given: dict[str, Any] = {
+            name: getattr(parts, name) for name in ("data", "partition", "model", "schedule", "local", "engine")
+        }
+        saved: dict[str, Any] = (
+            {"run_dir": folder, "checkpoint": Checkpointing(every=1), "resume": resume} if folder else {}
+        )
         return simulate(parts.algorithm, rounds=rounds, evaluate=Evaluate(every=10**9), **given, **saved)
 
     whole, again, here = result("cuda", 4), result("cuda", 4), result("cpu", 4)
@@ -142,12 +147,12 @@ def fedspeed(seconds: float, pretend: bool) -> Iterator[Row]:
     x = random.integers(256, size=(clients * samples, 3, 32, 32), dtype=np.uint8)
     owners = np.repeat(np.arange(clients), samples)
     train = Split(x, random.integers(10, size=len(x)), owners)
-    scale = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.244, 0.262), "augment": Augment(crop=0.5)}
+    scale: dict[str, Any] = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.244, 0.262), "augment": Augment(crop=0.5)}
     data = Dataset("images", train, None, "classification", 10, **scale)
     rule = FedSpeed(lr=0.1, lr_decay=0.998, weight_decay=1e-3, clip=10.0)
     local, mean = Local(epochs=1 if pretend else 5, batch_size=batch), Mean(weights="uniform")
     for precision in ("float32", "tf32"):
-        engine = Engine(backend="serial", device="cuda", precision=precision)  # type: ignore[arg-type]
+        engine = Engine(backend="serial", device="cuda", precision=precision)
         parts = Parts(rule, data, Natural(), resnet18_gn, 10**9, Uniform(cohort=cohort), local, mean, engine=engine)
         for what, found, _ in timed(parts, f"{precision}: bar 1500 ms a round", seconds / 3):
             yield "fedspeed", what, found
