@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import getitem
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, fx
@@ -23,8 +24,26 @@ _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.
 """Operations that without gradients give back what they get."""
 
 
+_VIEWS = {
+    torch.ops.aten.split_with_sizes.default: "split_with_sizes",
+    torch.ops.aten.view.default: "view",
+    torch.ops.aten.transpose.int: "transpose",
+    torch.ops.aten.unsqueeze.default: "unsqueeze",
+}
+"""Operations that give the same part of the same memory whenever they are called: once is enough."""
+
+_METHODS = _VIEWS | {
+    torch.ops.aten.expand.default: "expand",
+    torch.ops.aten.squeeze.dim: "squeeze",
+    torch.ops.aten.bmm.default: "bmm",
+    torch.ops.aten.baddbmm.default: "baddbmm",
+    torch.ops.aten.relu.default: "relu",
+}
+"""Those of most layers by the names of their methods, which are called in half of the time."""
+
+
 class Unrecordable(Exception):
-    """The function looks at numbers, draws some, or is too long."""
+    """The function looks at numbers, draws some, is too long, or uses what is trained."""
 
 
 def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[..., Any]]:
@@ -47,11 +66,12 @@ def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[.
         raise Unrecordable("a constant is given back, into which somebody may write")
     recorder.graph.output(results)
     recorder.graph.eliminate_dead_code()
-    run = fx.GraphModule(recorder.constants, recorder.graph).forward
+    # As a function of its constants alone: the graph is ten times as large as what it comes to.
+    run, constants = type(fx.GraphModule(recorder.constants, recorder.graph)).forward, recorder.constants
     form = tree_map(lambda leaf: None, out)
 
     def again(*others: Any) -> Any:
-        values = iter(run(*leaves(others)))
+        values = iter(run(constants, *leaves(others)))
         return tree_map(lambda _: next(values), form)
 
     return out, again
@@ -67,9 +87,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, given: list[Tensor]):
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.constants = fx.Graph(), torch.nn.Module()
-        self.seen: dict[int, tuple[fx.Node, Tensor]] = {}  # by id, and alive, so that no other tensor gets the id
+        self.seen: dict[int, tuple[fx.Node, Any]] = {}  # by id, as long as the tensor lives, which is not kept alive
+        self.views: dict[tuple[Any, str], Any] = {}
         for number, tensor in enumerate(given):
-            self.seen[id(tensor)] = self.graph.placeholder(f"given_{number}"), tensor
+            self._see(tensor, self.graph.placeholder(f"given_{number}"))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -79,26 +100,46 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unrecordable(f"more than {MOST} operations")
         out = func(*args, **kwargs)
         if func in _SAME or (func is torch.ops.aten.permute.default and [*args[1]] == [*range(len(args[1]))]):
-            self.seen[id(out)] = self.node(args[0]), out
+            self._see(out, self.node(args[0]))
             return out
-        node = self.graph.call_function(func, self._nodes(args), self._nodes(kwargs))
+        nodes = self._nodes(args)
+        if func is torch.ops.aten.transpose.int and nodes[0].target == "transpose" and nodes[0].args[1:] == nodes[1:]:
+            self._see(out, nodes[0].args[0])  # there and back
+            return out
+        called = func, repr(nodes)
+        if (node := self.views.get(called)) is None:
+            if func in _METHODS and not kwargs:
+                node = self.graph.call_method(_METHODS[func], nodes)
+            else:
+                node = self.graph.call_function(func, nodes, self._nodes(kwargs))
+            if isinstance(out, (tuple, list)):
+                node = [self.graph.call_function(getitem, (node, number)) for number in range(len(out))]
+            if func in _VIEWS:
+                self.views[called] = node
         if isinstance(out, Tensor):
-            self.seen[id(out)] = node, out
+            self._see(out, node)
         elif isinstance(out, (tuple, list)):
-            for number, one in enumerate(out):
-                self.seen[id(one)] = self.graph.call_function(getitem, (node, number)), one
+            for one, part in zip(out, node, strict=True):
+                if isinstance(one, Tensor):
+                    self._see(one, part)
         else:
             raise Unrecordable(str(func))
         return out
+
+    def _see(self, tensor: Tensor, node: fx.Node) -> None:
+        number = id(tensor)
+        self.seen[number] = node, ref(tensor, lambda _: self.seen.pop(number, None))
 
     def node(self, value: Any) -> Any:
         """The node of a tensor; anything else stays what it is."""
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.seen:
-            name = f"constant_{len(self.seen)}"
+            if value.requires_grad:  # of a module that is given other numbers each time
+                raise Unrecordable("a parameter that is trained")
+            name = f"constant_{len(self.graph.nodes)}"
             self.constants.register_buffer(name, value)
-            self.seen[id(value)] = self.graph.get_attr(name), value
+            self._see(value, self.graph.get_attr(name))
         return self.seen[id(value)][0]
 
     def _nodes(self, value: Any) -> Any:
