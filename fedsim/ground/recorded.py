@@ -107,7 +107,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._see(out, nodes[0].args[0])  # there and back
             return out
         called = func, repr(nodes)
-        if (node := self.views.get(called)) is None:
+        node: Any = self.views.get(called)
+        if node is None:
             if func in _METHODS and not kwargs:
                 node = self.graph.call_method(_METHODS[func], nodes)
             else:
