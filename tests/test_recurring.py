@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedsim.ground.opaque import at_once
 from fedsim.ground.recorded import Unrecordable, recorded
-from fedsim.pool.recurring import FIRST, Replay
+from fedsim.kernels.replaying import FIRST, Replays
+from fedsim.pool.recurring import RoundReplay
 from fedsim.types import Round
 
 
@@ -70,7 +71,7 @@ HELD = torch.zeros(3)
 
 @pytest.mark.parametrize("name", CHANGING)
 def test_what_changes_from_round_to_round_is_computed_each_time(name: str) -> None:
-    replay = Replay()
+    replay = RoundReplay()
     HELD.zero_()
     computed = 0
     for index in range(FIRST + 4):
@@ -90,7 +91,7 @@ def test_what_changes_from_round_to_round_is_computed_each_time(name: str) -> No
 
 
 def test_what_does_not_change_is_computed_a_few_times() -> None:
-    replay = Replay()
+    replay = RoundReplay()
     computed = 0
 
     def function(rnd: Round, x: Tensor) -> Tensor:
@@ -102,3 +103,19 @@ def test_what_does_not_change_is_computed_a_few_times() -> None:
         x = torch.full((3,), float(index))
         assert torch.equal(replay(function, Round(index, (0,), 1), x), 2 * x + 1)
     assert computed == FIRST + 1, "the recording, and the one that it is compared with"
+
+
+def test_a_module_s_own_parameters_are_refused() -> None:
+    layer = torch.nn.Linear(3, 2)
+    with pytest.raises(Unrecordable, match="trained"):
+        recorded(lambda x: layer(x).detach(), torch.ones(1, 3))
+
+
+def test_recordings_that_were_not_used_for_longest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.kernels.replaying.KEPT", 2)
+    replays = Replays()
+    first = replays.of("a", RoundReplay)
+    replays.of("b", RoundReplay)
+    assert replays.of("a", RoundReplay) is first
+    replays.of("c", RoundReplay)
+    assert list(replays) == ["a", "c"]

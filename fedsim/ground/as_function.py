@@ -8,46 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-KEPT = 2**20
-"""Bytes of a value that is computed once and kept; larger ones are computed again, but views of what is kept anyway."""
-
 _aten = torch.ops.aten
-_OF_SHAPES = (_aten.zeros_like.default, _aten.ones_like.default, _aten.new_zeros.default, _aten.new_ones.default)
-"""Operations that look at no number of the tensor that they get."""
+_METHODS = {
+    _aten.split_with_sizes.default: "split_with_sizes",
+    _aten.view.default: "view",
+    _aten.transpose.int: "transpose",
+    _aten.unsqueeze.default: "unsqueeze",
+    _aten.expand.default: "expand",
+    _aten.squeeze.dim: "squeeze",
+    _aten.bmm.default: "bmm",
+    _aten.baddbmm.default: "baddbmm",
+    _aten.relu.default: "relu",
+}
+"""Operations of most layers by the names of their methods, which are called in half of the time."""
 
 
-def as_function(graph: fx.Graph, held: dict[str, Tensor], values: Mapping[fx.Node, Tensor]) -> Callable[..., Any]:
+def as_function(
+    graph: fx.Graph, held: dict[str, Tensor], fixed: set[fx.Node], values: Mapping[fx.Node, Tensor]
+) -> Callable[..., Any]:
     """The function of a graph: takes its placeholders' tensors in order, and returns a tuple.
 
     Args:
         graph: of calls of functions; it is changed.
         held: its constants, by the names of their nodes ``get_attr``; extended by what is computed once.
-        values: what its nodes had come to when it was recorded.
+        fixed: nodes that follow from constants and shapes alone.
+        values: what such nodes had come to when it was recorded, where that may be kept.
     """
-    _fold(graph, held, values)
+    _fold(graph, held, fixed, values)
     graph.eliminate_dead_code()
     return _function(graph, held)
 
 
-def _fold(graph: fx.Graph, held: dict[str, Tensor], values: Mapping[fx.Node, Tensor]) -> None:
+def _fold(graph: fx.Graph, held: dict[str, Tensor], fixed: set[fx.Node], values: Mapping[fx.Node, Tensor]) -> None:
     """Put constants in the places of values that follow from constants and shapes alone."""
     calls = [node for node in graph.nodes if node.op == "call_function"]
     if any(_writes(node.target) for node in calls):
         return  # one of them might be what is written into
-    fixed = {node for node in graph.nodes if node.op == "get_attr"}
-    for node in calls:
-        if node.target in _OF_SHAPES or fixed.issuperset(node.all_input_nodes):
-            fixed.add(node)
     given_back = _ancestors(next(node for node in graph.nodes if node.op == "output"), fixed)
-    owned = {value.untyped_storage().data_ptr() for value in held.values()}
     for node in calls:
-        value = values.get(node)
-        if node not in fixed or node in given_back or value is None:
+        if node in given_back or node not in values:
             continue
-        storage = value.untyped_storage()
-        if storage.nbytes() > KEPT and storage.data_ptr() not in owned:
-            continue
-        held[f"computed_{len(held)}"] = value
+        held[f"computed_{len(held)}"] = values[node]
         with graph.inserting_before(node):
             node.replace_all_uses_with(graph.create_node("get_attr", f"computed_{len(held) - 1}"))
 
@@ -95,7 +96,11 @@ def _function(graph: fx.Graph, held: Mapping[str, Tensor]) -> Callable[..., Any]
         elif node.op == "call_function":
             arguments = [written(value) for value in node.args]
             arguments += [f"{name}={written(value)}" for name, value in node.kwargs.items()]
-            lines.append(f"{node.name} = {called(getattr(node.target, '_op', node.target))}({', '.join(arguments)})")
+            if node.target in _METHODS and not node.kwargs:
+                function, arguments = f"{arguments[0]}.{_METHODS[node.target]}", arguments[1:]
+            else:
+                function = called(getattr(node.target, "_op", node.target))
+            lines.append(f"{node.name} = {function}({', '.join(arguments)})")
         elif node.op == "output":
             lines.append(f"return {written(tuple(node.args[0]))}")
         over = [before.name for before in node.all_input_nodes if last[before] is node and before.op != "get_attr"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from operator import getitem
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, fx
@@ -25,8 +26,28 @@ _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.
 """Operations that without gradients give back what they get."""
 
 
+_VIEWS = (
+    torch.ops.aten.split_with_sizes.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.unsqueeze.default,
+)
+"""Operations that give the same part of the same memory whenever they are called: once is enough."""
+
+_OF_SHAPES = (
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.ones_like.default,
+    torch.ops.aten.new_zeros.default,
+    torch.ops.aten.new_ones.default,
+)
+"""Operations that look at no number of the tensor that they get."""
+
+KEPT = 2**20
+"""Bytes of a value that is computed once and kept; larger ones are computed again, but views of what is kept anyway."""
+
+
 class Unrecordable(Exception):
-    """The function looks at numbers, draws some, or is too long."""
+    """The function looks at numbers, draws some, is too long, or uses what is trained."""
 
 
 def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[..., Any]]:
@@ -52,7 +73,7 @@ def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[.
     if any(node.op == "get_attr" for node in results):
         raise Unrecordable("a constant is given back, into which somebody may write")
     recorder.graph.output(results)
-    run = as_function(recorder.graph, recorder.constants, dict(recorder.seen.values()))
+    run = as_function(recorder.graph, recorder.constants, recorder.fixed, recorder.values)
     form = tree_map(lambda leaf: None, out)
 
     def again(*others: Any) -> Any:
@@ -84,9 +105,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph: fx.Graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
-        self.seen: dict[int, tuple[fx.Node, Tensor]] = {}  # by id, and alive, so that no other tensor gets the id
+        self.held: set[int] = set()  # where the constants lie
+        self.fixed: set[fx.Node] = set()  # nodes that come to the same every time
+        self.values: dict[fx.Node, Tensor] = {}  # what they came to, where that may be kept
+        self.seen: dict[int, tuple[fx.Node, Any]] = {}  # by id, as long as the tensor lives, which is not kept alive
+        self.views: dict[tuple[Any, str], Any] = {}
         for number, tensor in enumerate(given):
-            self.seen[id(tensor)] = self.graph.placeholder(f"given_{number}"), tensor
+            self._see(tensor, self.graph.placeholder(f"given_{number}"))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -96,14 +121,27 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unrecordable(f"more than {MOST} operations")
         out = func(*args, **kwargs)
         if func in _SAME or (func is torch.ops.aten.permute.default and [*args[1]] == [*range(len(args[1]))]):
-            self.seen[id(out)] = self.node(args[0]), out
+            self._see(out, self.node(args[0]))
             return out
-        node = self.graph.call_function(func, self._nodes(args), self._nodes(kwargs))
+        nodes = self._nodes(args)
+        if func is torch.ops.aten.transpose.int and nodes[0].target is func and nodes[0].args[1:] == nodes[1:]:
+            self._see(out, nodes[0].args[0])  # there and back
+            return out
+        called = func, repr(nodes)
+        node: Any = self.views.get(called)
+        if node is None:
+            node = self._fixed(self.graph.call_function(func, nodes, self._nodes(kwargs)))
+            if isinstance(out, (tuple, list)):
+                each = (self.graph.call_function(getitem, (node, number)) for number in range(len(out)))
+                node = [self._fixed(one) for one in each]
+            if func in _VIEWS:
+                self.views[called] = node
         if isinstance(out, Tensor):
-            self.seen[id(out)] = node, out
+            self._see(out, node)
         elif isinstance(out, (tuple, list)):
-            for number, one in enumerate(out):
-                self.seen[id(one)] = self.graph.call_function(getitem, (node, number)), one
+            for one, part in zip(out, node, strict=True):
+                if isinstance(one, Tensor):
+                    self._see(one, part)
         else:
             raise Unrecordable(str(func))
         return out
@@ -116,17 +154,35 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = function(*given)
         finally:
             mode.__enter__()
-        self.seen[id(out)] = self.graph.create_node("call_function", function, self._nodes(given), {}, "outside"), out
+        self._see(out, self.graph.create_node("call_function", function, self._nodes(given), {}, "outside"))
         return out
+
+    def _fixed(self, node: fx.Node) -> fx.Node:
+        """The node, noted as one that comes to the same every time where it follows from such nodes and shapes."""
+        if node.target in _OF_SHAPES or self.fixed.issuperset(node.all_input_nodes):
+            self.fixed.add(node)
+        return node
+
+    def _see(self, tensor: Tensor, node: fx.Node) -> None:
+        if node in self.fixed:
+            storage = tensor.untyped_storage()
+            if storage.nbytes() <= KEPT or storage.data_ptr() in self.held:
+                self.values[node] = tensor
+        number = id(tensor)
+        self.seen[number] = node, ref(tensor, lambda _: self.seen.pop(number, None))
 
     def node(self, value: Any) -> Any:
         """The node of a tensor; anything else stays what it is."""
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.seen:
-            name = f"constant_{len(self.seen)}"
+            if value.requires_grad:  # of a module that is given other numbers each time
+                raise Unrecordable("a parameter that is trained")
+            name = f"constant_{len(self.graph.nodes)}"
             self.constants[name] = value
-            self.seen[id(value)] = self.graph.create_node("get_attr", name), value
+            self.held.add(value.untyped_storage().data_ptr())
+            self._see(value, self.graph.create_node("get_attr", name))
+            self.fixed.add(self.seen[id(value)][0])
         return self.seen[id(value)][0]
 
     def _nodes(self, value: Any) -> Any:

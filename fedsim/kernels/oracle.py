@@ -30,6 +30,7 @@ from fedsim.kernels.example_pieces import NUMBERS
 from fedsim.kernels.example_sums import ExampleSums, factors
 from fedsim.kernels.kernel import ALONE, Kernel
 from fedsim.kernels.precision import in_lower
+from fedsim.kernels.replaying import Replay, Replays, form_of
 from fedsim.kernels.stacked import StackedModel, Unstackable, stack
 from fedsim.kernels.stacked_ops import with_keys
 from fedsim.kernels.tuning import Tuning
@@ -40,6 +41,19 @@ from fedsim.types import Batch
 
 LANES = 4
 """Clients that evaluation pretends to have."""
+
+STEPS = 32
+"""Which gradient of minibatches of one shape is recorded: a recording costs as much as some dozens of them gain."""
+
+
+def _of_steps() -> Replay:
+    return Replay(STEPS)
+
+
+def _as(given: Sequence[Tensor | None], some: Sequence[Tensor]) -> list[Any]:
+    """Other tensors in the places where there is one."""
+    left = iter(some)
+    return [None if t is None else next(left) for t in given]
 
 
 def _mean(per_example: Tensor, mask: Tensor | None) -> Tensor:
@@ -108,6 +122,7 @@ class ModelOracle:
         self.layout = Layout.of(model)
         self.parameters = trained(model)
         self.draws = training and draws(model)
+        self._replays = Replays()
         self._dims: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.buffers = Buffers.of(model, written) if written else None
         self.held = self._left()  # [q] the written buffers of whoever is computed
@@ -279,6 +294,27 @@ class ModelOracle:
         *extras: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b]."""
+        given = (x, inputs, y, mask, keys)
+        if term is not None or self.stacked is None or x.device.type != "cpu" or torch.is_grad_enabled():
+            grads, loss = self._gradients(*given, term, *extras)
+            return self._flat(x, grads, lr), loss
+        # The same operations at every step with minibatches of this shape, of whatever algorithm.
+        there = tuple(t for t in given if t is not None)
+        replay = self._replays.of(tuple(map(form_of, given)), _of_steps)
+        grads, loss = replay(lambda *some: self._gradients(*_as(given, some)), *there)
+        return self._flat(x, grads, lr), loss
+
+    def _gradients(
+        self,
+        x: Tensor,
+        inputs: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        keys: Tensor | None,
+        term: Term | None = None,
+        *extras: Tensor,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Gradients [b, *shape] of every parameter at x [b, d], and plain losses [b]."""
         with torch.enable_grad():
             leaves = {n: v.detach().requires_grad_() for n, v in self.layout.views(x).items()}
             mean = self._mean_of_places(leaves, inputs, y, mask, keys) if term is None else None
@@ -291,7 +327,7 @@ class ModelOracle:
             # gradient.
             wanted = list(leaves.values())
             grads = torch.autograd.grad(minimised.sum(), wanted, allow_unused=True, materialize_grads=True)
-        return self._flat(x, grads, lr), loss
+        return grads, loss
 
     def _mean_of_places(
         self, parameters: dict[str, Tensor], inputs: Tensor, y: Tensor, mask: Tensor | None, keys: Tensor | None

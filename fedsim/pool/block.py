@@ -20,10 +20,11 @@ from fedsim.ground.own_code import built_in
 from fedsim.ground.transfer import fetched, sent
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
+from fedsim.kernels.replaying import Replays
 from fedsim.local import Local
 from fedsim.objective import Objective
 from fedsim.pool.local_part import written
-from fedsim.pool.recurring import Replay, Same, shares_memory
+from fedsim.pool.recurring import RoundReplay, Same, shares_memory
 from fedsim.pool.returned import check_message, check_model, check_returned
 from fedsim.traits.declared import traits_of
 from fedsim.types import Message, Round, State
@@ -96,7 +97,7 @@ class ClientSide:
         # Of fedsim's own algorithms: somebody's who tries out one of his own shall see each of its lines at work.
         own = built_in(written(algorithm)) and all(oracle.kernel == "stacked" for oracle in oracles)
         self.replays = own and feed.device.type == "cpu"
-        self._replays: dict[Any, Replay] = {}
+        self._replays = Replays()
         self._same = Same()
 
     def run(self, clients: tuple[int, ...], rows: State, got: Message, rnd: Round) -> Outcome:
@@ -200,12 +201,15 @@ class ClientSide:
         def all_of_them(known: Round, batched: dict[str, Tensor], rows: State, got: Message) -> Any:
             return self._stacked(work, rnd.index, drawn, batched, rows, got, known)
 
-        if clients not in self._same or not self.replays:
+        # Unequal clients hardly ever meet in the same shapes again.
+        equal = len(drawn.stretches) == 1 and not any(drawn.partial) and not any(drawn.empty)
+        if not self.replays or not (equal or clients in self._same):
             return all_of_them(rnd, batched, rows, got)
-        # Minibatches that are the same in every round: so are the operations, where the algorithm does the same.
+        # Minibatches of the same shapes as in other rounds: the operations are those too, where the algorithm does the
+        # same.
         shapes = tuple((t.shape, t.dtype) for t in leaves((batched, rows, got)))
         kind = (work.__name__, drawn.counts.shape, drawn.stretches, drawn.partial, drawn.empty, drawn.most, shapes)
-        return self._replays.setdefault(kind, Replay())(all_of_them, rnd, batched, rows, got)
+        return self._replays.of(kind, RoundReplay)(all_of_them, rnd, batched, rows, got)
 
     def _stacked(
         self, work: Client, index: int, drawn: Work, batched: dict[str, Tensor], rows: State, got: Message, rnd: Round

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from fedsim.data.batches import Work
-from fedsim.ground.recorded import recorded
-from fedsim.ground.tree import leaves
-from fedsim.models.pure import identical
+from fedsim.kernels import replaying
 from fedsim.types import Round
-
-FIRST = 3
-"""Which computation is recorded: many runs are over before, and a recording costs as much as some of them."""
-
 
 KEPT = 1024
 """Blocks whose minibatches are remembered."""
@@ -74,41 +69,13 @@ class Asked(Round):
         return found
 
 
-class Replay:
-    """A function of a round and of trees of tensors, which is recorded if it does not look at the round.
-
-    The recording is compared with the function itself once, on other tensors, before it takes its place.
-    """
-
-    def __init__(self) -> None:
-        self.computed = 0
-        self._recording: Callable[..., Any] | None = None
-        self.trusted = False
-
-    @property
-    def refused(self) -> bool:
-        """Whether there was a recording and it cannot take the place of the function."""
-        return self.computed >= FIRST and self._recording is None
+class RoundReplay(replaying.Replay):
+    """A function of a round and of trees of tensors, which is recorded if it does not look at the round."""
 
     def __call__(self, function: Callable[..., Any], rnd: Round, *trees: Any) -> Any:
         """``function(rnd, *trees)``; the function may be another object each time, if it does the same."""
-        if self.trusted and self._recording is not None:
-            return self._recording(*trees)
-        self.computed += 1
-        if self.computed == FIRST:
-            return self._record(function, rnd, *trees)
-        out = function(rnd, *trees)
-        if self._recording is not None:
-            again = self._recording(*trees)
-            self.trusted = all(map(identical, leaves(out), leaves(again)))
-            self._recording = self._recording if self.trusted else None
-        return out
-
-    def _record(self, function: Callable[..., Any], rnd: Round, *trees: Any) -> Any:
-        known = Asked.of(rnd)
-        try:
-            out, recording = recorded(lambda *some: function(known, *some), *trees)
-        except Exception:  # not to be recorded, or at fault: then it says so now
-            return function(rnd, *trees)
-        self._recording = None if known.asked else recording
+        known = Asked.of(rnd) if self.computed + 1 == self.first else rnd
+        out = super().__call__(partial(function, known), *trees)
+        if isinstance(known, Asked) and known.asked:
+            self.forget()
         return out

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.ground.layout import aligned
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.pool.block import ClientSide, Outcome, to_device, to_numpy
-from fedsim.pool.recurring import Replay
+from fedsim.pool.recurring import RoundReplay
 from fedsim.types import Round, State
 
 After = Callable[[State, Round, int], State]
@@ -51,7 +51,7 @@ class RoundsAtOnce:
 
     def __init__(self, side: ClientSide):
         self.side = side
-        self._replays: dict[tuple[tuple[int, ...], int], Replay] = {}
+        self._replays: dict[tuple[tuple[int, ...], int], RoundReplay] = {}
 
     @torch.no_grad()
     def __call__(self, job: Several) -> Came | None:
@@ -62,7 +62,7 @@ class RoundsAtOnce:
         for rnd in job.rounds:
             at = rnd.index % job.period
             work = self.side.each_round(job.clients, rnd.index)
-            replay = self._replays.setdefault((job.clients, at), Replay())
+            replay = self._replays.setdefault((job.clients, at), RoundReplay())
             if work is None or replay.refused:
                 return None
             states, before, each, floats = replay(partial(_round, work, job.after, at), rnd, states)

@@ -15,7 +15,7 @@ import torch
 from fedsim import Evaluate, Result
 from fedsim.errors import Interrupted
 from fedsim.pool import several
-from fedsim.pool.recurring import Replay
+from fedsim.pool.recurring import RoundReplay
 from fedsim.record.checkpoint import Checkpointing
 from fedsim.runs import peers
 from fedsim.runs.run import Step
@@ -96,16 +96,16 @@ def test_a_run_that_is_stopped_between_them_goes_on_to_the_same_bits(
 ) -> None:
     plain = one_by_one(name, tmp_path / "one by one", monkeypatch)
     calls = 0
-    replay = Replay.__call__
+    replay = RoundReplay.__call__
 
-    def stopped(self: Replay, *given: Any) -> Any:
+    def stopped(self: RoundReplay, *given: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
             signal.raise_signal(signal.SIGINT)
         return replay(self, *given)
 
-    monkeypatch.setattr(Replay, "__call__", stopped)
+    monkeypatch.setattr(RoundReplay, "__call__", stopped)
     with pytest.raises(Interrupted) as error:
         played(name, tmp_path / "stopped")
     before = error.value.result.metrics
