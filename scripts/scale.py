@@ -161,7 +161,7 @@ def measured(kind: str, n: int, options: argparse.Namespace) -> dict[str, float]
             local=Local(steps=1, batch_size=32),
             topology=Ring() if kind == "peers" else None,
             run_dir=None if folder is None else f"{folder}/run",
-            callbacks=[Clock()],
+            callbacks=[Clock()],  # type: ignore[abstract]
         )
     records = result.metrics[2:]
     found = {name: statistics.median(one[f"time/{name}"] for one in records) for name in ("round_s", "evaluate_s")}
