@@ -81,7 +81,7 @@ class Peers(PeersRun):
             for sent, edges in [self._usual(rnd.index)]
         ]
         last, at = steps[-1], rounds[-1].index
-        new, before = (tree_map(lambda a: aligned(torch.from_numpy(a)), rows) for rows in (came.rows, came.before))
+        new, before = (tree_map(_own_copy, rows) for rows in (came.rows, came.before))
         record = {**last.record, **(self._before(before) if self.due(at + 1) else {})}
         return [*steps[:-1], replace(last, state=PeersState(new, self.state.links), record=record)]
 
@@ -157,6 +157,11 @@ class Peers(PeersRun):
         if self.evaluation.clients:
             found |= peers_scores(own(self.backend, models), self.setup.measures.shared, "unmixed_peer")
         return found
+
+
+def _own_copy(array: np.ndarray) -> torch.Tensor:
+    """Numbers that came from a worker, which may lie in memory that is shared and must not be written."""
+    return aligned(torch.from_numpy(np.array(array)))
 
 
 def _dtype(states: State) -> np.dtype[Any]:

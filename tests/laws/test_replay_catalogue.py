@@ -41,7 +41,10 @@ MINIBATCHES = {
 }
 
 
-def run(name: str, minibatches: str = "full", rounds: int = ROUNDS, **more: Any) -> Result:
+SERIAL = Engine(backend="serial", jobs=1)
+
+
+def run(name: str, minibatches: str = "full", rounds: int = ROUNDS, engine: Engine = SERIAL, **more: Any) -> Result:
     """Seven clients of six samples, all in every round; padded ones with another learning rate in each round."""
     random = np.random.default_rng(0)
     x = random.normal(size=(42, 5)).astype(np.float32)
@@ -63,7 +66,7 @@ def run(name: str, minibatches: str = "full", rounds: int = ROUNDS, **more: Any)
         aggregate=aggregate(name),
         channel=Channel(UPLINKS.get(name, ())),
         downlink=Channel(DOWNLINKS.get(name, ())),
-        engine=Engine(backend="serial", jobs=1),
+        engine=engine,
         seed=1,
         **more,
     )

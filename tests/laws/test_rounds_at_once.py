@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim import Evaluate, Result
+from fedsim import Engine, Evaluate, Result
 from fedsim.errors import Interrupted
 from fedsim.pool import several
 from fedsim.pool.recurring import RoundReplay
@@ -86,6 +86,20 @@ def test_rounds_at_once_are_those_made_one_by_one(
     assert sum(made) == ROUNDS
     assert max(made) == (5 if name in FAST else max(made)), "it is fast, and stops for evaluations and checkpoints"
     assert lengths[len(made) :] == [1] * ROUNDS
+
+
+@slow
+@pytest.mark.parametrize("actors", [1, 2])
+def test_an_actor_makes_rounds_at_once_too(
+    actors: int, tmp_path: Path, lengths: list[int], recwarn: pytest.WarningsRecorder
+) -> None:
+    plain = played("gradient_tracking", tmp_path / "serial")
+    made = list(lengths)
+    assert_same(
+        played("gradient_tracking", tmp_path / "ray", engine=Engine(backend="ray", actors=actors, jobs=1)), plain
+    )
+    assert lengths == 2 * made
+    assert not [w for w in recwarn if "not writable" in str(w.message)], "states are the driver's own"
 
 
 @pytest.mark.parametrize(
