@@ -101,6 +101,7 @@ class ModelOracle:
         written: names of the buffers that forward writes in training mode; such a model is computed one client at a
             time. Every pass begins with ``held``, and what it leaves is forgotten unless ``keep`` follows.
         wide: as of ``kernels.tuning.Tuning``, for ``stacked``.
+        recorded: whether ``stacked`` gradients may be recorded and replayed: the loss is a function of what it gets.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class ModelOracle:
         lower: torch.dtype | None = None,
         written: Sequence[str] = (),
         wide: int = Tuning.wide,
+        recorded: bool = False,
     ):
         model.train(training)
         self.model, self.loss, self.by_layer, self.wide = model, loss, by_layer, wide
@@ -122,6 +124,7 @@ class ModelOracle:
         self.layout = Layout.of(model)
         self.parameters = trained(model)
         self.draws = training and draws(model)
+        self.replays = recorded and kernel == "stacked"
         self._replays = Replays()
         self._dims: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.buffers = Buffers.of(model, written) if written else None
@@ -295,7 +298,7 @@ class ModelOracle:
     ) -> tuple[Tensor, Tensor]:
         """b clients at once: x [b, d] -> gradients [b, d] (or with ``lr`` the new x) and plain losses [b]."""
         given = (x, inputs, y, mask, keys)
-        if term is not None or self.stacked is None or x.device.type != "cpu" or torch.is_grad_enabled():
+        if term is not None or not self.replays or x.device.type != "cpu" or torch.is_grad_enabled():
             grads, loss = self._gradients(*given, term, *extras)
             return self._flat(x, grads, lr), loss
         # The same operations at every step with minibatches of this shape, of whatever algorithm.

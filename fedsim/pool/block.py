@@ -16,14 +16,13 @@ from fedsim.data.keys import client_keys
 from fedsim.ground import addresses
 from fedsim.ground.layout import aligned
 from fedsim.ground.opaque import at_once
-from fedsim.ground.own_code import built_in
+from fedsim.ground.own_code import all_built_in
 from fedsim.ground.transfer import fetched, sent
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.oracle import ModelOracle
 from fedsim.kernels.replaying import Replays
 from fedsim.local import Local
 from fedsim.objective import Objective
-from fedsim.pool.local_part import written
 from fedsim.pool.recurring import RoundReplay, Same, shares_memory
 from fedsim.pool.returned import check_message, check_model, check_returned
 from fedsim.traits.declared import traits_of
@@ -94,9 +93,9 @@ class ClientSide:
         self.feed, self.local, self.uplink, self.seed = feed, local, uplink, seed
         self.draws = any(oracle.draws for oracle in oracles)
         self.settle = algorithm.settle if "settle" in traits_of(algorithm).hooks else None
-        # Of fedsim's own algorithms: somebody's who tries out one of his own shall see each of its lines at work.
-        own = built_in(written(algorithm)) and all(oracle.kernel == "stacked" for oracle in oracles)
-        self.replays = own and feed.device.type == "cpu"
+        # A user's line may do another thing each time, and whoever tries one out shall see it at work.
+        known = all_built_in((algorithm, uplink, feed.augment)) and all(oracle.replays for oracle in oracles)
+        self.replays = known and feed.device.type == "cpu"
         self._replays = Replays()
         self._same = Same()
 

@@ -27,7 +27,7 @@ from fedsim.data.losses import Loss, Task, loss_of
 from fedsim.errors import ClientError
 from fedsim.ground import transfer
 from fedsim.ground.layout import aligned
-from fedsim.ground.own_code import FAILURES, error_line, said
+from fedsim.ground.own_code import FAILURES, all_built_in, error_line, said
 from fedsim.ground.process import keep_memory
 from fedsim.ground.tree import leaves, tree_map
 from fedsim.kernels.kernel import Kernel
@@ -144,14 +144,14 @@ class Worker:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = setup.precision == "tf32"
             torch.backends.cudnn.deterministic = True
         lower = torch.bfloat16 if setup.precision == "bf16" else None
-        self.loss = setup.loss
+        self.loss, fixed = setup.loss, all_built_in(setup.task)
         kinds = zip(setup.models, setup.kernels, setup.by_layer, setup.predictions, strict=True)
         self.oracles: list[ModelOracle] = []  # in training mode: local steps
         self.evaluators: list[ModelOracle] = []  # in evaluation mode: whatever is measured
         for model, kernel, by_layer, prediction in kinds:
             held = constants(model, self.device, setup.dtype)  # one for both copies, which differ in what a run leaves
             mine, measured = (moved(copied(model, held), self.device, setup.dtype) for _ in range(2))
-            both: dict[str, Any] = {"lower": lower, "written": setup.written, "wide": setup.wide}
+            both: dict[str, Any] = {"lower": lower, "written": setup.written, "wide": setup.wide, "recorded": fixed}
             self.oracles.append(ModelOracle(mine, self.loss, kernel, by_layer=by_layer, **both))
             self.evaluators.append(ModelOracle(measured, self.loss, prediction, training=False, **both))
         self.training = Watch([oracle.model for oracle in self.oracles], setup.written)
