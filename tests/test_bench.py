@@ -104,3 +104,15 @@ def test_the_script_for_a_gpu_runs_on_the_pretend_one_and_loses_nothing() -> Non
     assert float(rows[1][2]) < 1e-3
     assert rows[2][1:] == ["the same bits after a resume", "yes"]
     assert "ms a round (stacked, " in rows[3][2]
+
+
+@pytest.mark.slow
+def test_a_profile_comes_out_and_its_shares_are_all_of_a_round() -> None:
+    command = [sys.executable, str(BENCH / "time_spent.py"), "--only", "W3", "D2", "--rounds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line.split() for line in done.stdout.replace("│", " ").splitlines() if line.strip("│ ")[:2] in ("W3", "D2")]
+    assert len(rows) == 2
+    for row in rows:
+        shares = [int(cell.rstrip("%")) for cell in row[2:9]]
+        # Groups of rounds differ: operators may come to more under their profiler than the whole did without.
+        assert 90 <= sum(shares) <= 150
