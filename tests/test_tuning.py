@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +21,11 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.assembly.assemble import assemble
 from fedsim.assembly.kernel_table import with_table
 from fedsim.assembly.parts import Parts
+from fedsim.cli import tune as cli_tune
 from fedsim.data import Digits
 from fedsim.data.losses import cross_entropy
 from fedsim.errors import InputError
+from fedsim.ground.files import atomic_file
 from fedsim.ground.layout import Layout
 from fedsim.kernels.choosing import Measured, Shape, Way, best, mean_seconds, way_of
 from fedsim.kernels.kernel import kernel_rule
@@ -33,6 +37,7 @@ from fedsim.models import build, cnn, mlp, zero_sample
 from fedsim.partition import Iid
 from fedsim.pool.engine import Engine
 from fedsim.record.checkpoint import Checkpointing
+from fedsim.record.fingerprint import _differences
 from fedsim.record.provenance import cpu_capability
 from fedsim.simulation import simulate
 from fedsim.types import Batch
@@ -341,3 +346,32 @@ def test_tune_refuses_in_one_line(
     assert said.rstrip().endswith("got leaf_cn; did you mean leaf_cnn?")
     assert console("tune", "--help") == 0
     assert "leaf_cnn" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders")
+def test_a_place_where_no_file_can_be_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_tune, "_measured", lambda *_: pytest.fail("it measures"))
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", tmp_path / "file" / "table.json"):
+        with pytest.raises(InputError, match=r"^--out must be a file that can be written, got .*; choose another one"):
+            cli_tune.tune(place, ())
+    with pytest.raises(OSError, match="it is no regular file"), atomic_file(tmp_path / "pipe"):
+        pytest.fail("it writes")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_to_the_users_table_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "table.json")
+    fast = Measured("logistic", Shape(300), {Way("loop", 1): 1.0, Way("loop_last", 1): 1.0, Way("stacked", 2): 0.5})
+    monkeypatch.setattr(cli_tune, "_measured", lambda *_: [fast])
+    assert cli_tune.tune(tmp_path / "link.json", ()) == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert read_table(tmp_path / "table.json", cpu_capability()) == Tuning()
+
+
+def test_of_two_tables_a_resumed_run_says_what_differs() -> None:
+    both = ({"rounding": {"tuning": asdict(replace(Tuning(), clients=n))}} for n in (3, 4))
+    assert _differences(*both) == ["rounding.tuning.clients was 3, is 4"]

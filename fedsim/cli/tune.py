@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -47,6 +48,8 @@ def tune(out: Path | None, names: Sequence[str], *, quick: bool = False) -> int:
     path = users_file(capability) if out is None else out
     if path is None:
         raise InputError("--out must be given where there is no home folder, got nothing; add --out FILE")
+    path = path.resolve()  # not the link itself is replaced
+    _require_place(path)
     measured = _measured(list(dict.fromkeys(names)) or list(CASES), QUICK if quick else REPEATS)
     before = built_in_row(capability, "cpu")
     chosen = best(measured, before)
@@ -56,11 +59,25 @@ def tune(out: Path | None, names: Sequence[str], *, quick: bool = False) -> int:
     try:
         write_table(path, chosen, {**about, "measured": [_as_json(one) for one in measured]})
     except OSError as error:
-        do = "choose another file with --out FILE"
-        raise InputError(f"{path} must be a file that can be written, got {error.strerror}; {do}") from error
+        raise _unwritable(path, str(error.strerror)) from error
     how = "runs on this processor use it from now on" if out is None else f"use it with engine.tuning={path}"
     note(f"written to {path}: {how}; engine.tuning=builtin takes the built-in constants")
     return 0
+
+
+def _require_place(path: Path) -> None:
+    """Raise InputError where the file could not be written after all the measuring."""
+    if path.exists() and not path.is_file():
+        raise _unwritable(path, "a folder" if path.is_dir() else "something else")
+    folder = next(folder for folder in path.parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(path, f"{folder}, in which nothing can be made")
+
+
+def _unwritable(path: Path, got: str) -> InputError:
+    return InputError(
+        f"--out must be a file that can be written, got {path}: {got}; choose another one with --out FILE"
+    )
 
 
 def _measured(names: Sequence[str], repeats: int) -> list[Measured]:

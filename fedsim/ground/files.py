@@ -36,7 +36,13 @@ def is_about(error: OSError, folder: Path) -> bool:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under ``path`` whole, on disk, and only if the block succeeds."""
+    """A binary file that appears under ``path`` whole, on disk, and only if the block succeeds.
+
+    Raises:
+        OSError: it cannot be written, or ``path`` is there and no file: a device would be gone.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     temp = piece(path)
     temp.unlink(missing_ok=True)  # of a killed process that had this number; what is opened below is new, no link
     try:

@@ -6,16 +6,17 @@ import functools
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from traceback import walk_tb
-from types import FrameType, FunctionType
+from types import CellType, FrameType, FunctionType, MethodType
 from typing import Any
 
 from fedsim.errors import LINE, ClientError, Diverged, InputError
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_KNOWN = ("fedsim", "torch", "numpy", "builtins", "collections", "functools", "enum", "types", "pathlib")
+"""Packages whose functions and classes do the same thing each time."""
 _TYPED = ("<stdin>", "<string>", "<ipython-input")
 """Files that are none and yet a user's: what was typed into an interpreter."""
 
@@ -131,13 +132,27 @@ def all_built_in(part: Any) -> bool:
     >>> all_built_in(FedAvg(lr=0.1)), all_built_in((FedAvg(lr=0.1), lambda x: x))
     (True, False)
     """
-    if isinstance(part, (tuple, list)):
-        return all(map(all_built_in, part))
+    return _all_built_in(part, set())
+
+
+def _all_built_in(part: Any, seen: set[int]) -> bool:
+    if id(part) in seen:
+        return True
+    seen.add(id(part))
     if isinstance(part, Mapping):
-        return all(map(all_built_in, part.values()))
-    if isinstance(part, functools.partial):
-        return all_built_in((part.func, part.args, part.keywords))
+        inside: list[Any] = [type(part), *part.values()]
+    elif isinstance(part, (tuple, list, set, frozenset)):
+        inside = [type(part), *part]
+    elif isinstance(part, functools.partial):
+        inside = [part.func, part.args, part.keywords]
+    elif isinstance(part, MethodType):
+        inside = [part.__self__, part.__func__]
+    elif isinstance(part, FunctionType):  # what it was made around, and what it is given by itself
+        cells = [cell.cell_contents for cell in part.__closure__ or () if cell != CellType()]
+        inside = [*cells, part.__defaults__ or (), part.__kwdefaults__ or {}, part.__dict__]
+    elif isinstance(part, type):
+        inside = []
+    else:
+        inside = [type(part), getattr(part, "__dict__", {})]
     whose = part if isinstance(part, (FunctionType, type)) else type(part)
-    if whose.__module__.partition(".")[0] not in ("fedsim", "torch", "numpy", "builtins"):
-        return False
-    return not is_dataclass(part) or all(all_built_in(getattr(part, field.name)) for field in fields(part))
+    return whose.__module__.partition(".")[0] in _KNOWN and all(_all_built_in(one, seen) for one in inside)

@@ -50,6 +50,10 @@ class Unrecordable(Exception):
     """The function looks at numbers, draws some, is too long, or uses what is trained."""
 
 
+class Stale(Exception):
+    """A constant of the recording has been written into since."""
+
+
 def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[..., Any]]:
     """What ``function`` gives for some trees, and a function that does the same with others of the same shapes.
 
@@ -60,6 +64,7 @@ def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[.
 
     Raises:
         Unrecordable: in the middle of it, where it cannot be recorded.
+        Stale: by the function that is returned, before it computes anything, if a constant has other numbers by now.
     """
     given = leaves(trees)
     recorder = _Recorder(given)
@@ -73,10 +78,14 @@ def recorded(function: Callable[..., Any], *trees: Any) -> tuple[Any, Callable[.
     if any(node.op == "get_attr" for node in results):
         raise Unrecordable("a constant is given back, into which somebody may write")
     recorder.graph.output(results)
+    used = list(recorder.constants.values())
     run = as_function(recorder.graph, recorder.constants, recorder.fixed, recorder.values)
     form = tree_map(lambda leaf: None, out)
+    versions = [(t, t._version) for t in used]
 
     def again(*others: Any) -> Any:
+        if any(t._version != version for t, version in versions):
+            raise Stale
         values = iter(run(*leaves(others)))
         return tree_map(lambda _: next(values), form)
 

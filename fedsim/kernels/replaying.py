@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsim.ground.recorded import recorded
+from fedsim.ground.recorded import Stale, recorded
 from fedsim.ground.tree import leaves
 from fedsim.models.pure import identical
 
@@ -41,13 +41,20 @@ class Replay:
     def __call__(self, function: Callable[..., Any], *trees: Any) -> Any:
         """``function(*trees)``; the function may be another object each time, if it does the same."""
         if self.trusted and self._recording is not None:
-            return self._recording(*trees)
+            try:
+                return self._recording(*trees)
+            except Stale:  # by somebody who may do it again
+                self.forget()
         self.computed += 1
         if self.computed == self.first:
             return self._record(function, *trees)
         out = function(*trees)
         if self._recording is not None:
-            again = self._recording(*trees)
+            try:
+                again = self._recording(*trees)
+            except Stale:
+                self.forget()
+                return out
             self.trusted = all(map(identical, leaves(out), leaves(again)))
             self._recording = self._recording if self.trusted else None
         return out

@@ -70,6 +70,7 @@ def source_digest() -> str:
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    saved, now = dict(_flat(saved, "")), dict(_flat(now, ""))  # of a table what differs in it
     return [
         f"{key} was {_short(saved.get(key))}, is {_short(now.get(key))}"
         for key in dict.fromkeys([*saved, *now])

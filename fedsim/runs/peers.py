@@ -59,6 +59,7 @@ class Peers(PeersRun):
         free = self.gossip.free(n) and self.graphs.period is not None and self.graphs.period <= PERIOD
         self._free = free and self.jobs.one_block(range(n), self.local_steps.tolist())  # to do rounds at once
         self._pace = 1  # of them
+        self._asked: dict[int, Round] = {}  # rounds ahead: a schedule is asked once for each, in order
         self._plain = 0  # bytes of a peer's messages of a round to one neighbour, known after the first
 
     def ahead(self, most: int) -> Sequence[Step]:
@@ -85,11 +86,19 @@ class Peers(PeersRun):
         record = {**last.record, **(self._before(before) if self.due(at + 1) else {})}
         return [*steps[:-1], replace(last, state=PeersState(new, self.state.links), record=record)]
 
+    def _round(self, index: int) -> Round:
+        """What is told of a round to come."""
+        if index not in self._asked:
+            self._asked = {t: rnd for t, rnd in self._asked.items() if t >= self.done}
+            cohort = cohort_of(self.schedule, index, len(self.sizes), self.setup.seed)
+            self._asked[index] = self.round(index, cohort)
+        return self._asked[index]
+
     def _alike(self, most: int) -> list[Round]:
         """The next rounds in which all peers compute, the last one at most of them with an evaluation after it."""
         rounds: list[Round] = []
         for index in range(self.done, self.done + most):
-            rnd = self.round(index, cohort_of(self.schedule, index, len(self.sizes), self.setup.seed))
+            rnd = self._round(index)
             if not in_order(rnd.clients, len(self.sizes)):
                 break
             rounds.append(rnd)
@@ -120,7 +129,7 @@ class Peers(PeersRun):
         """One round."""
         index = self.done
         mixing, w, degrees, messages = self.graphs.links(index)
-        rnd = self.round(index, cohort_of(self.schedule, index, len(self.sizes), self.setup.seed))
+        rnd = self._round(index)
         worked = self.work([rnd], self.stores, {})
         states = self._after(worked)
         before = self._before(states) if self.due(index + 1) else {}
