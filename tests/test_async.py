@@ -192,7 +192,7 @@ def test_links_take_the_time_of_their_bytes_and_bytes_are_counted() -> None:
     assert size < plain
     assert small.traffic.totals["comm/uplink_total_bytes"] == 12 * size
     assert small.state.now == pytest.approx(4 * (0.25 + 8e-6 * (down / 2 + size / 0.5)))
-    assert small.record["comm/uplink_ratio"] == pytest.approx(plain / size)
+    assert small.recent[-1]["comm/uplink_ratio"] == pytest.approx(plain / size)
 
 
 def test_links_remember_with_error_feedback() -> None:

@@ -134,7 +134,7 @@ def test_a_snapshot_is_all_that_later_steps_depend_on() -> None:
     *_, rest = finish(runs[2])
     np.testing.assert_array_equal(rest, whole)
     assert runs[2].traffic == runs[0].traffic
-    assert runs[2].record["round"] == 4
+    assert runs[2].recent[-1]["round"] == 4
 
 
 def test_a_run_that_diverges_keeps_its_last_states() -> None:

@@ -46,7 +46,7 @@ def optimum(data: Quadratics) -> np.ndarray:
 def laplacian(run: Any) -> np.ndarray:
     """Of the run's graph, weighted by its rates."""
     lam = np.zeros((len(run.sizes),) * 2)
-    (stretch,) = run.graphs.stretches
+    (stretch,) = run.graphs.periods
     for (i, j), rate in zip(stretch.edges, stretch.rates, strict=True):
         e = np.zeros(len(lam))
         e[i], e[j] = 1, -1
@@ -58,7 +58,7 @@ def constants(run: Any) -> tuple[float, float]:
     """chi1 and chi2 by their definitions."""
     lam = laplacian(run)
     inverse = np.linalg.pinv(lam)
-    (stretch,) = run.graphs.stretches
+    (stretch,) = run.graphs.periods
     resistances = [inverse[i, i] + inverse[j, j] - 2 * inverse[i, j] for i, j in stretch.edges]
     return 1 / np.linalg.eigvalsh(lam)[1], max(resistances) / 2
 
@@ -382,7 +382,7 @@ def test_dadao_diverges_at_half_of_its_minimal_rates() -> None:
     """chi1 chi2 <= 1/2 is sharp: at half of the rates it is 2."""
     data = conditioned(6, 4.0)
     minimal = virtual(DADAO(1.0, 4.0), Ring(), data, Events(40.0, (4.0, 40.0)))
-    rate = float(minimal.graphs.stretches[0].rates[0])
+    rate = float(minimal.graphs.periods[0].rates[0])
     before, after = error(minimal, data)
     assert after < before / 10
     before, after = error(virtual(DADAO(1.0, 4.0), Ring(rates=rate / 2), data, Events(40.0, (4.0, 40.0))), data)
