@@ -26,6 +26,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import walk_stack
 from typing import Any, ClassVar
 
 import numpy as np
