@@ -48,8 +48,8 @@ def tune(out: Path | None, names: Sequence[str], *, quick: bool = False) -> int:
     path = users_file(capability) if out is None else out
     if path is None:
         raise InputError("--out must be given where there is no home folder, got nothing; add --out FILE")
-    path = path.resolve()  # not the link itself is replaced
-    _require_place(path)
+    place = path.resolve()  # of a link what it leads to, so that it stays one
+    _require_place(place)
     measured = _measured(list(dict.fromkeys(names)) or list(CASES), QUICK if quick else REPEATS)
     before = built_in_row(capability, "cpu")
     chosen = best(measured, before)
@@ -57,7 +57,7 @@ def tune(out: Path | None, names: Sequence[str], *, quick: bool = False) -> int:
     about = {"capability": capability, "processor": cpu_model(), "torch": torch.__version__}
     about |= {"made": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     try:
-        write_table(path, chosen, {**about, "measured": [_as_json(one) for one in measured]})
+        write_table(place, chosen, {**about, "measured": [_as_json(one) for one in measured]})
     except OSError as error:
         raise _unwritable(path, str(error.strerror)) from error
     how = "runs on this processor use it from now on" if out is None else f"use it with engine.tuning={path}"
